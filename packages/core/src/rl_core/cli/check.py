@@ -1,0 +1,25 @@
+"""``rl check``: everything that can be known about a config without starting it."""
+
+from __future__ import annotations
+
+import typer
+
+from rl_core.cli.framework import ConfigArgument, OverridesArgument, stdout
+
+
+def check_command(context: typer.Context, config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """List every problem of a config, or show the resolved plan."""
+    from rl_core.config.check import check
+
+    result = check(config, overrides or [], context.obj)
+    for problem in result.problems:
+        prefix = "warning: " if problem.severity == "warning" else ""
+        typer.echo(prefix + str(problem))
+    errors = sum(problem.severity == "error" for problem in result.problems)
+    if errors or result.config is None:
+        typer.echo(f"{errors} problem{'' if errors == 1 else 's'} in {config}", err=True)
+        raise typer.Exit(2)
+    from rl_core.config.plan import render_plan
+
+    stdout().print(render_plan(result.config, context.obj))
+    typer.echo("config ok")

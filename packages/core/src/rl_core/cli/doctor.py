@@ -1,0 +1,47 @@
+"""``rl doctor``: is this machine and this installation able to train, and what to do where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from rl_core.cli.framework import JsonOption, stdout, table
+
+if TYPE_CHECKING:
+    from rl_core.plugins.registry import Registry
+
+
+def doctor_command(context: typer.Context, json_output: JsonOption = False) -> None:
+    """Examine this machine and installation.
+
+    Looks at Python, PyTorch, GPUs, Ray, memory, disk, limits and plugins; exit code 3 if anything fails.
+    """
+    from rl_core.cli import machine_checks, software_checks
+    from rl_core.cli.finding import examine
+
+    registry: Registry = context.obj
+    findings = [
+        *examine("Python", software_checks.python),
+        *examine("system", machine_checks.system),
+        *examine("memory", machine_checks.memory),
+        *examine("disk", machine_checks.disk),
+        *examine("shared memory", machine_checks.shared_memory),
+        *examine("open files", machine_checks.open_files),
+        *examine("PyTorch", software_checks.torch),
+        *examine("Ray", software_checks.ray),
+        *examine("vLLM", software_checks.vllm),
+        *examine("plugins", lambda: software_checks.plugins(registry)),
+        *examine("requirements", lambda: software_checks.requirements(registry)),
+    ]
+    failed = any(finding.status == "fail" for finding in findings)
+    if json_output:
+        import json
+
+        typer.echo(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        rows = [(finding.check, finding.status, finding.detail, finding.fix) for finding in findings]
+        stdout().print(table("Findings", ("check", "status", "detail", "fix"), rows))
+    if failed:
+        raise typer.Exit(3)

@@ -1,0 +1,88 @@
+"""What ``rl doctor`` asks of the machine: cores, memory, disk, shared memory, open files."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rl_core.cli.finding import Finding, gib
+
+_GIB = 2**30
+
+
+def system() -> Iterator[Finding]:
+    """Operating system and usable cores."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name = f"{platform.system()} {platform.release()} {platform.machine()}"
+    yield Finding("system", "ok", f"{name}, {usable} CPU cores usable")
+
+
+def memory() -> Iterator[Finding]:
+    """Free memory, within the container's limit where there is one."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    total, available = machine.total, machine.available
+    limit, used = cgroup_memory()
+    if limit is not None and limit < total:
+        total, available = limit, min(available, limit - used)
+    detail = f"{gib(available)} available of {gib(total)}"
+    if available < 2 * _GIB:
+        yield Finding("memory", "warn", detail, "close other programs; each worker needs about 1 GiB besides its model")
+    else:
+        yield Finding("memory", "ok", detail)
+
+
+def cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
+    """``(limit, used)`` bytes of the container's cgroup (v2 or v1); the limit is None where there is none."""
+    for limit_file, used_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return int((root / limit_file).read_text()), int((root / used_file).read_text())
+        except (OSError, ValueError):
+            continue  # not this version, or "max"
+    return None, 0
+
+
+def disk() -> Iterator[Finding]:
+    """Space where runs are written and where Ray keeps its session files."""
+    for label, path in (("disk (runs)", Path.cwd()), ("disk (temporary files)", Path(tempfile.gettempdir()))):
+        free = shutil.disk_usage(path).free
+        detail = f"{gib(free)} free in {path}"
+        if free < _GIB:
+            yield Finding(label, "fail", detail, "free some space: a run cannot write its checkpoints")
+        elif free < 10 * _GIB:
+            yield Finding(label, "warn", detail, "a checkpoint takes about 14 bytes per parameter")
+        else:
+            yield Finding(label, "ok", detail)
+
+
+def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Finding]:
+    """Ray's object store lives here on Linux; where it is too small Ray falls back to the much slower disk."""
+    if not path.is_dir():
+        yield Finding("shared memory", "ok", f"{path} is not used on {platform.system()}")
+        return
+    size = shutil.disk_usage(path)
+    detail = f"{gib(size.free)} free of {gib(size.total)} in {path}"
+    if size.free < _GIB:
+        yield Finding("shared memory", "warn", detail, "start the container with --shm-size=8g (or more)")
+    else:
+        yield Finding("shared memory", "ok", detail)
+
+
+def open_files() -> Iterator[Finding]:
+    """Ray opens several files per worker and connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shown = ["unlimited" if value == resource.RLIM_INFINITY else str(value) for value in (soft, hard)]
+    detail = f"limit {shown[0]} (hard limit {shown[1]})"
+    if soft != resource.RLIM_INFINITY and soft < 4096:
+        yield Finding("open files", "warn", detail, "ulimit -n 65536")
+    else:
+        yield Finding("open files", "ok", detail)

@@ -1,0 +1,49 @@
+"""``rl plugins``: what is installed, what it offers, and what did not load."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from rl_core.cli.framework import JsonOption, stdout, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rl_core.plugins.registry import Registry
+
+
+def plugins_command(context: typer.Context, json_output: JsonOption = False) -> None:
+    """List installed plugins and the components a config can name."""
+    registry: Registry = context.obj
+    if json_output:
+        import json
+
+        typer.echo(json.dumps({"plugins": [_as_dict(registry, plugin) for plugin in registry.plugins]}, indent=2))
+        return
+    console = stdout()
+    console.print(table("Components", ("kind", "name", "package", "summary"), _component_rows(registry)))
+    rows = [(plugin.package, plugin.version, plugin.status, plugin.reason) for plugin in registry.plugins]
+    console.print(table("Plugins", ("package", "version", "status", "reason"), rows))
+
+
+def _as_dict(registry: Registry, plugin: Any) -> dict[str, Any]:
+    components = [asdict(c) | {"missing_imports": registry.missing_imports(c)} for c in plugin.components]
+    return asdict(plugin) | {"components": components}
+
+
+def _component_rows(registry: Registry) -> Iterator[tuple[str, ...]]:
+    previous = ""
+    for registered in registry.components():
+        one = registered.component
+        missing = registry.missing_imports(one)
+        note = f" (not installed: {', '.join(missing)})" if missing else ""
+        yield (
+            one.kind.replace("_", " ") if one.kind != previous else "",
+            one.name,
+            registered.package,
+            one.summary + note,
+        )
+        previous = one.kind

@@ -1,0 +1,14 @@
+"""``rl resume``: continue an interrupted run."""
+
+from __future__ import annotations
+
+import typer
+
+from rl_core.cli.framework import OverridesArgument, RunArgument
+
+
+def resume_command(run_dir: RunArgument, overrides: OverridesArgument = None) -> None:
+    """Continue a run from its last complete checkpoint."""
+    from rl_core.run import api
+
+    raise typer.Exit(api.resume(run_dir, overrides or []))

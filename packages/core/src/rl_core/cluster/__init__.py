@@ -1,0 +1,1 @@
+"""Ray: starting it, placing workers, and calling them."""

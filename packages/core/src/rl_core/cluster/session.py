@@ -1,0 +1,114 @@
+"""A Ray session for one run: joins an existing cluster or starts a local one, and cleans up after itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl_core.cluster.resources import largest, usable_cpus
+from rl_core.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import RunConfig
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES_CPU = 256 * 2**20
+"""Shared memory of a local CPU-only session; batches and weights of laptop-size models fit many times."""
+
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+}
+
+
+@contextmanager
+def ray_session(config: RunConfig, logs: Path) -> Iterator[None]:
+    """Connect to the configured cluster, or start Ray on this machine for as long as the block lasts.
+
+    Ray's own logs are linked at ``logs/ray`` while it runs and copied there when it stops. A Ray
+    that is already initialised in this process is used and left running.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    run = config.stages[0].run
+    address = run.address or os.environ.get("RAY_ADDRESS")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        options["address"] = address
+    else:
+        options |= _local_options(config)
+    try:
+        ray.init(**options)
+    except Exception as error:
+        raise EnvironmentProblem(_start_failure(address, error)) from error
+    logger.info("Ray %s on %s", ray.__version__, address or "this machine")
+    session_logs = _link_logs(logs) if not address else None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if session_logs is not None:
+            _keep_logs(session_logs, logs / "ray")
+
+
+def _local_options(config: RunConfig) -> dict[str, Any]:
+    needed = largest(config)
+    workers = max(len(r.bundles) for r in needed)
+    cpus = max(config.stages[0].run.cpus or usable_cpus(), *(int(sum(b["CPU"] for b in r.bundles)) for r in needed))
+    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": max(cpus, workers)}
+    gpus = max(r.gpus for r in needed)
+    if gpus:
+        options["num_gpus"] = gpus
+    else:
+        options["object_store_memory"] = OBJECT_STORE_BYTES_CPU
+    return options
+
+
+def _start_failure(address: str | None, error: Exception) -> str:
+    if address:
+        return (
+            f"could not join the Ray cluster at {address!r} (run.address or RAY_ADDRESS): {error}\n"
+            f"    check with: ray status --address {address}"
+        )
+    return f"could not start Ray on this machine: {error}\n    run: rl doctor"
+
+
+def _link_logs(logs: Path) -> Path | None:
+    """Make Ray's session logs reachable from the run directory; returns where they are."""
+    from ray._private.worker import _global_node
+
+    if _global_node is None:
+        return None
+    source = Path(_global_node.get_logs_dir_path())
+    link = logs / "ray"
+    try:
+        if link.is_symlink():
+            link.unlink()
+        elif link.exists():
+            shutil.move(link, logs / f"ray-{int(link.stat().st_mtime)}")
+        link.symlink_to(source, target_is_directory=True)
+    except OSError as error:
+        logger.warning("cannot link Ray's logs into %s: %s (they are in %s)", logs, error, source)
+    return source
+
+
+def _keep_logs(source: Path, target: Path) -> None:
+    try:
+        if target.is_symlink():
+            target.unlink()
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("old"), dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        logger.warning("cannot copy Ray's logs from %s to %s: %s", source, target, error)

@@ -1,0 +1,199 @@
+"""Checks that look at more than one section: what is missing, what nothing reads, what plugins object to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rl_core.component import SECTIONS
+from rl_core.config.compose import LISTS
+from rl_core.config.document import Node, children
+from rl_core.config.findings import Findings
+from rl_core.config.problems import Problem
+from rl_core.config.redaction import MASKS, REDACTED, is_secret
+from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
+from rl_core.config.stage import StageConfig
+
+if TYPE_CHECKING:
+    from rl_core.plugins.registry import Registry
+
+REQUIRED = ("model", "algorithm", "backend", "data", "run")
+ALWAYS_READ = frozenset({"model", "run", "algorithm", "backend", "tokenizer", "data", "evaluators", "loggers"})
+_EXAMPLE = {"model": "model: {path: …}", "run": "run: {steps: 100}"}
+
+
+def sections_read(selected: Selected) -> frozenset[str]:
+    """The sections that the stage's components read, directly or through a section that is itself read."""
+    read: set[str] = set()
+    waiting = set(ALWAYS_READ)
+    while waiting:
+        section = waiting.pop()
+        read.add(section)
+        for selection in selected.selections.get(section, ()):
+            if selection.registered is not None:
+                component = selection.registered.component
+                waiting |= {*component.needs, *component.uses} - read
+    return frozenset(read)
+
+
+def check_required(stages: Sequence[Selected], root: Node, findings: Findings) -> None:
+    """Sections without which there is no run."""
+    for section in REQUIRED:
+        lacking = [stage for stage in stages if section not in stage.nodes]
+        fix = _EXAMPLE.get(section, f"{section}: {{name: …}}")
+        if len(lacking) == len(stages):
+            findings.add(root.where, (section,), f"the section {section!r} is missing", fix=fix)
+            continue
+        for stage in lacking:
+            message = f"the section {section!r} is missing in stage {stage.tree.name!r}"
+            findings.add(stage.tree.root.where, (*stage.tree.path, section), message, fix=fix)
+
+
+def check_needs(selected: Selected, read: frozenset[str], registry: Registry, findings: Findings) -> None:
+    """Every section that a selected component needs is there."""
+    for section in SECTIONS:
+        if section not in read:
+            continue
+        for selection in selected.selections.get(section, ()):
+            if selection.registered is None:
+                continue
+            for need in selection.registered.component.needs:
+                # The required sections and the tokenizer have messages of their own.
+                if need not in (*REQUIRED, "tokenizer") and not _given(selected, need):
+                    message = f"{selection.what} needs the section {need!r}"
+                    findings.add(
+                        selection.node.where, selection.node.path, message, fix=_section_example(need, registry)
+                    )
+
+
+def check_unread(stages: Sequence[Selected], reads: Sequence[frozenset[str]], registry: Registry) -> Findings:
+    """Sections that no selected component needs or uses: their keys would silently do nothing."""
+    findings = Findings()
+    for stage, read in zip(stages, reads, strict=True):
+        for section, node in stage.nodes.items():
+            if section in read or not _given(stage, section):
+                continue
+            own = section in stage.tree.own
+            if not own and any(section in other and section in s.nodes for s, other in zip(stages, reads, strict=True)):
+                continue
+            scope = f"nothing in stage {stage.tree.name!r} reads" if own else "nothing reads"
+            if section == "eval_data" and not _given(stage, "evaluators"):
+                message = f"{scope} 'eval_data': there are no evaluators"
+                fix = f"{_section_example('evaluators', registry)}; or remove 'eval_data'"
+            else:
+                message = f"{scope} the section {section!r}: no selected component needs or uses it"
+                fix = "remove it, or set it to null in this stage" if stage.tree.path else "remove it"
+            findings.add(node.where, node.path, message, fix=fix)
+    return findings
+
+
+def check_secrets(selected: Selected, findings: Findings) -> None:
+    """Secrets that were removed when the config was written, and secrets that are written down."""
+
+    def visit(node: Node, secret: bool) -> None:
+        if isinstance(node.value, dict):
+            for key, child in node.value.items():
+                visit(child, secret or is_secret(key))
+        elif isinstance(node.value, list):
+            for child in children(node):
+                visit(child, secret)
+        elif isinstance(node.value, str) and node.value and not node.expression:
+            key = next((part for part in reversed(node.path) if isinstance(part, str)), "")
+            fix = f"write {key}: ${{env:NAME}}"
+            if node.value in MASKS and (secret or node.value != REDACTED):
+                message = "this secret was removed when the config was written down"
+                findings.add(node.where, node.path, message, fix=fix)
+            elif secret:
+                message = "a secret in the config is not written to the run directory, so the run cannot be resumed"
+                findings.add(node.where, node.path, message, fix=fix, severity="warning")
+
+    for node in selected.nodes.values():
+        visit(node, False)
+
+
+def check_plans(selected: Selected, stage: StageConfig, findings: Findings) -> None:
+    """The algorithm's batch plan and the backend's number of ranks can be computed."""
+    algorithm, backend = selected.selections["algorithm"][0], selected.selections["backend"][0]
+    _guarded(algorithm, findings, "plan()", lambda: stage.algorithm.config.plan())  # type: ignore[attr-defined]
+    gpus = stage.run.nodes * stage.run.gpus
+    _guarded(backend, findings, "world_size()", lambda: stage.backend.config.world_size(gpus))  # type: ignore[attr-defined]
+
+
+def check_components(selected: Selected, stage: StageConfig, read: frozenset[str], findings: Findings) -> None:
+    """What the components' own ``problems(stage)`` find."""
+    for section in (s for s in SECTIONS if s in read):
+        for selection in selected.selections.get(section, ()):
+            look = getattr(selection.config, "problems", None)
+            if not callable(look):
+                continue
+            found = _guarded(selection, findings, "problems()", lambda look=look: _problems(look(stage)))
+            for problem in found or ():
+                _add(selection.node, problem, findings)
+
+
+def check_hooks(selected: Selected, stage: StageConfig, registry: Registry, findings: Findings) -> None:
+    """What the ``validate_config`` hooks of all plugins find."""
+    root = Node(selected.nodes, selected.tree.root.where, selected.tree.path, selected.tree.root.base)
+    for outcome in registry.call("validate_config", config=stage):
+        error = outcome.error
+        found: list[Problem] = []
+        if error is None:
+            try:
+                found = _problems(outcome.result)
+            except Exception as raised:  # noqa: BLE001 - the plugin boundary: a generator runs only now
+                error = raised
+        if error is not None:
+            findings.add(
+                root.where,
+                root.path,
+                f"package {outcome.package}: its hook validate_config failed: {describe_error(error)}",
+                fix=f"this is a fault of the package; try: pip install --upgrade {outcome.package}",
+            )
+        for problem in found:
+            _add(root, problem, findings)
+
+
+def _guarded(selection: Selection, findings: Findings, what: str, call: Any) -> Any:
+    """``call()``; a ValueError is the plugin's message to the user, anything else its fault."""
+    try:
+        return call()
+    except ValueError as error:
+        findings.add(selection.node.where, selection.node.path, f"{selection.what}: {error}")
+    except Exception as error:  # noqa: BLE001 - the plugin boundary
+        report_crash(selection, findings, f"{what} failed", error)
+    return None
+
+
+def _problems(found: Iterable[Any] | None) -> list[Problem]:
+    problems = list(found or ())
+    for problem in problems:
+        if not isinstance(problem, Problem):
+            raise TypeError(f"expected rl_core.config.problems.Problem, got {type(problem).__name__}")
+    return problems
+
+
+def _add(root: Node, problem: Problem, findings: Findings) -> None:
+    """Report a plugin's problem at the line of the deepest key of its path that exists below ``root``."""
+    parts = [int(part) if part.isdecimal() else part for part in problem.path.split(".") if part]
+    if root.path and tuple(parts[: len(root.path)]) == root.path:
+        parts = parts[len(root.path) :]
+    node, path = root, root.path
+    for index, part in enumerate(parts):
+        child = node.get(part)
+        if child is None:
+            path = (*path, *parts[index:])
+            break
+        node = child
+        path = child.path
+    findings.add(node.where, path, problem.message, fix=problem.fix, severity=problem.severity)
+
+
+def _given(selected: Selected, section: str) -> bool:
+    node = selected.nodes.get(section)
+    return node is not None and not (section in LISTS and node.value == [])
+
+
+def _section_example(section: str, registry: Registry) -> str:
+    names = ", ".join(r.component.name for r in registry.components(KIND_OF[section]))
+    example = f"{section}: [{{name: …}}]" if section in LISTS else f"{section}: {{name: …}}"
+    return f"{example}; installed: {names}" if names else example

@@ -1,0 +1,93 @@
+"""Config values that name files: relative ones start at the file (or the folder) they were written in."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+
+class SourceText(str):
+    """A string from a config that knows the folder its relative paths start from.
+
+    Attributes:
+        base: absolute path; the folder of the YAML file, or the working directory for the command line.
+    """
+
+    base: str
+
+    def __new__(cls, value: str, base: str) -> SourceText:
+        text = super().__new__(cls, value)
+        text.base = base
+        return text
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+
+_MODULE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def absolute(value: str) -> str:
+    """``value`` as an absolute path, from its base (:class:`SourceText`) or the working directory.
+
+    ``~`` is expanded; addresses such as ``s3://…`` stay as they are. Nothing is checked on disk.
+    """
+    if "://" in value:
+        return str(value)
+    base = value.base if isinstance(value, SourceText) else os.getcwd()
+    return os.path.normpath(os.path.join(base, os.path.expanduser(value)))
+
+
+def _config_path(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value:
+        raise ValueError("the path is empty")
+    return absolute(value)
+
+
+def _model_path(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value:
+        raise ValueError("the path is empty")
+    local = value.startswith(("/", "./", "../", "~")) or value in (".", "..")
+    try:
+        local = local or os.path.isdir(absolute(value))
+    except ValueError:  # a null byte
+        local = False
+    return absolute(value) if local else str(value)
+
+
+def split_function_reference(reference: str) -> tuple[str, str]:
+    """``"module:function"`` or ``"file.py:function"`` in two; a ValueError tells what is expected."""
+    where, colon, function = reference.rpartition(":")
+    is_file = where.endswith(".py")
+    if not colon or not _MODULE_FUNCTION.fullmatch(function) or not (is_file or _MODULE_FUNCTION.fullmatch(where)):
+        raise ValueError(f"must be 'module:function' or 'file.py:function', found {str(reference)!r}")
+    return where, function
+
+
+def _function_reference(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    where, function = split_function_reference(value)
+    if not where.endswith(".py"):
+        return str(value)
+    file = SourceText(where, value.base) if isinstance(value, SourceText) else where
+    return f"{absolute(file)}:{function}"
+
+
+ConfigPath = Annotated[str, BeforeValidator(_config_path), WithJsonSchema({"type": "string", "format": "path"})]
+"""A file or folder; becomes an absolute path. Whether it exists is not checked."""
+
+ModelPath = Annotated[str, BeforeValidator(_model_path)]
+"""A model folder or a hub id. It is a folder where it begins with ``/``, ``./``, ``../`` or ``~`` or exists as
+one; folders become absolute, hub ids stay as they are."""
+
+FunctionRef = Annotated[str, BeforeValidator(_function_reference)]
+"""A Python function as ``module:function`` or ``file.py:function``; the file becomes absolute.
+:func:`rl_core.functions.load_function` imports it."""

@@ -1,0 +1,102 @@
+"""The batch plan: what a config amounts to, for people to read before anything starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rl_core.config.stage import ComponentChoice, RunConfig, StageConfig
+from rl_core.plugins.lookup import ComponentNotFound
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from rl_core.contracts.algorithm import BatchPlan
+    from rl_core.plugins.registry import Registry
+
+
+def render_plan(config: RunConfig, registry: Registry | None = None) -> RenderableType:
+    """One small table per stage: components with their packages, sequences per step, optimizer steps, ranks.
+
+    With ``registry`` the packages' versions are shown.
+    Nothing is built: the numbers come from ``AlgorithmConfig.plan`` and ``BackendConfig.world_size``.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    tables = [_table(config, stage, registry) for stage in config.stages]
+    return Group(*tables, Text(f"run directory: {config.directory}", overflow="fold"))
+
+
+def plan_rows(config: RunConfig, stage: StageConfig, registry: Registry | None) -> list[tuple[str, str]]:
+    """The lines of a stage's table as ``(label, text)``."""
+    plan: BatchPlan = stage.algorithm.config.plan()  # type: ignore[attr-defined]
+    backend: Any = stage.backend.config
+    gpus = stage.run.nodes * stage.run.gpus
+    ranks = backend.world_size(gpus)
+    rows = [("model", _model(stage))]
+    for label, choices in _choices(stage):
+        if choices:
+            rows.append((label, ", ".join(_component(choice, registry) for choice in choices)))
+    total = stage.run.steps * plan.optimizer_steps
+    return [
+        *rows,
+        ("step", _step(plan)),
+        ("optimizer steps", f"{plan.optimizer_steps:,} per step × {stage.run.steps:,} steps = {total:,}"),
+        ("micro-batch", f"at most {backend.max_tokens_per_microbatch:,} tokens per rank"),
+        ("ranks", f"{ranks} ({stage.run.nodes} × {stage.run.gpus} GPUs)" if gpus else f"{ranks} on CPU"),
+        *((("generators", str(stage.generator.config.replicas)),) if stage.generator else ()),  # type: ignore[attr-defined]
+        ("seed", str(stage.run.seed)),
+        *((("export", config.export_directory(stage.name)),) if config.multi_stage else ()),
+        *(("note", note) for note in plan.notes),
+    ]
+
+
+def _table(config: RunConfig, stage: StageConfig, registry: Registry | None = None) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"stage {stage.name}" if config.multi_stage else config.name
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in plan_rows(config, stage, registry):
+        table.add_row(label, Text(text))
+    return table
+
+
+def _step(plan: BatchPlan) -> str:
+    if plan.input == "examples":
+        return f"{plan.rows_per_step:,} examples"
+    sequences = plan.rows_per_step * plan.group_size
+    return f"{plan.rows_per_step:,} prompts × {plan.group_size:,} completions = {sequences:,} sequences"
+
+
+def _model(stage: StageConfig) -> str:
+    if stage.model.init is None:
+        return f"{stage.model.path} (at most {stage.model.max_length:,} tokens)"
+    init = stage.model.init
+    shape = f"{init.architecture}, {init.layers} layers of width {init.hidden_size:,}"
+    return f"from scratch: {shape} (at most {stage.model.max_length:,} tokens)"
+
+
+def _choices(stage: StageConfig) -> list[tuple[str, tuple[ComponentChoice, ...]]]:
+    single = {
+        "algorithm": stage.algorithm,
+        "backend": stage.backend,
+        "generator": stage.generator,
+        "tokenizer": stage.tokenizer,
+        "data": stage.data,
+        "eval_data": stage.eval_data,
+    }
+    groups = [(label, (choice,) if choice else ()) for label, choice in single.items()]
+    return [*groups, ("rewards", stage.rewards), ("evaluators", stage.evaluators), ("loggers", stage.loggers)]
+
+
+def _component(choice: ComponentChoice, registry: Registry | None = None) -> str:
+    if registry is None:
+        return f"{choice.name} ({choice.package})"
+    try:
+        version = registry.find(choice.kind, f"{choice.package}/{choice.name}").version
+    except ComponentNotFound:
+        return f"{choice.name} ({choice.package})"
+    return f"{choice.name} ({choice.package} {version})"

@@ -1,0 +1,165 @@
+"""The config models that plugins build on and the sections the core itself reads.
+
+Every field has a description: ``rl schema`` and the docs are generated from it. Units are in the
+field names (``_steps``, ``_tokens``, ``_s``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rl_core.config.paths import ConfigPath, ModelPath
+from rl_core.contracts.model import OptimizerSpec
+
+if TYPE_CHECKING:
+    from rl_core.contracts.algorithm import BatchPlan
+
+
+class Section(BaseModel):
+    """Base of every config model: frozen, and unknown keys are errors.
+
+    A model may define ``problems(self, stage) -> Iterable[Problem]`` for checks that look at other sections
+    (a :class:`rl_core.config.stage.StageConfig`); paths in the problems are relative to its own section.
+    Defaults are validated too, so that a relative default path becomes absolute like a given one.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class ComponentConfig(Section):
+    """Base of a plugin's config model; the section's ``name`` selected it."""
+
+    name: str = Field(description="Which installed component to use (`rl plugins` lists them).")
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Shape after the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Optimizer steps over which the learning rate rises linearly.")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="Final learning rate as a fraction of learning_rate.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="AdamW moment decay rates."
+    )
+    eps: float = Field(1e-8, gt=0, description="AdamW denominator term.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the global gradient norm to this; null for never.")
+
+    def spec(self, learning_rate: float, total_steps: int) -> OptimizerSpec:
+        """The value a backend is given; ``total_steps`` counts optimizer steps."""
+        return OptimizerSpec(learning_rate=learning_rate, total_steps=total_steps, **self.model_dump())
+
+
+class AlgorithmConfig(ComponentConfig):
+    """Base of every algorithm's config."""
+
+    learning_rate: float = Field(1e-6, ge=0, description="Peak learning rate.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW and its schedule.")
+
+    def plan(self) -> BatchPlan:
+        """The size of a step, known without building the algorithm; algorithms override this."""
+        from rl_core.contracts.algorithm import BatchPlan
+
+        return BatchPlan(input="examples", rows_per_step=1)
+
+
+class BackendConfig(ComponentConfig):
+    """Base of every backend's config."""
+
+    max_tokens_per_microbatch: int = Field(
+        16384, ge=1, description="Tokens a rank works on at once; the one memory knob. Results do not depend on it."
+    )
+
+    def world_size(self, gpus: int) -> int:
+        """Number of worker processes (ranks) for a job with ``gpus`` GPUs in all (0: CPU)."""
+        return max(gpus, 1)
+
+
+class GeneratorConfig(ComponentConfig):
+    """Base of every generator's config."""
+
+    max_new_tokens: int = Field(256, ge=1, description="Upper bound on completion tokens, end token included.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature of rollouts.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps every token.")
+    top_k: int = Field(0, ge=0, description="Keep the k most likely tokens; 0 keeps every token.")
+    stop: tuple[str, ...] = Field((), description="Strings that end a completion (kept in it).")
+    replicas: int = Field(1, ge=1, description="Number of generator processes.")
+
+
+class RewardConfig(ComponentConfig):
+    """Base of every reward's config."""
+
+    weight: float = Field(1.0, description="Factor in the weighted sum of rewards.")
+
+
+class EvaluatorConfig(ComponentConfig):
+    """Base of every evaluator's config."""
+
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="Evaluate after every this many steps; without it only before the first and after the last step.",
+    )
+
+
+class InitConfig(Section):
+    """Shape of a model built from scratch with random weights."""
+
+    architecture: str = Field(description="Hugging Face model type, e.g. qwen2, qwen3, llama.")
+    hidden_size: int = Field(ge=1, description="Width of the residual stream.")
+    layers: int = Field(ge=1, description="Number of transformer blocks.")
+    heads: int = Field(ge=1, description="Attention heads.")
+    kv_heads: int | None = Field(None, ge=1, description="Key/value heads (grouped-query attention); default: heads.")
+    ffn: int | None = Field(None, ge=1, description="Width of the feed-forward part; default: 4 × hidden_size.")
+    tie_embeddings: bool = Field(True, description="Share input and output embeddings.")
+    extra: dict[str, Any] = Field(default_factory=dict, description="Further fields of the Hugging Face config.")
+
+    @model_validator(mode="after")
+    def _shape_fits(self) -> InitConfig:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by heads {self.heads}")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
+        return self
+
+
+class ModelConfig(Section):
+    """The model to train: an existing one, or a shape to start from scratch."""
+
+    path: ModelPath | None = Field(None, description="Local Hugging Face folder or hub id.")
+    init: InitConfig | None = Field(None, description="Start from scratch with this shape.")
+    max_length: int = Field(1024, ge=2, description="Longest sequence in tokens, prompt and completion together.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model folder.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.path is None) == (self.init is None):
+            raise ValueError("give exactly one of 'path' (an existing model) and 'init' (from scratch)")
+        return self
+
+
+class RunSection(Section):
+    """How long, where, and how often."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run.")
+    directory: ConfigPath | None = Field(
+        None, description="Run directory; default: runs/<name> in the working directory."
+    )
+    steps: int = Field(ge=1, description="Training steps (of a stage).")
+    seed: int = Field(0, ge=0, description="Seeds everything: initial weights, data order, sampling.")
+    checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; default: only at the end.")
+    keep_last: int = Field(2, ge=1, description="Complete checkpoints that are kept.")
+    samples_per_step: int = Field(4, ge=0, description="Rollout samples written to samples.jsonl per step.")
+    address: str | None = Field(
+        None,
+        description="Existing Ray cluster (ray://host:port, host:port, auto); default: RAY_ADDRESS, else a local one.",
+    )
+    nodes: int = Field(1, ge=1, description="Machines to spread workers over.")
+    gpus: int = Field(0, ge=0, description="GPUs per machine for training; 0 trains on CPU.")
+    cpus: int | None = Field(None, ge=1, description="CPU cores per machine to use; default: all.")
+    worker_timeout_s: float = Field(1800.0, gt=0, description="Longest a single call to a worker may take.")
+    start_timeout_s: float = Field(300.0, gt=0, description="Longest to wait for Ray and its workers to start.")

@@ -1,0 +1,106 @@
+"""The validated config: what a run is given. All values are frozen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rl_core.component import Component
+from rl_core.config.redaction import redact
+from rl_core.config.sections import ModelConfig, RunSection
+from rl_core.config.yaml_rules import dump_yaml
+
+SINGLE_STAGE = "train"
+"""Name of the only stage of a config without ``stages:``."""
+
+
+@dataclass(frozen=True)
+class ComponentChoice:
+    """A component that the config selected.
+
+    Attributes:
+        kind: one of :data:`rl_core.component.KINDS`.
+        name: its name.
+        component: its description; ``registry.resolve(component.factory)(config)`` builds it.
+        package: the distribution it comes from.
+        config: its validated config, an instance of the model that ``component.config`` names.
+    """
+
+    kind: str
+    name: str
+    component: Component
+    package: str
+    config: Any
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage, with everything it selected.
+
+    A section that nothing in the stage reads is None (or empty), even where another stage uses it.
+
+    Attributes:
+        resolved: the stage's sections as plain data, defaults included and secrets replaced by ``***``.
+    """
+
+    name: str
+    model: ModelConfig
+    run: RunSection
+    algorithm: ComponentChoice
+    backend: ComponentChoice
+    generator: ComponentChoice | None
+    tokenizer: ComponentChoice
+    data: ComponentChoice
+    eval_data: ComponentChoice | None
+    rewards: tuple[ComponentChoice, ...]
+    evaluators: tuple[ComponentChoice, ...]
+    loggers: tuple[ComponentChoice, ...]
+    resolved: Mapping[str, Any]
+
+    def choices(self) -> tuple[ComponentChoice, ...]:
+        """Every component of the stage, in the order of the sections."""
+        single = (self.algorithm, self.backend, self.generator, self.tokenizer, self.data, self.eval_data)
+        return (*(c for c in single if c is not None), *self.rewards, *self.evaluators, *self.loggers)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+        name: the run's name.
+        directory: absolute path of the run directory.
+        stages: at least one, in order.
+        document: plain data that reproduces this config. It can hold secrets that were typed into the YAML;
+            those from the environment are kept as ``${env:VAR}``.
+        multi_stage: whether the config has ``stages:``.
+    """
+
+    name: str
+    directory: str
+    stages: tuple[StageConfig, ...]
+    document: Mapping[str, Any]
+    multi_stage: bool
+
+    def stage_directory(self, stage: str) -> str:
+        """Folder of a stage: the run directory itself, or ``stages/<name>`` in it where there are stages."""
+        return stage_directory(self.directory, stage, multi_stage=self.multi_stage)
+
+    def export_directory(self, stage: str) -> str:
+        """Folder of the Hugging Face model that a stage exports."""
+        return os.path.join(self.stage_directory(stage), "export")
+
+    def to_yaml(self) -> str:
+        """The config as YAML that loads to an equal config from any working directory.
+
+        Secrets typed into the config are replaced by ``***``; loading that is refused, and the message says
+        to use ``${env:VAR}``.
+        """
+        return dump_yaml(redact(self.document))
+
+
+def stage_directory(directory: str, stage: str, *, multi_stage: bool) -> str:
+    """Folder of ``stage`` in the run directory ``directory``."""
+    return os.path.join(directory, "stages", stage) if multi_stage else directory

@@ -1,0 +1,77 @@
+"""An algorithm: one ``step`` that reads like the paper's pseudo-code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.model import OptimizerSpec, Role
+
+if TYPE_CHECKING:
+    from rl_core.contracts.tokenizer import Tokenizer
+    from rl_core.model import Model
+
+Metrics = dict[str, float]
+AlgorithmInput = Literal["examples", "rollouts"]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What one step consists of, for ``rl check`` and the loop.
+
+    Attributes:
+        input: ``examples`` (rows are encoded and trained on) or ``rollouts`` (rows are prompts).
+        rows_per_step: data rows one step draws (prompts, conversations or pairs).
+        group_size: completions per prompt (1 for examples).
+        optimizer_steps: optimizer steps in one step.
+        notes: extra lines for the user.
+    """
+
+    input: AlgorithmInput
+    rows_per_step: int
+    group_size: int = 1
+    optimizer_steps: int = 1
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+class Algorithm(Protocol):
+    """Turns a batch into optimizer steps. Built as ``factory(config)`` in the driver.
+
+    The loop around it (data, rollouts, rewards, logging, checkpoints) belongs to the core. For
+    ``rollouts`` the batch has the generator's columns plus sequence columns ``group`` (int64, one
+    id per prompt) and ``reward`` (float32).
+    """
+
+    def roles(self) -> Sequence[Role]:
+        """The models it works with; the first trainable one is generated from and exported."""
+        ...
+
+    def plan(self) -> BatchPlan:
+        """The size of a step."""
+        ...
+
+    def optimizer(self, role: str, total_steps: int) -> OptimizerSpec:
+        """Optimizer of a trainable role; ``total_steps`` counts its optimizer steps over the stage."""
+        ...
+
+    def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
+        """``examples`` only: rows to sequences with ``loss_mask``; a ``DataError`` names a row that cannot be used."""
+        ...
+
+    def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+        """Train on ``batch``; returns flat metrics (``train/loss``, ``train/grad_norm``, …)."""
+        ...
+
+    def evaluate(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+        """``examples`` only: held-out metrics (``eval/loss``, …) for an encoded batch, no training."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """JSON-serialisable state a resume needs (an adaptive coefficient, say); often empty."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Undo :meth:`state`."""
+        ...

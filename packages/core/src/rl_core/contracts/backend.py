@@ -1,0 +1,187 @@
+"""A training backend: the rank-local half of a model.
+
+An instance lives in each Ray actor of a worker group and is called by
+:class:`rl_core.model.Model`, which does the fan-out once for every backend. Verbs are called
+on all ranks of the group, in the same order, so an implementation may use collectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Where a worker stands: handed to ``setup`` of backends and generators.
+
+    ``device`` is ``"cpu"`` or ``"cuda"`` (the actor sees only its own devices, so index 0 is its
+    own). ``threads`` is the number of CPU threads it may use.
+    """
+
+    rank: int
+    world_size: int
+    master_address: str
+    master_port: int
+    device: str = "cpu"
+    threads: int = 1
+    seed: int = 0
+    local_rank: int = 0
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How a rank takes part: ranks that share ``dp_rank`` get the same shard (tensor, pipeline or
+    context parallel peers); exactly one of them has ``is_output`` and its results are read."""
+
+    dp_rank: int
+    dp_size: int
+    is_output: bool = True
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Global counts over the whole optimizer step (all micro-batches, all data-parallel ranks).
+
+    A loss is a sum divided by one of these, which makes loss and gradient independent of
+    micro-batch size, packing, padding and number of ranks.
+
+    Attributes:
+        tokens: sum of ``loss_mask`` (weights may be fractional).
+        sequences: number of sequences.
+        units: number of distinct ``unit`` ids (pairs in DPO), or ``sequences`` where there are none.
+    """
+
+    tokens: float
+    sequences: float
+    units: float
+
+    @classmethod
+    def of(cls, batch: SequenceBatch) -> Scale:
+        mask = batch.token_columns.get("loss_mask")
+        tokens = float(mask.sum(dtype=np.float64)) if mask is not None else float(len(batch.tokens))
+        units = batch.sequence_columns.get("unit")
+        count = float(len(np.unique(units))) if units is not None else float(len(batch))
+        return cls(tokens=tokens, sequences=float(len(batch)), units=count)
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss by reference, so that it travels to workers and is imported there.
+
+    Attributes:
+        function: ``"package.module:function"`` with the signature
+            ``loss(outputs, batch, scale, **options) -> (scalar tensor, {metric: tensor})``.
+            ``outputs`` has flat per-token tensors (``logprobs``, and if asked ``entropy``,
+            ``values``) and ``sum_per_sequence(x)``; ``batch`` has the micro-batch's token and
+            sequence columns as tensors; both are free of padding. Position ``t`` of ``logprobs``
+            is ``log π(tokens[t] | tokens[<t])`` and 0 at a sequence's first token. Metrics must be
+            partial sums already divided by ``scale``: they are added up over micro-batches and
+            ranks, except names whose last part starts with ``max_`` / ``min_``, which are reduced
+            by maximum / minimum.
+        options: keyword arguments for it; plain JSON values.
+        outputs: what it reads: any of ``logprobs``, ``entropy``, ``values``, ``scores``.
+        temperature: logits are divided by it before the softmax.
+    """
+
+    function: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ("logprobs",)
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What one rank reports of one optimizer step.
+
+    Attributes:
+        partial: metrics of this data-parallel rank, still to be reduced over ranks (see
+            :class:`LossSpec`); contains ``loss``.
+        shared: values equal on all ranks: ``grad_norm`` (before clipping), ``learning_rate``.
+        finite: False when the loss or the gradient norm was not finite; then no optimizer step
+            was taken, on any rank.
+    """
+
+    partial: Mapping[str, float]
+    shared: Mapping[str, float]
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class WeightBucket:
+    """Some parameters of a model, as one flat byte buffer, under their Hugging Face names.
+
+    Attributes:
+        names, shapes, dtypes: one entry per parameter; dtypes are torch names (``"float32"``,
+            ``"bfloat16"``). A parameter's bytes follow the previous one's, C-contiguous.
+        data: uint8 [sum of sizes].
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    data: np.ndarray
+
+
+class Backend(Protocol):
+    """Trains and evaluates models on one rank. Built as ``factory(config)``."""
+
+    def setup(self, context: WorkerContext) -> Topology:
+        """Join the process group and set threads and seeds. Called once before any ``load``."""
+        ...
+
+    def load(self, role: Role, model: ModelSpec, optimizer: OptimizerSpec | None) -> ModelInfo:
+        """Build ``role`` from ``model``; ``optimizer`` is given for trainable roles."""
+        ...
+
+    def forward(
+        self, role: str, shard: SequenceBatch, outputs: tuple[str, ...], temperature: float
+    ) -> dict[str, np.ndarray]:
+        """Compute ``outputs`` without gradients: float32 ``[T]`` per name (``scores``: ``[B]``).
+
+        Log-probs and entropies are only needed where ``loss_mask`` is non-zero (everywhere, if
+        the column is absent) and are 0 elsewhere. The shard may be empty.
+        """
+        ...
+
+    def train(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
+        """One optimizer step on the union of all ranks' shards. The shard may be empty."""
+        ...
+
+    def evaluate(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
+        """The same loss and metrics without gradients or a step."""
+        ...
+
+    def weights(self, role: str) -> Iterator[WeightBucket]:
+        """Stream full parameters; every rank iterates to the end, only rank 0's buckets are used."""
+        ...
+
+    def save(self, role: str, directory: str) -> None:
+        """Write everything that resuming ``role`` bit-exactly needs into ``directory`` (shared, exists)."""
+        ...
+
+    def restore(self, role: str, directory: str) -> None:
+        """Read what ``save`` wrote, possibly on another number of ranks."""
+        ...
+
+    def export(self, role: str, directory: str) -> None:
+        """Write a Hugging Face safetensors folder that ``from_pretrained`` loads (without tokenizer)."""
+        ...
+
+    def sleep(self) -> None:
+        """Free device memory while a colocated generator works; a no-op where there is none."""
+        ...
+
+    def wake(self) -> None:
+        """Undo ``sleep``."""
+        ...
+
+    def close(self) -> None:
+        """Leave the process group and drop all models; the process may then be set up again."""
+        ...

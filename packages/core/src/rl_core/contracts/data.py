@@ -1,0 +1,42 @@
+"""A data source: rows, in a fixed order, each knowing where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+Row = Mapping[str, Any]
+"""One example as a mapping of column names to JSON-like values.
+
+Columns with a meaning, after the user's column mapping:
+
+- ``prompt``: ``str``, or a list of chat messages ``{"role", "content"}``
+- ``completion``: ``str`` (or messages), what follows the prompt (SFT)
+- ``messages``: a whole conversation (SFT, multi-turn)
+- ``chosen`` / ``rejected``: completions of one prompt (preference pairs)
+- ``answer``: what rewards compare with
+
+``__where__`` holds ``file:line`` or the like for error messages; all other columns pass through
+untouched and reach rewards.
+"""
+
+
+class DataSource(Protocol):
+    """Built as ``factory(config)`` in the driver; loading happens in ``load``."""
+
+    def load(self) -> Sequence[Row]:
+        """Read and check all rows (memory-mapped where the format allows).
+
+        Raises:
+            DataError: a bad row under ``on_bad_row: error``, or no rows at all; the message has
+                ``file:line`` and the reason.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest of the content and of the fields that change which rows come out."""
+        ...
+
+    def report(self) -> Mapping[str, int]:
+        """Counts after ``load``: ``rows``, ``skipped``."""
+        ...

@@ -1,0 +1,76 @@
+"""Values that describe a model and how it is trained, understood by every backend and generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Head = Literal["lm", "scalar"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where a model comes from. Exactly one of ``path`` and ``init`` is set.
+
+    Attributes:
+        path: a local Hugging Face folder or a hub id.
+        init: from-scratch shape: the fields of :class:`rl_core.config.sections.InitConfig` as a dict.
+        vocab_size: the tokenizer's size; used with ``init``.
+        special_tokens: ``bos_token_id / eos_token_id / pad_token_id`` for the model's config, with ``init``.
+        trust_remote_code: passed to transformers; off unless the user asks.
+        seed: seed for initialising weights (``init``, and new heads).
+        max_length: context length in tokens.
+    """
+
+    path: str | None = None
+    init: Mapping[str, Any] | None = None
+    vocab_size: int = 0
+    special_tokens: Mapping[str, int | None] = field(default_factory=dict)
+    trust_remote_code: bool = False
+    seed: int = 0
+    max_length: int = 0
+
+
+@dataclass(frozen=True)
+class Role:
+    """One model an algorithm works with.
+
+    Attributes:
+        name: ``policy``, ``reference``, ``value``, ``reward`` or the algorithm's own word.
+        trainable: whether it gets gradients and an optimizer.
+        head: ``lm`` (log-probs, entropy) or ``scalar`` (one value per token).
+    """
+
+    name: str
+    trainable: bool
+    head: Head = "lm"
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """AdamW and its schedule (Loshchilov & Hutter 2019).
+
+    ``learning_rate`` is multiplied by a factor that rises linearly from 1/warmup_steps over
+    ``warmup_steps`` optimizer steps and then follows ``schedule`` down to ``min_lr_ratio`` at
+    ``total_steps`` (``constant`` stays at 1).
+    """
+
+    learning_rate: float
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    total_steps: int = 0
+    min_lr_ratio: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a backend reports after loading: parameter count and context length in tokens (0: unknown)."""
+
+    parameters: int
+    max_length: int
+    vocab_size: int

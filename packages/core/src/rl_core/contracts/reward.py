@@ -1,0 +1,40 @@
+"""A reward: scores finished samples."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rl_core.contracts.data import Row
+
+Score = float | dict[str, float]
+"""A number, or a dict with ``reward`` and further numbers that become ``rollout/<reward name>/<key>`` metrics."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion with everything a reward may look at.
+
+    Attributes:
+        row: the data row, all columns included (``row["answer"]``).
+        prompt: the prompt as text.
+        completion: the completion as text, without special tokens.
+        completion_tokens: number of completion tokens.
+        truncated: ended by length rather than by a stop token.
+    """
+
+    row: Row
+    prompt: str
+    completion: str
+    completion_tokens: int = 0
+    truncated: bool = False
+    metadata: dict[str, float] = field(default_factory=dict)
+
+
+class Reward(Protocol):
+    """Built as ``factory(config)`` in the driver."""
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[Score] | Awaitable[Sequence[Score]]:
+        """One score per sample, in order; may be a coroutine."""
+        ...

@@ -1,0 +1,39 @@
+"""The errors a user meets, each with the exit code ``rl`` ends with."""
+
+from __future__ import annotations
+
+
+class RLError(Exception):
+    """A failure explained to the user: what is wrong, where, and what to do next. Exit code 1."""
+
+    exit_code = 1
+
+
+class ConfigError(RLError):
+    """The config (or the command line) is wrong; nothing was started. Exit code 2."""
+
+    exit_code = 2
+
+
+class EnvironmentProblem(RLError):
+    """The machine or the installation cannot do what was asked. Exit code 3."""
+
+    exit_code = 3
+
+
+class DataError(RLError):
+    """A row, file or dataset cannot be used; the message carries ``file:line``. Exit code 1."""
+
+
+class NonFiniteLoss(RLError):
+    """The loss or the gradient norm is not finite; no optimizer step was taken. Exit code 1."""
+
+
+class WorkerDied(RLError):
+    """A worker process ended while it was needed. Exit code 1."""
+
+
+class Interrupted(RLError):
+    """The user asked to stop and the state was saved. Exit code 130."""
+
+    exit_code = 130

@@ -1,0 +1,125 @@
+"""The hooks a plugin may implement (one pluggy project, ``rl_core``).
+
+A plugin package points the entry-point group ``rl_core.plugins`` at a *light* module that
+implements any of these with ``@hookimpl``. Registration hooks return :class:`Component`
+descriptions, which hold string references, so nothing heavy is imported to list plugins.
+
+Hook arguments are matched by name: an implementation takes only the ones it needs. New
+arguments may be added in a minor version; existing ones are never renamed within a major one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from rl_core.component import Component
+
+PROJECT = "rl_core"
+ENTRY_POINT_GROUP = "rl_core.plugins"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_algorithms() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer algorithms. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_backends() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer training backends. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_generators() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer generators. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_tokenizers() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer tokenizers. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_data_sources() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer data sources. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_rewards() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer rewards. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_environments() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer environments. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_evaluators() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer evaluators. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_loggers() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer loggers. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_commands(app: Any) -> None:
+    """Add sub-commands to the ``rl`` command line; ``app`` is the ``typer.Typer`` application.
+
+    Called in the ``rl`` process only, before the command line is parsed. A failure is reported
+    as a warning on stderr and the other commands keep working.
+    """
+
+
+@hookspec
+def validate_config(config: Any) -> Iterable[Any]:  # type: ignore[empty-body]
+    """Add findings to ``rl check`` and to the check that every run makes before it starts.
+
+    Called once per stage, in the ``rl`` process, with the validated
+    :class:`rl_core.config.stage.StageConfig`. Returns
+    :class:`rl_core.config.problems.Problem` objects; an exception is itself reported as a problem
+    that names the plugin.
+    """
+
+
+@hookspec
+def on_run_start(config: Any, directory: str) -> None:
+    """Called in the driver after the run directory exists and before workers start. A failure stops the run."""
+
+
+@hookspec
+def on_step_end(stage: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Called in the driver after each step, when its metrics are complete. A failure is logged once per plugin."""
+
+
+@hookspec
+def on_checkpoint(stage: str, step: int, path: str) -> None:
+    """Called in the driver after a checkpoint became complete. A failure is logged; the run goes on."""
+
+
+@hookspec
+def on_run_error(error: BaseException) -> None:
+    """Called in the driver when the run is about to stop with ``error``. A failure here is only logged."""
+
+
+@hookspec
+def on_run_end(status: str) -> None:
+    """Called in the driver last, with ``finished``, ``interrupted`` or ``failed``. A failure is only logged."""
+
+
+@hookspec
+def on_worker_start(role: str, rank: int) -> None:
+    """Called in every Ray actor before its component is built; ``role`` is ``"train"`` or ``"generate"``.
+
+    It may run more than once in one process (workers are reused between stages) and must be
+    idempotent. A failure stops the worker and so the run.
+    """

@@ -1,0 +1,1 @@
+"""Finding installed plugins and the components they offer, without importing anything heavy."""

@@ -1,0 +1,1 @@
+"""From data rows to batches: prompts, generation, rewards."""

@@ -1,0 +1,204 @@
+"""The four things that start Ray: run, resume, evaluate, export. The command line and Python callers use these."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl_core.cluster.session import ray_session
+from rl_core.cluster.workers import Deadlines, WorkerPool
+from rl_core.config.check import load_config
+from rl_core.errors import ConfigError, RLError
+from rl_core.plugins.registry import Registry, load_registry
+from rl_core.run.assembly import Assembly, assemble, driver_parts
+from rl_core.run.checkpoint import CheckpointStore
+from rl_core.run.directory import RunDirectory, require_writable
+from rl_core.run.evaluation import evaluate as run_evaluators
+from rl_core.run.pipeline import Pipeline
+from rl_core.run.progress import working
+from rl_core.run.summary import show
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import RunConfig, StageConfig
+
+logger = logging.getLogger("rl")
+
+
+def run(config_path: str, overrides: Sequence[str], *, resume: bool = False) -> int:
+    """Check the config and run it; with ``resume``, continue its run directory where there is one."""
+    registry = load_registry()
+    config = load_config(config_path, list(overrides), registry)
+    if resume and (Path(config.directory) / "config.yaml").is_file():
+        return _resume(config, registry)
+    directory = RunDirectory.create(config.directory, config_yaml=config.to_yaml(), manifest=registry.manifest())
+    return _execute(config, directory, registry)
+
+
+def resume(run_dir: str, overrides: Sequence[str]) -> int:
+    """Continue a run from its newest complete checkpoint."""
+    registry = load_registry()
+    return _resume(_config_of(run_dir, overrides, registry), registry)
+
+
+def evaluate(path: str, overrides: Sequence[str]) -> int:
+    """Run the evaluators of a config on its model, or those of a run on its exported model."""
+    registry = load_registry()
+    if Path(path).is_dir():
+        config = _config_of(path, overrides, registry)
+        stage = _exported(config, config.stages[-1])
+    else:
+        config = load_config(path, list(overrides), registry)
+        stage = config.stages[-1]
+    if not stage.evaluators:
+        raise ConfigError(f"{path}: there are no evaluators\n    add evaluators: [{{name: accuracy}}] and eval_data")
+    folder = Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True)
+    with _logging(folder), _assembled(stage, config, registry, folder) as parts:
+        parts.publish_weights(0)
+        with working("evaluating"):
+            metrics, samples = run_evaluators(parts, parts.driver.evaluators, stage.run.steps)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    _show_evaluation(metrics, samples, folder)
+    return 0
+
+
+def export(run_dir: str, *, step: int | None = None, stage: str | None = None, to: str | None = None) -> int:
+    """Write a checkpoint as a Hugging Face folder; by default the newest of the last stage, into its export/."""
+    registry = load_registry()
+    config = _config_of(run_dir, [], registry)
+    names = [s.name for s in config.stages]
+    if stage is not None and stage not in names:
+        raise ConfigError(f"the run has no stage {stage!r}\n    choose one of: {', '.join(names)}")
+    chosen = config.stages[names.index(stage)] if stage else config.stages[-1]
+    folder = Path(config.stage_directory(chosen.name))
+    target = Path(to) if to else folder / (f"export-{step:06d}" if step is not None else "export")
+    if step is None and to is None and target.is_dir():
+        _say(f"already exported: {target}")
+        return 0
+    require_writable(target)
+    store = CheckpointStore(folder / "checkpoints", keep_last=chosen.run.keep_last)
+    source = store.at(step) if step is not None else store.latest()
+    if source is None:
+        raise RLError(f"{run_dir}: stage {chosen.name!r} has no complete checkpoint to export yet")
+    logs = Path(config.directory) / "logs"
+    with _logging(logs), _assembled(chosen, config, registry, folder, training=True) as parts:
+        parts.policy.restore(str(source / parts.policy.role.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        parts.export(target)
+    _say(f"exported {source.name} of stage {chosen.name!r}: {target}")
+    return 0
+
+
+def _resume(config: RunConfig, registry: Registry) -> int:
+    directory = RunDirectory.open(config.directory)
+    saved = directory.path / "config.yaml"
+    if saved.read_text() != config.to_yaml():
+        saved.rename(directory.path / f"config.{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+        saved.write_text(config.to_yaml())
+    return _execute(config, directory, registry)
+
+
+def _execute(config: RunConfig, directory: RunDirectory, registry: Registry) -> int:
+    try:
+        with _logging(directory.logs):
+            outcome = Pipeline(config, directory, registry).run()
+    finally:
+        directory.close()
+    show(outcome)
+    return 0
+
+
+def _config_of(run_dir: str, overrides: Sequence[str], registry: Registry) -> RunConfig:
+    path = Path(run_dir) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} is not a run directory (it has no config.yaml)\n    list runs with: rl runs")
+    place = f"run.directory={Path(run_dir).resolve()}"  # it may have been moved since it was made
+    return load_config(str(path), [place, *overrides], registry)
+
+
+def _exported(config: RunConfig, stage: StageConfig) -> StageConfig:
+    export_folder = Path(config.export_directory(stage.name))
+    if not export_folder.is_dir():
+        raise RLError(
+            f"{config.directory}: stage {stage.name!r} has no export yet\n"
+            f"    make one with: rl export {config.directory}"
+        )
+    return replace(stage, model=stage.model.model_copy(update={"path": str(export_folder), "init": None}))
+
+
+@contextmanager
+def _assembled(
+    stage: StageConfig, config: RunConfig, registry: Registry, folder: Path, *, training: bool = False
+) -> Iterator[Assembly]:
+    driver = driver_parts(stage, registry)
+    deadlines = Deadlines(start_s=stage.run.start_timeout_s, call_s=stage.run.worker_timeout_s)
+    logs = folder / "logs" if folder.name != "logs" else folder
+    logs.mkdir(parents=True, exist_ok=True)
+    pool = WorkerPool(manifest=registry.manifest(), logs=logs, deadlines=deadlines)
+    with ray_session(config, logs):
+        try:
+            yield assemble(stage, driver=driver, pool=pool, directory=folder, training=training)
+        finally:
+            pool.close()
+
+
+class _Screen(logging.StreamHandler):
+    """Writes to the ``sys.stderr`` of the moment, which a live table redirects to above itself."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
+@contextmanager
+def _logging(folder: Path) -> Iterator[None]:
+    """Everything to ``rl.log``; to the screen what a reader wants to see: all of ours where it is not a terminal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / "rl.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    screen = _Screen()
+    screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    screen.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    screen.addFilter(lambda record: record.name.partition(".")[0].startswith("rl") or record.levelno >= logging.ERROR)
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(file)
+    root.addHandler(screen)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+        for handler in (file, screen):
+            root.removeHandler(handler)
+            handler.close()
+
+
+def _show_evaluation(metrics: dict[str, float], samples: list[dict], folder: Path) -> None:
+    from rich.console import Console
+
+    from rl_core.run.summary import samples_table
+
+    console = Console()
+    if samples:
+        console.print(samples_table(samples))
+    for name, value in metrics.items():
+        console.print(f"{name:<32} {value:.6g}", highlight=False)
+    console.print(f"saved in {folder}", soft_wrap=True, highlight=False)
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,255 @@
+"""Putting a stage together from the components its config selected."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl_core.cluster.resources import Resources, resources_of
+from rl_core.cluster.workers import WorkerPool, group_topologies
+from rl_core.contracts.backend import WorkerContext
+from rl_core.contracts.generator import SamplingParams
+from rl_core.contracts.model import ModelInfo, ModelSpec, Role
+from rl_core.errors import ConfigError, RLError
+from rl_core.model import Model
+from rl_core.rollout.cursor import DataCursor
+from rl_core.rollout.feed import ExamplesFeed, Feed, RolloutFeed
+from rl_core.rollout.rewards import RewardPipeline
+from rl_core.rollout.router import Router
+from rl_core.run.progress import working
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import ComponentChoice, StageConfig
+    from rl_core.contracts.algorithm import Algorithm
+    from rl_core.contracts.data import Row
+    from rl_core.contracts.evaluator import Evaluator
+    from rl_core.contracts.tokenizer import Tokenizer
+    from rl_core.plugins.registry import Registry
+
+logger = logging.getLogger("rl")
+
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class DriverParts:
+    """What of a stage lives in the driver: text, data, the algorithm, rewards, evaluators."""
+
+    tokenizer: Tokenizer
+    rows: Sequence[Row]
+    eval_rows: Sequence[Row]
+    fingerprint: str
+    algorithm: Algorithm
+    rewards: RewardPipeline | None
+    evaluators: tuple[tuple[ComponentChoice, Evaluator], ...]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A stage ready to run."""
+
+    stage: StageConfig
+    driver: DriverParts
+    resources: Resources
+    pool: WorkerPool
+    models: Mapping[str, Model]
+    router: Router | None
+    sampling: SamplingParams | None
+
+    @property
+    def policy(self) -> Model:
+        """The model that is trained, generated from and exported."""
+        return self.models[policy_role(self.driver.algorithm).name]
+
+    def publish_weights(self, version: int) -> None:
+        """Give the generator the policy's current weights."""
+        if self.router is not None:
+            self.router.update_weights(self.policy.weight_references(), version)
+
+    def feed(self, position: int) -> Feed:
+        """The source of batches, continuing after ``position`` rows."""
+        run, driver = self.stage.run, self.driver
+        plan = driver.algorithm.plan()
+        cursor = DataCursor(size=len(driver.rows), seed=run.seed, position=position)
+        if plan.input == "examples":
+            return ExamplesFeed(
+                driver.rows,
+                algorithm=driver.algorithm,
+                tokenizer=driver.tokenizer,
+                plan=plan,
+                cursor=cursor,
+                max_length=self.stage.model.max_length,
+            )
+        if self.router is None or self.sampling is None or driver.rewards is None:
+            raise ConfigError(
+                f"algorithm {self.stage.algorithm.name!r} trains on rollouts, which need a generator and rewards\n"
+                "    add both sections (and, in the plugin, needs=('generator', 'rewards') to the Component)"
+            )
+        return RolloutFeed(
+            driver.rows,
+            tokenizer=driver.tokenizer,
+            plan=plan,
+            cursor=cursor,
+            router=self.router,
+            sampling=replace(self.sampling, n=plan.group_size),
+            rewards=driver.rewards,
+            stage=self.stage.name,
+            seed=run.seed,
+            max_length=self.stage.model.max_length,
+            samples_per_step=run.samples_per_step,
+        )
+
+    def export(self, target: Path) -> None:
+        """Write the policy and its tokenizer as a Hugging Face folder; complete or absent."""
+        temporary = target.with_name(f".tmp-{target.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        self.policy.export(str(temporary))
+        self.driver.tokenizer.save(str(temporary))
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+
+
+def policy_role(algorithm: Algorithm) -> Role:
+    """The first trainable role."""
+    return next(role for role in algorithm.roles() if role.trainable)
+
+
+def driver_parts(stage: StageConfig, registry: Registry) -> DriverParts:
+    """Load data and tokenizer and build what runs in the driver; no Ray needed."""
+
+    def build(choice: ComponentChoice) -> Any:
+        return registry.resolve(choice.component.factory)(choice.config)
+
+    with working(f"{stage.name}: loading data"):
+        source = build(stage.data)
+        rows = source.load()
+        skipped = source.report().get("skipped", 0)
+        logger.info("%s: %d rows%s", stage.name, len(rows), f", {skipped} skipped" if skipped else "")
+        eval_rows = build(stage.eval_data).load() if stage.eval_data else []
+        tokenizer = build(stage.tokenizer)
+        tokenizer.load(stage.model.path, rows, trust_remote_code=stage.model.trust_remote_code)
+    return DriverParts(
+        tokenizer=tokenizer,
+        rows=rows,
+        eval_rows=eval_rows,
+        fingerprint=source.fingerprint(),
+        algorithm=build(stage.algorithm),
+        rewards=RewardPipeline([(c, build(c)) for c in stage.rewards]) if stage.rewards else None,
+        evaluators=tuple((c, build(c)) for c in stage.evaluators),
+    )
+
+
+def assemble(
+    stage: StageConfig, *, driver: DriverParts, pool: WorkerPool, directory: Path, training: bool = True
+) -> Assembly:
+    """Start or reuse workers and load every role and the generator; ``training=False`` builds no optimizers."""
+    resources = resources_of(stage)
+    tokenizer_path = directory / TOKENIZER_FOLDER
+    driver.tokenizer.save(str(tokenizer_path))
+    spec = ModelSpec(
+        path=stage.model.path,
+        init=stage.model.init.model_dump() if stage.model.init else None,
+        vocab_size=driver.tokenizer.vocab_size,
+        special_tokens=dict(driver.tokenizer.special_tokens),
+        trust_remote_code=stage.model.trust_remote_code,
+        seed=stage.run.seed,
+        max_length=stage.model.max_length,
+    )
+    with working(f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"):
+        pool.prepare(resources)
+        models = _load_models(stage, driver, pool, resources, spec, training=training)
+        router = _load_generator(stage, pool, resources, spec, tokenizer_path)
+    assembly = Assembly(
+        stage=stage,
+        driver=driver,
+        resources=resources,
+        pool=pool,
+        models=models,
+        router=router,
+        sampling=_sampling(stage, driver.tokenizer),
+    )
+    logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
+    return assembly
+
+
+def _load_models(
+    stage: StageConfig,
+    driver: DriverParts,
+    pool: WorkerPool,
+    resources: Resources,
+    spec: ModelSpec,
+    *,
+    training: bool,
+) -> dict[str, Model]:
+    context = _context(stage, resources, resources.threads)
+    topology = group_topologies(pool.build(pool.trainers, stage.backend, kind="train", context=context))
+    algorithm = driver.algorithm
+    steps = stage.run.steps * algorithm.plan().optimizer_steps
+    models = {}
+    for role in algorithm.roles():
+        if not training:
+            role = replace(role, trainable=False)
+        optimizer = algorithm.optimizer(role.name, steps) if role.trainable else None
+        calls = [w.call.remote("load", role, spec, optimizer) for w in pool.trainers]
+        info: ModelInfo = pool.get(calls, starting=True, what=f"loading {role.name}")[0]
+        _check_fit(stage, spec, info)
+        models[role.name] = Model(role, info=info, pool=pool, workers=pool.trainers, topology=topology)
+    return models
+
+
+def _load_generator(
+    stage: StageConfig, pool: WorkerPool, resources: Resources, spec: ModelSpec, tokenizer_path: Path
+) -> Router | None:
+    if stage.generator is None:
+        return None
+    context = _context(stage, resources, resources.generator_threads)
+    pool.build(pool.generators, stage.generator, kind="generate", context=context)
+    calls = [g.call.remote("load", spec, str(tokenizer_path)) for g in pool.generators]
+    pool.get(calls, starting=True, what="loading the generator")
+    return Router(pool.generators, pool)
+
+
+def _context(stage: StageConfig, resources: Resources, threads: int) -> WorkerContext:
+    return WorkerContext(
+        rank=0,
+        world_size=1,
+        master_address="",
+        master_port=0,
+        device=resources.device,
+        threads=threads,
+        seed=stage.run.seed,
+    )
+
+
+def _sampling(stage: StageConfig, tokenizer: Tokenizer) -> SamplingParams | None:
+    if stage.generator is None:
+        return None
+    config = stage.generator.config
+    end = tokenizer.special_tokens.get("eos_token_id")
+    return SamplingParams(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop=tuple(config.stop),
+        stop_token_ids=() if end is None else (end,),
+    )
+
+
+def _check_fit(stage: StageConfig, spec: ModelSpec, info: ModelInfo) -> None:
+    if info.max_length and stage.model.max_length > info.max_length:
+        raise ConfigError(
+            f"model.max_length {stage.model.max_length} is more than the model's context of {info.max_length} tokens\n"
+            f"    set model.max_length={info.max_length} or lower"
+        )
+    if spec.vocab_size > info.vocab_size:
+        raise RLError(
+            f"the tokenizer has {spec.vocab_size} tokens but the model's vocabulary has {info.vocab_size}\n"
+            "    use the tokenizer the model was trained with"
+        )

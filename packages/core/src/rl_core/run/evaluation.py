@@ -1,0 +1,76 @@
+"""Running a stage's evaluators: before the first step, every so often, and after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.evaluator import EvaluationContext
+from rl_core.contracts.generator import SamplingParams
+from rl_core.contracts.reward import Sample
+from rl_core.errors import RLError
+from rl_core.rollout.cursor import request_seeds
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import ComponentChoice
+    from rl_core.contracts.evaluator import Evaluator
+    from rl_core.run.assembly import Assembly
+
+
+def due(choice: ComponentChoice, step: int, last: int) -> bool:
+    """Whether an evaluator runs after ``step`` (0: before training)."""
+    every = choice.config.every
+    return step in (0, last) or (every is not None and step % every == 0)
+
+
+def evaluate(
+    parts: Assembly, evaluators: Sequence[tuple[ComponentChoice, Evaluator]], step: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """``(metrics, samples)`` of the given evaluators.
+
+    Raises:
+        RLError: an evaluator raised; the message names it and its package.
+    """
+    context = evaluation_context(parts, step)
+    metrics: dict[str, float] = {}
+    samples: list[dict[str, Any]] = []
+    for choice, evaluator in evaluators:
+        try:
+            result = evaluator.evaluate(context)
+        except RLError:
+            raise
+        except Exception as error:
+            raise RLError(
+                f"evaluator {choice.name!r} ({choice.package}) raised {type(error).__name__}: {error}"
+            ) from error
+        metrics |= result.metrics
+        samples.extend({**row, "evaluator": choice.name} for row in result.samples)
+    return metrics, samples
+
+
+def evaluation_context(parts: Assembly, step: int) -> EvaluationContext:
+    """What evaluators see of a stage."""
+    router, driver, seed = parts.router, parts.driver, parts.stage.run.seed
+
+    def generate(prompts: Sequence[np.ndarray], sampling: SamplingParams, seed: int) -> SequenceBatch:
+        assert router is not None
+        seeds = request_seeds(seed, "evaluation", step, len(prompts))
+        return router.generate(SequenceBatch.from_lists(prompts, sequence_columns={"seed": seeds}), sampling)
+
+    def score(samples: Sequence[Sample]) -> np.ndarray:
+        assert driver.rewards is not None
+        return driver.rewards.score(samples)[0]
+
+    return EvaluationContext(
+        step=step,
+        seed=seed,
+        rows=driver.eval_rows,
+        tokenizer=driver.tokenizer,
+        algorithm=driver.algorithm,
+        models=parts.models,
+        generate=generate if router is not None else None,
+        score=score if driver.rewards is not None else None,
+    )

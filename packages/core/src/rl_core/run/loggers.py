@@ -1,0 +1,39 @@
+"""All loggers of a run behind one: a failing logger is dropped with a warning, training goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rl_core.contracts.logger import Logger, RunInfo
+
+logger = logging.getLogger("rl")
+
+
+class Loggers:
+    """Fans out to every logger; keeps the name of each for messages."""
+
+    def __init__(self, loggers: Sequence[tuple[str, Logger]]) -> None:
+        self._loggers = list(loggers)
+
+    def start(self, info: RunInfo) -> None:
+        self._each(lambda one: one.start(info))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._each(lambda one: one.log(step, metrics))
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
+            self._each(lambda one: one.log_samples(step, rows))
+
+    def close(self) -> None:
+        self._each(lambda one: one.close())
+
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        for name, one in list(self._loggers):
+            try:
+                call(one)
+            except Exception as error:  # noqa: BLE001 - the plugin boundary
+                logger.warning("logger %r failed and is dropped: %s: %s", name, type(error).__name__, error)
+                self._loggers.remove((name, one))

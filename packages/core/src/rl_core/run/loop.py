@@ -1,0 +1,172 @@
+"""The training loop. There is one, for every algorithm."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.backend import Scale
+from rl_core.errors import Interrupted, RLError
+from rl_core.model import NonFiniteBatch
+from rl_core.run.checkpoint import CheckpointStore, RunState, read_state
+from rl_core.run.evaluation import due, evaluate
+from rl_core.run.loggers import Loggers
+from rl_core.run.signals import StopRequest
+
+if TYPE_CHECKING:
+    from rl_core.rollout.feed import Feed
+    from rl_core.run.assembly import Assembly
+
+logger = logging.getLogger("rl")
+
+
+@dataclass(frozen=True)
+class LoopHooks:
+    """What the loop tells the outside: ``step_end(step, metrics)`` and ``checkpoint(step, path)``."""
+
+    step_end: Callable[[int, Mapping[str, float]], None]
+    checkpoint: Callable[[int, str], None]
+
+
+@dataclass
+class Loop:
+    """Runs one stage from ``resume_from`` (a checkpoint folder) or from its first step."""
+
+    parts: Assembly
+    checkpoints: CheckpointStore
+    loggers: Loggers
+    hooks: LoopHooks
+    stop: StopRequest
+    directory: Path
+    resume_from: Path | None = None
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train to the last step; returns the samples of the final evaluation.
+
+        Raises:
+            Interrupted: the user asked to stop; a checkpoint was saved.
+            RLError: the batch of a non-finite loss was saved, or a part failed.
+        """
+        parts, steps = self.parts, self.parts.stage.run.steps
+        done = self._restore()
+        if self.stop:
+            raise Interrupted(f"stopped before step {done.step + 1} of stage {parts.stage.name!r}")
+        feed = parts.feed(done.position)
+        version = done.weights_version
+        parts.publish_weights(version)
+        samples = self._evaluate_before(done.step)
+        for step in range(done.step + 1, steps + 1):
+            started = time.perf_counter()
+            draw = feed.next(step)
+            metrics = draw.metrics | self._train(step, draw.batch)
+            trained = time.perf_counter()
+            version += 1
+            parts.publish_weights(version)
+            metrics["time/weights_s"] = time.perf_counter() - trained
+            evaluated, samples_now = self._evaluate(step)
+            samples = samples_now or samples
+            metrics |= evaluated
+            metrics["time/step_s"] = time.perf_counter() - started
+            self.loggers.log(step, metrics)
+            self.loggers.log_samples(step, [*draw.samples, *samples_now])
+            self.hooks.step_end(step, metrics)
+            self._save_if_due(step, feed, version)
+        return samples
+
+    def _restore(self) -> RunState:
+        stage = self.parts.stage.name
+        if self.resume_from is None:
+            return RunState(stage=stage, step=0, position=0, weights_version=0)
+        state = read_state(self.resume_from)
+        if state.fingerprint != self.parts.driver.fingerprint:
+            raise RLError(
+                f"the training data of stage {stage!r} has changed since the checkpoint {self.resume_from}\n"
+                "    restore the data, or start a new run from the export"
+            )
+        for model in self.parts.models.values():
+            if model.role.trainable:
+                model.restore(str(self.resume_from / model.role.name))
+        self.parts.driver.algorithm.load_state(state.algorithm)
+        logger.info("%s: continuing after step %d", stage, state.step)
+        return state
+
+    def _train(self, step: int, batch: SequenceBatch) -> dict[str, float]:
+        started = time.perf_counter()
+        try:
+            metrics = self.parts.driver.algorithm.step(batch, self.parts.models)
+        except NonFiniteBatch as error:
+            path = save_batch(self.directory / "failed" / f"{self.parts.stage.name}-step-{step:06d}.npz", error.batch)
+            raise RLError(
+                f"stage {self.parts.stage.name!r}, step {step}: {error}\n"
+                f"    the batch is saved for inspection in {path}\n"
+                "    try a lower algorithm.learning_rate, or continue from the last checkpoint with `rl resume`"
+            ) from error
+        took = time.perf_counter() - started
+        return metrics | {
+            "train/tokens": float(len(batch.tokens)),
+            "train/loss_tokens": Scale.of(batch).tokens,
+            "train/sequences": float(len(batch)),
+            "train/tokens_per_second": len(batch.tokens) / max(took, 1e-9),
+            "time/train_s": took,
+        }
+
+    def _evaluate_before(self, done: int) -> list[dict[str, Any]]:
+        """The evaluation before training, as step 0; a resumed run has it already."""
+        if done:
+            return []
+        metrics, samples = self._evaluate(0)
+        if metrics:
+            self.loggers.log(0, metrics)
+            self.loggers.log_samples(0, samples)
+        return samples
+
+    def _evaluate(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        last = self.parts.stage.run.steps
+        chosen = [pair for pair in self.parts.driver.evaluators if due(pair[0], step, last)]
+        if not chosen:
+            return {}, []
+        started = time.perf_counter()
+        metrics, samples = evaluate(self.parts, chosen, step)
+        return metrics | {"time/eval_s": time.perf_counter() - started}, samples
+
+    def _save_if_due(self, step: int, feed: Feed, version: int) -> None:
+        run = self.parts.stage.run
+        last = step == run.steps
+        periodic = run.checkpoint_every is not None and step % run.checkpoint_every == 0
+        if last or periodic or self.stop:
+            state = RunState(
+                stage=self.parts.stage.name,
+                step=step,
+                position=feed.cursor.position,
+                weights_version=version,
+                fingerprint=self.parts.driver.fingerprint,
+                algorithm=dict(self.parts.driver.algorithm.state()),
+            )
+            path = self.checkpoints.save(state, self._write_models)
+            self.hooks.checkpoint(step, str(path))
+        if self.stop and not last:
+            raise Interrupted(f"stopped after step {step} of stage {self.parts.stage.name!r}; a checkpoint is saved")
+
+    def _write_models(self, folder: Path) -> None:
+        for model in self.parts.models.values():
+            if model.role.trainable:
+                target = folder / model.role.name
+                target.mkdir()
+                model.save(str(target))
+
+
+def save_batch(path: Path, batch: SequenceBatch) -> Path:
+    """Write a batch as ``.npz`` (``tokens``, ``offsets``, ``token.NAME``, ``sequence.NAME``)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {"tokens": batch.tokens, "offsets": batch.offsets}
+    arrays |= {f"token.{name}": column for name, column in batch.token_columns.items()}
+    arrays |= {f"sequence.{name}": column for name, column in batch.sequence_columns.items()}
+    np.savez(path, **arrays)
+    return path

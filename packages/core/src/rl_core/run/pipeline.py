@@ -1,0 +1,196 @@
+"""A run from its first stage to its last, in a locked run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl_core.cluster.session import ray_session
+from rl_core.cluster.workers import Deadlines, WorkerPool
+from rl_core.config.redaction import redact
+from rl_core.contracts.logger import RunInfo
+from rl_core.errors import Interrupted, RLError
+from rl_core.run.assembly import assemble, driver_parts
+from rl_core.run.checkpoint import CheckpointStore, read_state
+from rl_core.run.directory import RunDirectory
+from rl_core.run.loggers import Loggers
+from rl_core.run.loop import Loop, LoopHooks
+from rl_core.run.progress import working
+from rl_core.run.signals import StopRequest, stop_on_interrupt
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import RunConfig, StageConfig
+    from rl_core.plugins.registry import Registry
+
+logger = logging.getLogger("rl")
+
+_STATUS_EVERY_S = 0.5
+
+
+@dataclass
+class Outcome:
+    """What a run did, for the closing summary."""
+
+    directory: Path
+    export: Path
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Runs the stages of a config that are not finished yet."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, registry: Registry) -> None:
+        self._config = config
+        self._directory = directory
+        self._registry = registry
+        self._outcome = Outcome(directory.path, Path(config.export_directory(config.stages[-1].name)))
+        self._warned: set[str] = set()
+
+    def run(self) -> Outcome:
+        """Train every unfinished stage.
+
+        Raises:
+            RLError: nothing is left to train, a stage failed, or the user interrupted.
+        """
+        unfinished = [s for s in self._config.stages if not self._finished(s)]
+        if not unfinished:
+            raise RLError(
+                f"nothing to do: every stage of {self._directory.path} has finished\n"
+                "    train on with: rl resume RUN_DIR run.steps=MORE (see also rl eval, rl export)"
+            )
+        self._call(
+            "on_run_start", fatal=True, config=redact(self._config.document), directory=str(self._directory.path)
+        )
+        status = "failed"
+        try:
+            with stop_on_interrupt() as stop:
+                self._run_stages(unfinished, stop)
+            status = "finished"
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+            self._directory.status(status=status, error=str(error))
+            self._call("on_run_error", error=error)
+            raise
+        finally:
+            self._call("on_run_end", status=status)
+        self._directory.status(status="finished", error=None)
+        return self._outcome
+
+    def _run_stages(self, stages: list[StageConfig], stop: StopRequest) -> None:
+        run = self._config.stages[0].run
+        self._directory.status(status="running", stage=stages[0].name, step=0, error=None)
+        # Data and tokenizer first: what is wrong with them shows before Ray takes its seconds to start.
+        first = driver_parts(stages[0], self._registry)
+        pool = WorkerPool(
+            manifest=self._registry.manifest(),
+            logs=self._directory.logs,
+            deadlines=Deadlines(start_s=run.start_timeout_s, call_s=run.worker_timeout_s),
+        )
+        with contextlib.ExitStack() as stack:
+            loggers = self._loggers()
+            stack.callback(loggers.close)
+            with working("starting Ray"):
+                stack.enter_context(ray_session(self._config, self._directory.logs))
+            stack.callback(pool.close)
+            for index, stage in enumerate(stages):
+                parts = first if index == 0 else driver_parts(stage, self._registry)
+                started = time.perf_counter()
+                self._run_stage(stage, parts, pool, loggers, stop)
+                self._outcome.seconds[stage.name] = time.perf_counter() - started
+                pool.unload()
+
+    def _run_stage(
+        self, stage: StageConfig, driver: Any, pool: WorkerPool, loggers: Loggers, stop: StopRequest
+    ) -> None:
+        folder = Path(self._config.stage_directory(stage.name))
+        checkpoints = CheckpointStore(folder / "checkpoints", keep_last=stage.run.keep_last)
+        latest = checkpoints.latest()
+        done = read_state(latest).step if latest else 0
+        self._directory.trim(stage.name, done if latest else -1)
+        parts = assemble(stage, driver=driver, pool=pool, directory=folder)
+        loggers.start(self._info(stage, done + 1))
+        loop = Loop(
+            parts=parts,
+            checkpoints=checkpoints,
+            loggers=loggers,
+            hooks=LoopHooks(step_end=self._step_end(stage), checkpoint=self._checkpointed(stage)),
+            stop=stop,
+            directory=self._directory.path,
+            resume_from=latest,
+        )
+        samples = loop.run()
+        self._outcome.samples = samples or self._outcome.samples
+        with working(f"{stage.name}: exporting the model"):
+            parts.export(folder / "export")
+
+    def _finished(self, stage: StageConfig) -> bool:
+        folder = Path(self._config.stage_directory(stage.name))
+        latest = CheckpointStore(folder / "checkpoints", keep_last=stage.run.keep_last).latest()
+        return (folder / "export").is_dir() and latest is not None and read_state(latest).step >= stage.run.steps
+
+    def _info(self, stage: StageConfig, first_step: int) -> RunInfo:
+        return RunInfo(
+            run=self._config.name,
+            directory=str(self._directory.path),
+            stage=stage.name,
+            stages=tuple(s.name for s in self._config.stages),
+            total_steps=stage.run.steps,
+            first_step=first_step,
+            config=stage.resolved,
+        )
+
+    def _loggers(self) -> Loggers:
+        """The configured loggers of all stages, and the core's own two where they are not listed."""
+        own = {name: {"name": name} for name in ("console", "jsonl")}
+        chosen: dict[str, tuple[str, Any]] = {}
+        for stage in self._config.stages:
+            for choice in stage.loggers:
+                chosen.setdefault(repr(choice.config), (choice.name, choice))
+        listed = {name for name, _ in chosen.values()}
+        loggers = []
+        for name, data in own.items():
+            if name not in listed:
+                component = self._registry.find("logger", name).component
+                config = self._registry.resolve(component.config)(**data)
+                loggers.append((name, self._registry.resolve(component.factory)(config)))
+        for name, choice in chosen.values():
+            loggers.append((name, self._registry.resolve(choice.component.factory)(choice.config)))
+        return Loggers(loggers)
+
+    def _step_end(self, stage: StageConfig) -> Any:
+        last_written = 0.0
+
+        def step_end(step: int, metrics: Mapping[str, float]) -> None:
+            nonlocal last_written
+            self._outcome.metrics.setdefault(stage.name, {}).update(metrics)
+            now = time.monotonic()
+            if now - last_written > _STATUS_EVERY_S or step == stage.run.steps:
+                self._directory.status(status="running", stage=stage.name, step=step)
+                last_written = now
+            self._call("on_step_end", stage=stage.name, step=step, metrics=metrics)
+
+        return step_end
+
+    def _checkpointed(self, stage: StageConfig) -> Any:
+        return lambda step, path: self._call("on_checkpoint", stage=stage.name, step=step, path=path)
+
+    def _call(self, hook: str, *, fatal: bool = False, **arguments: Any) -> None:
+        """Call a hook of every plugin; a failure stops the run if ``fatal``, else it is logged once per plugin."""
+        for outcome in self._registry.call(hook, **arguments):
+            if outcome.error is None:
+                continue
+            message = f"plugin {outcome.package}: {hook} raised {type(outcome.error).__name__}: {outcome.error}"
+            if fatal:
+                raise RLError(
+                    f"{message}\n    fix or disable it: RL_DISABLE_PLUGINS={outcome.package}"
+                ) from outcome.error
+            if message not in self._warned:
+                self._warned.add(message)
+                logger.warning("%s", message)

@@ -1,0 +1,1 @@
+"""The test kit for plugin authors; importing it needs pytest (``pip install "rl-core[testing]"``)."""

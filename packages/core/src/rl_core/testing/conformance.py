@@ -1,0 +1,278 @@
+"""What every plugin package must satisfy, as functions and as a test class to subclass.
+
+::
+
+    from rl_core.testing.conformance import PluginConformance
+
+    class TestPlugin(PluginConformance):
+        package = "rl-algo-grpo"
+
+The functions take the distribution name, raise ``AssertionError`` with a text that names the
+package and the offender, and do not need pytest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+from packaging.utils import canonicalize_name
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from rl_core import hookspecs
+from rl_core.component import Component
+from rl_core.config import sections
+from rl_core.errors import EnvironmentProblem
+from rl_core.plugins.registry import PluginStatus, Registry, load_registry
+from rl_core.plugins.status import describe
+
+HEAVY_FOR_PLUGIN = ("torch", "transformers", "ray", "vllm", "pydantic")
+"""Modules that importing a plugin's light module must not import."""
+
+HEAVY_FOR_CONFIG = ("torch", "transformers", "ray", "vllm")
+"""Modules that importing a config model must not import."""
+
+CONFIG_BASES: dict[str, type[sections.ComponentConfig]] = {
+    "algorithm": sections.AlgorithmConfig,
+    "backend": sections.BackendConfig,
+    "generator": sections.GeneratorConfig,
+    "reward": sections.RewardConfig,
+    "evaluator": sections.EvaluatorConfig,
+}
+"""Kind → the model its configs derive from, because the core reads those fields; others: ``ComponentConfig``."""
+
+
+class PluginConformance:
+    """Subclass it in a test module and set ``package``; pytest runs every check."""
+
+    package: ClassVar[str] = ""
+
+    def test_plugin_is_discovered(self) -> None:
+        check_discovery(self.package)
+
+    def test_importing_the_plugin_module_is_light(self) -> None:
+        check_light_import(self.package)
+
+    def test_importing_the_config_models_is_light(self) -> None:
+        check_light_configs(self.package)
+
+    def test_references_resolve(self) -> None:
+        skipped = check_references(self.package)
+        if skipped:
+            pytest.skip("not checked: " + "; ".join(skipped))
+
+    def test_config_models_have_the_right_base(self) -> None:
+        check_config_bases(self.package)
+
+    def test_every_config_field_is_described(self) -> None:
+        check_field_descriptions(self.package)
+
+    def test_config_models_have_a_json_schema(self) -> None:
+        check_json_schemas(self.package)
+
+    def test_config_defaults_survive_a_round_trip(self) -> None:
+        check_config_round_trips(self.package)
+
+    def test_hook_implementations_have_no_default_arguments(self) -> None:
+        check_hook_signatures(self.package)
+
+
+def check_discovery(package: str) -> None:
+    """Every entry point of the package is found, imports, and registers."""
+    for plugin in _statuses(load_registry(), package):
+        assert plugin.status == "ok", f"{package}: plugin {plugin.name!r} is {plugin.status}: {plugin.reason}"
+
+
+def check_light_import(package: str) -> None:
+    """Importing the plugin module imports none of :data:`HEAVY_FOR_PLUGIN`: every ``rl`` command imports it."""
+    for plugin in _statuses(load_registry(), package):
+        _assert_light(package, plugin.module, HEAVY_FOR_PLUGIN, "move the import into the factory's module")
+
+
+def check_light_configs(package: str) -> None:
+    """Importing a config model imports none of :data:`HEAVY_FOR_CONFIG`: ``rl check`` imports it."""
+    for module in sorted({component.config.partition(":")[0] for component in components_of(package)}):
+        _assert_light(package, module, HEAVY_FOR_CONFIG, "a config module imports pydantic and rl_core.config only")
+
+
+def check_references(package: str) -> tuple[str, ...]:
+    """Every factory and config reference can be imported, and factories can be called.
+
+    Returns:
+        what could not be checked because a module in ``Component.imports`` is not installed.
+    """
+    registry = load_registry()
+    skipped = []
+    for component in components_of(package):
+        _config_model(package, component)
+        missing = registry.missing_imports(component)
+        if missing:
+            skipped.append(f"{_label(component)} needs {', '.join(missing)}")
+            continue
+        factory = _resolve(package, component, component.factory)
+        assert callable(factory), f"{package}: {_label(component)}: factory {component.factory!r} is not callable"
+    return tuple(skipped)
+
+
+def check_config_bases(package: str) -> None:
+    """Every config model derives from ``ComponentConfig``, or the base of its kind (:data:`CONFIG_BASES`)."""
+    for component in components_of(package):
+        model = _config_model(package, component)
+        base = CONFIG_BASES.get(component.kind, sections.ComponentConfig)
+        assert issubclass(model, base), (
+            f"{package}: {_label(component)}: {component.config!r} must derive from "
+            f"rl_core.config.sections.{base.__name__}"
+        )
+
+
+def check_field_descriptions(package: str) -> None:
+    """Every field of every config model, nested ones included, has a description."""
+    for component in components_of(package):
+        for model in _with_nested(_config_model(package, component)):
+            for name, field in model.model_fields.items():
+                assert field.description, (
+                    f"{package}: {_label(component)}: field {model.__name__}.{name} has no description; "
+                    "give it one with Field(description=...)"
+                )
+
+
+def check_json_schemas(package: str) -> None:
+    """Every config model has a JSON schema (``rl schema``)."""
+    for component in components_of(package):
+        model = _config_model(package, component)
+        try:
+            json.dumps(model.model_json_schema())
+        except Exception as error:
+            raise AssertionError(
+                f"{package}: {_label(component)}: {model.__name__} has no JSON schema: {error}"
+            ) from error
+
+
+def check_config_round_trips(package: str) -> None:
+    """Every default is a valid value of its field, and a model of defaults is equal after a trip through JSON.
+
+    The trip carries the fields that were set, as the run directory's ``config.yaml`` does. It is left
+    out for a model with required fields.
+    """
+    for component in components_of(package):
+        model = _config_model(package, component)
+        for one in _with_nested(model):
+            _check_defaults(f"{package}: {_label(component)}", one)
+        if any(field.is_required() for name, field in model.model_fields.items() if name != "name"):
+            continue
+        try:
+            built = model(name=component.name)
+            json.loads(built.model_dump_json())
+            again = model.model_validate_json(built.model_dump_json(exclude_unset=True))
+        except ValueError as error:  # pydantic's validation and serialization errors are ValueErrors
+            raise AssertionError(
+                f"{package}: {_label(component)}: {model.__name__} cannot be built from its defaults: {error}"
+            ) from error
+        assert again == built, f"{package}: {_label(component)}: {model.__name__} changes on a trip through JSON"
+
+
+def _check_defaults(where: str, model: type[BaseModel]) -> None:
+    # Field by field: a model may refuse a key that has no effect as soon as it is spelled out.
+    for name, field in model.model_fields.items():
+        if field.is_required():
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        try:
+            allowed: TypeAdapter[typing.Any] = TypeAdapter(  # type: ignore[arg-type]
+                typing.Annotated[field.annotation, *field.metadata, None]
+            )
+            allowed.validate_python(default)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise AssertionError(
+                f"{where}: the default of {model.__name__}.{name} is {default!r}, which is not valid: {reason}"
+            ) from error
+        except PydanticUserError:  # a type without a schema of its own, allowed by the model's own settings
+            continue
+
+
+def check_hook_signatures(package: str) -> None:
+    """No hook implementation gives an argument a default: pluggy would then never pass that argument."""
+    for plugin in _statuses(load_registry(), package):
+        try:
+            module = importlib.import_module(plugin.module)
+        except Exception as error:
+            raise AssertionError(f"{package}: importing {plugin.module} failed: {describe(error)}") from error
+        for name, function in vars(module).items():
+            if not callable(function) or not hasattr(function, f"{hookspecs.PROJECT}_impl"):
+                continue
+            for parameter in inspect.signature(function).parameters.values():
+                assert parameter.default is parameter.empty, (
+                    f"{package}: hook {name} gives its argument {parameter.name!r} a default, "
+                    "so it would always get the default; remove it"
+                )
+
+
+def components_of(package: str) -> tuple[Component, ...]:
+    """What the package offers, whether or not it could be registered completely."""
+    return tuple(c for plugin in _statuses(load_registry(), package) for c in plugin.components)
+
+
+def _statuses(registry: Registry, package: str) -> list[PluginStatus]:
+    found = [plugin for plugin in registry.plugins if plugin.package == canonicalize_name(package)]
+    assert found, (
+        f"{package}: no entry point in the group {hookspecs.ENTRY_POINT_GROUP!r} is installed; "
+        "check [project.entry-points] in pyproject.toml and install the package"
+    )
+    return found
+
+
+def _assert_light(package: str, module: str, heavy: tuple[str, ...], advice: str) -> None:
+    """Import ``module`` in a fresh interpreter and see which of ``heavy`` came with it."""
+    code = (
+        "import importlib, json, sys; before = set(sys.modules); importlib.import_module(sys.argv[1]); "
+        "print('\\n' + json.dumps(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, module], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, f"{package}: importing {module} failed:\n{done.stderr.strip()}"
+    imported = set(json.loads(done.stdout.splitlines()[-1]))
+    found = [name for name in heavy if name in imported]
+    assert not found, f"{package}: importing {module} imports {', '.join(found)}; {advice}"
+
+
+def _resolve(package: str, component: Component, reference: str) -> Any:
+    try:
+        return load_registry().resolve(reference)
+    except EnvironmentProblem as error:
+        raise AssertionError(f"{package}: {_label(component)}: {error}") from error
+
+
+def _config_model(package: str, component: Component) -> type[BaseModel]:
+    model = _resolve(package, component, component.config)
+    is_model = isinstance(model, type) and issubclass(model, BaseModel)
+    assert is_model, f"{package}: {_label(component)}: {component.config!r} is not a pydantic model"
+    return model
+
+
+def _with_nested(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The model and every model its fields hold, each once."""
+    seen: set[type[BaseModel]] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        one = waiting.pop()
+        waiting.extend(typing.get_args(one))
+        if isinstance(one, type) and issubclass(one, BaseModel) and one not in seen:
+            seen.add(one)
+            yield one
+            waiting.extend(field.annotation for field in one.model_fields.values())
+
+
+def _label(component: Component) -> str:
+    return f"{component.kind.replace('_', ' ')} {component.name!r}"

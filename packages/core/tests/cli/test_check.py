@@ -1,0 +1,113 @@
+"""``rl check`` and ``rl schema``: what is printed, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import rl_core.config.check as config_check
+from rl_core.cli.main import main
+from rl_core.config.problems import Problem
+
+PLUGIN = """
+from rl_core.component import Component
+from rl_core.hookspecs import hookimpl
+
+def component(kind, config):
+    return [Component(kind, "practice", "rl_x_parts.parts:Part", f"rl_x_parts.config:{config}", "For practice")]
+
+@hookimpl
+def register_algorithms():
+    return component("algorithm", "Algorithm")
+
+@hookimpl
+def register_backends():
+    return component("backend", "Backend")
+
+@hookimpl
+def register_tokenizers():
+    return component("tokenizer", "Plain")
+
+@hookimpl
+def register_data_sources():
+    return component("data_source", "Plain")
+"""
+
+CONFIGS = """
+from rl_core.config.sections import AlgorithmConfig, BackendConfig, ComponentConfig
+
+class Algorithm(AlgorithmConfig):
+    pass
+
+class Backend(BackendConfig):
+    pass
+
+class Plain(ComponentConfig):
+    pass
+"""
+
+GOOD = """\
+model: {path: some/model}
+algorithm: {name: practice}
+backend: {name: practice}
+tokenizer: {name: practice}
+data: {name: practice}
+run: {steps: 3}
+"""
+
+
+@pytest.fixture
+def config(install, tmp_path, monkeypatch):
+    """A folder with a config of practice components, as the working directory."""
+    install("rl-x-parts", PLUGIN, files={"config.py": CONFIGS}, version="1.5")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(GOOD)
+    return tmp_path / "c.yaml"
+
+
+def test_a_good_config_shows_its_plan(config, capsys):
+    code = main(["check", "c.yaml", "run.steps=7"])
+    printed = capsys.readouterr()
+    assert (code, printed.err) == (0, ""), printed.out
+    rows = [" ".join(line.split()) for line in printed.out.splitlines()]
+    assert "algorithm practice (rl-x-parts 1.5)" in rows
+    assert "optimizer steps 1 per step × 7 steps = 7" in rows
+    assert rows[-1] == "config ok"
+
+
+def test_every_problem_is_printed_with_its_place_and_fix(config, capsys):
+    config.write_text(GOOD.replace("steps", "step").replace("{name: practice}\ntok", "{name: practise}\ntok"))
+    assert main(["check", "c.yaml"]) == 2
+    printed = capsys.readouterr()
+    assert "c.yaml:3: backend.name: unknown backend 'practise'\n    did you mean 'practice'? " in printed.out
+    assert "c.yaml:6: run.step: " in printed.out
+    assert printed.err.endswith(" problems in c.yaml\n")
+
+
+def test_a_config_that_is_not_there_is_a_problem_not_a_crash(config, capsys):
+    assert main(["check", "absent.yaml"]) == 2
+    printed = capsys.readouterr()
+    assert "absent.yaml" in printed.out
+    assert printed.err == "1 problem in absent.yaml\n"
+
+
+def test_warnings_are_shown_and_the_config_is_ok(config, monkeypatch, capsys):
+    real = config_check.check
+
+    def with_a_warning(path, overrides, registry):
+        problem = Problem("run.steps", "only 3 steps", "run.steps=100", severity="warning", where="c.yaml:6")
+        return SimpleNamespace(config=real(path, overrides, registry).config, problems=(problem,))
+
+    monkeypatch.setattr(config_check, "check", with_a_warning)
+    assert main(["check", "c.yaml"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("warning: c.yaml:6: run.steps: only 3 steps\n    run.steps=100\n")
+    assert printed.endswith("config ok\n")
+
+
+def test_the_schema_is_printed_as_json_and_knows_the_plugins(config, capsys):
+    assert main(["schema"]) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text)["type"] == "object"
+    assert '"practice"' in text

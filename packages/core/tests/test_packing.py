@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rl_core.packing import balance, best_fit_decreasing
+
+weights = st.lists(st.integers(0, 50), max_size=60).map(lambda w: np.array(w, np.int64))
+
+
+@given(weights, st.integers(1, 8))
+def test_balancing_places_every_item_once_and_evenly(items, n):
+    bins = balance(items, n)
+    assert sorted(i for b in bins for i in b) == list(range(len(items)))
+    loads = [sum(max(int(items[i]), 1) for i in b) for b in bins]
+    heaviest = max((max(int(w), 1) for w in items), default=0)
+    assert max(loads) - min(loads) <= heaviest
+
+
+@given(weights, st.integers(1, 64))
+def test_packing_places_every_item_once_and_keeps_the_budget(items, capacity):
+    bins = best_fit_decreasing(items, capacity)
+    assert sorted(i for b in bins for i in b) == list(range(len(items)))
+    assert all(len(b) == 1 or sum(int(items[i]) for i in b) <= capacity for b in bins)
+
+
+def test_packing_fills_the_fullest_bin_that_still_fits():
+    assert best_fit_decreasing(np.array([6, 5, 4, 3]), 10) == [[0, 2], [1, 3]]
+
+
+def test_impossible_requests_say_what_is_wrong():
+    with pytest.raises(ValueError, match=r"^cannot split into 0 parts$"):
+        balance(np.array([1]), 0)
+    with pytest.raises(ValueError, match=r"^a bin must hold at least 1 token, got 0$"):
+        best_fit_decreasing(np.array([1]), 0)
