@@ -1,0 +1,1 @@
+"""Training backend on PyTorch FSDP2."""

@@ -1,0 +1,227 @@
+"""Ranks in processes of their own, example losses, and small models and batches."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+from rl_backend_fsdp2.backend import Fsdp2Backend
+from rl_backend_fsdp2.config import Fsdp2Config
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
+from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_torch.models import build_model
+from rl_torch.weights import from_buckets
+
+VOCAB = 96
+POLICY = Role("policy", trainable=True)
+NLL = LossSpec("fsdp2_helpers:nll")
+
+
+def nll(outputs: Any, batch: Any, scale: Scale, *, poison: float = 0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Negative log-likelihood with an entropy metric where asked; ``poison`` spoils sequences marked ``bad``."""
+    mask = batch["loss_mask"]
+    loss = -(outputs.logprobs * mask).sum() / scale.tokens
+    if poison:
+        loss = loss * torch.where(batch["bad"].any(), poison, 1.0)
+    metrics = {"tokens": mask.sum() / scale.tokens, "max_length": batch.lengths.max()}
+    if outputs.entropy is not None:
+        metrics["entropy"] = (outputs.entropy * mask).sum() / scale.tokens
+    return loss, metrics
+
+
+def squared_scores(outputs: Any, batch: Any, scale: Scale) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Regress the score of a sequence on its ``reward``, and every value on 1."""
+    scores = (outputs.scores - batch.reward).square().sum() / scale.sequences
+    values = ((outputs.values - 1).square() * batch.loss_mask).sum() / scale.tokens
+    return scores + values, {}
+
+
+def model_spec(*, layers: int = 2, tie: bool = True, architecture: str = "qwen2", seed: int = 3) -> ModelSpec:
+    """A model of about 50k parameters."""
+    init = {
+        "architecture": architecture,
+        "hidden_size": 32,
+        "layers": layers,
+        "heads": 4,
+        "kv_heads": 2,
+        "ffn": 64,
+        "tie_embeddings": tie,
+    }
+    return ModelSpec(init=init, vocab_size=VOCAB, max_length=128, seed=seed)
+
+
+def plain_model(spec: ModelSpec) -> torch.nn.Module:
+    """The same model, without anything around it."""
+    return build_model(spec, dtype=torch.float32)
+
+
+def random_batch(count: int = 12, *, low: int = 4, high: int = 30, seed: int = 0) -> SequenceBatch:
+    """Ragged sequences whose second half carries the loss; units of two."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(low, high, count)
+    return SequenceBatch.from_lists(
+        [rng.integers(0, VOCAB, n) for n in lengths],
+        token_columns={"loss_mask": [(np.arange(n) >= n // 2).astype(np.float32) for n in lengths]},
+        sequence_columns={
+            "unit": np.arange(count) // 2,
+            "bad": np.arange(count) == 1,
+            "reward": rng.normal(size=count).astype(np.float32),
+        },
+    )
+
+
+def optimizer_spec(**changes: Any) -> OptimizerSpec:
+    """A learning rate large enough to see; weight decay and clipping on."""
+    return OptimizerSpec(**{"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.5, **changes})
+
+
+@contextmanager
+def backend(rank: int, world: int, port: int, **config: Any) -> Iterator[Fsdp2Backend]:
+    """A backend that is set up, and closed at the end."""
+    made = Fsdp2Backend(Fsdp2Config(name="fsdp2", **config))
+    made.setup(WorkerContext(rank, world, "127.0.0.1", port, threads=1, seed=5))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def shard_of(batch: SequenceBatch, rank: int, world: int) -> SequenceBatch:
+    """What the controller gives this rank."""
+    return batch.select(batch.split_balanced(world)[rank])
+
+
+def weights_of(made: Fsdp2Backend, role: str = "policy") -> dict[str, np.ndarray]:
+    """Streamed weights, by name."""
+    return {name: tensor.numpy() for name, tensor in from_buckets(made.weights(role))}
+
+
+def train(rank: int, world: int, port: int, *, batch: SequenceBatch, steps: int = 1, **options: Any) -> dict[str, Any]:
+    """Train a new policy for ``steps`` on ``batch``; see the keys of ``options`` below.
+
+    ``restore`` and ``save`` are directories, ``export`` too; ``config`` holds backend fields.
+    """
+    loss = options.get("loss", NLL)
+    role = options.get("role", POLICY)
+    with backend(rank, world, port, **options.get("config", {})) as made:
+        made.load(role, options.get("spec") or model_spec(), options.get("optimizer") or optimizer_spec())
+        if "restore" in options:
+            made.restore(role.name, options["restore"])
+        shard = shard_of(batch, rank, world)
+        before = weights_of(made, role.name)
+        results = [made.train(role.name, shard, loss, Scale.of(batch)) for _ in range(steps)]
+        for name in ("save", "export"):
+            if name in options:
+                getattr(made, name)(role.name, options[name])
+        return {
+            "results": results,
+            "before": before,
+            "weights": weights_of(made, role.name),
+            "random": torch.rand(3).numpy(),
+            "evaluated": made.evaluate(role.name, shard, loss, Scale.of(batch)),
+        }
+
+
+def forward(rank: int, world: int, port: int, *, batch: SequenceBatch, **options: Any) -> dict[str, np.ndarray]:
+    """Outputs of an untrained model on this rank's shard."""
+    role = options.get("role", POLICY)
+    with backend(rank, world, port, **options.get("config", {})) as made:
+        made.load(role, options.get("spec") or model_spec(), optimizer_spec())
+        outputs = options.get("outputs", ("logprobs", "entropy"))
+        return made.forward(role.name, shard_of(batch, rank, world), outputs, options.get("temperature", 1.0))
+
+
+def forward_after_training(
+    rank: int, world: int, port: int, *, batch: SequenceBatch, directory: str
+) -> list[np.ndarray]:
+    """Log-probs after a step, after another, and after going back to the first by ``restore``."""
+    found = []
+    with backend(rank, world, port) as made:
+        made.load(POLICY, model_spec(), optimizer_spec())
+        shard = shard_of(batch, rank, world)
+        for turn in range(2):
+            made.train("policy", shard, NLL, Scale.of(batch))
+            if turn == 0:
+                made.save("policy", directory)
+            found.append(made.forward("policy", shard, ("logprobs",), 1.0)["logprobs"])
+        made.restore("policy", directory)
+        found.append(made.forward("policy", shard, ("logprobs",), 1.0)["logprobs"])
+    return found
+
+
+def two_roles_twice(rank: int, world: int, port: int, *, batch: SequenceBatch) -> list[Topology]:
+    """Set up, load a policy and a frozen copy, compare them, close; and all of it again."""
+    places = []
+    for turn in range(2):
+        made = Fsdp2Backend(Fsdp2Config(name="fsdp2"))
+        places.append(made.setup(WorkerContext(rank, world, "127.0.0.1", port + turn, threads=1)))
+        made.load(POLICY, model_spec(), optimizer_spec())
+        made.load(Role("reference", trainable=False), model_spec(), None)
+        made.sleep()
+        made.wake()
+        ours, theirs = (made.forward(r, batch, ("logprobs",), 1.0)["logprobs"] for r in ("policy", "reference"))
+        np.testing.assert_array_equal(ours, theirs)
+        made.close()
+    return places
+
+
+class Ranks:
+    """Processes that run functions of this module as the ranks of a group."""
+
+    def __init__(self, world: int) -> None:
+        context = mp.get_context("spawn")
+        self.world = world
+        self._pipes, self._processes = [], []
+        for rank in range(world):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, world, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def __call__(self, function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """Run ``function(rank, world, port, **arguments)`` on all ranks; results by rank."""
+        port = free_port()
+        for pipe in self._pipes:
+            pipe.send((function, port, arguments))
+        answers = [pipe.recv() for pipe in self._pipes]
+        failures = [text for ok, text in answers if not ok]
+        assert not failures, "\n".join(failures)
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.send(None)
+            process.join(10)
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _serve(rank: int, world: int, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    while (job := pipe.recv()) is not None:
+        function, port, arguments = job
+        try:
+            pipe.send((True, function(rank, world, port, **arguments)))
+        except Exception:
+            pipe.send((False, f"rank {rank}: {traceback.format_exc()}"))
+
+
+def make_directory(path: Path) -> str:
+    """Create and name a directory."""
+    path.mkdir(parents=True, exist_ok=True)
+    return str(path)

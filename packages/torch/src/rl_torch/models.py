@@ -1,0 +1,181 @@
+"""Hugging Face models from a :class:`~rl_core.contracts.model.ModelSpec`, seeded without touching global randomness."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from rl_core.contracts.model import Head, ModelSpec
+from rl_core.errors import EnvironmentProblem
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # transformers 4
+    from transformers.modeling_utils import no_init_weights
+
+# Recomputed log-probs must equal the first ones, so no part of a model may be random.
+_DROPOUT_FIELDS = (
+    "attention_dropout",
+    "hidden_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "classifier_dropout",
+)
+
+
+def build_config(spec: ModelSpec) -> PretrainedConfig:
+    """The transformers config of ``spec``, with SDPA attention and all dropout 0.
+
+    ``use_cache`` keeps its default, because the config is also what an export writes: pass
+    ``use_cache=False`` to a training forward.
+
+    Raises:
+        EnvironmentProblem: the folder or hub id cannot be read, or transformers does not know the
+            architecture.
+    """
+    config = _read_config(spec) if spec.path is not None else _config_from_shape(spec)
+    for name in _DROPOUT_FIELDS:
+        if getattr(config, name, None):
+            setattr(config, name, 0.0)
+    return config
+
+
+def build_model(
+    spec: ModelSpec,
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+    random_init: bool = True,
+    head: Head = "lm",
+) -> PreTrainedModel:
+    """The model of ``spec``, in evaluation mode (nothing in it depends on the mode: dropout is 0).
+
+    Args:
+        dtype: of all floating-point parameters.
+        device: where the parameters end up.
+        random_init: for ``spec.init``: draw the weights from ``spec.seed`` (the same on every rank and
+            device). False leaves them unset, for a generator whose weights arrive later.
+        head: ``scalar`` gives a sequence-classification model with one label, whose ``score`` layer
+            is zero unless ``spec.path`` has one: a new reward model starts at reward 0.
+
+    Raises:
+        EnvironmentProblem: see :func:`build_config`; or weights are missing, or transformers has no
+            such model with SDPA attention or this head.
+    """
+    config = build_config(spec)
+    auto = AutoModelForCausalLM
+    if head == "scalar":
+        auto = AutoModelForSequenceClassification
+        config.num_labels = 1
+    try:
+        if spec.path is not None:
+            model, new = _load(auto, spec, config, dtype)
+        else:
+            model, new = _initialise(auto, spec, config, dtype, random_init), {"score.weight"}
+    except (OSError, ValueError) as error:
+        source = f" from {spec.path!r}" if spec.path is not None else ""
+        raise EnvironmentProblem(f"cannot build a {config.model_type!r} model{source}: {error}") from error
+    if head == "scalar" and "score.weight" in new:
+        torch.nn.init.zeros_(model.score.weight)
+    return model.to(device).eval()
+
+
+def _read_config(spec: ModelSpec) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(
+            spec.path, trust_remote_code=spec.trust_remote_code, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"cannot read the model {spec.path!r}: {error}\n"
+            "    model.path must be a Hugging Face folder with config.json, or a hub id this machine can download"
+        ) from error
+
+
+def _config_from_shape(spec: ModelSpec) -> PretrainedConfig:
+    init = dict(spec.init or {})
+    extra = dict(init.get("extra") or {})
+    name = init["architecture"]
+    if name not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(name, list(CONFIG_MAPPING.keys()), n=3)
+        raise EnvironmentProblem(
+            f"model.init.architecture: transformers {transformers.__version__} knows no model type {name!r}"
+            f"\n    {'did you mean ' + ' or '.join(near) + '?' if near else 'use for example qwen2, qwen3 or llama'}"
+        )
+    fields: dict[str, Any] = {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": init["hidden_size"],
+        "num_hidden_layers": init["layers"],
+        "num_attention_heads": init["heads"],
+        "num_key_value_heads": init.get("kv_heads") or init["heads"],
+        "intermediate_size": init.get("ffn") or 4 * init["hidden_size"],
+        "tie_word_embeddings": init.get("tie_embeddings", True),
+        "max_position_embeddings": spec.max_length,
+        # The classes default to ids of the published models, which a small vocabulary lacks.
+        **{key: spec.special_tokens.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        **extra,
+    }
+    config = AutoConfig.for_model(name, attn_implementation="sdpa", **fields)
+    head_dim = init["hidden_size"] // init["heads"]
+    if "head_dim" not in extra and getattr(config, "head_dim", head_dim) != head_dim:
+        # Some architectures (qwen3) default to heads of 128, whatever the width.
+        config.head_dim = head_dim
+    return config
+
+
+def _load(auto: Any, spec: ModelSpec, config: PretrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
+    """The model and the names of parameters the folder lacks (a new scalar head)."""
+    with _seeded(spec.seed):
+        model, info = auto.from_pretrained(
+            spec.path,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+        )
+    new = set(info["missing_keys"])
+    missing = sorted(new - {"score.weight"})
+    if missing:
+        # transformers would go on with random values.
+        raise ValueError(f"the folder lacks the weights {', '.join(missing)}")
+    return model, new
+
+
+def _initialise(
+    auto: Any, spec: ModelSpec, config: PretrainedConfig, dtype: torch.dtype, random_init: bool
+) -> PreTrainedModel:
+    if not random_init:
+        with no_init_weights():
+            model = auto.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model.tie_weights()
+        return model
+    with _seeded(spec.seed):
+        # Drawn in float32, so that the bf16 model is the rounded fp32 one.
+        model = auto.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    for parameter in model.parameters():
+        # Not model.to(dtype): that would round the rotary frequencies too.
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch inside the block and put the global CPU generator back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

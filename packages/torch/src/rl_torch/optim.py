@@ -1,0 +1,50 @@
+"""AdamW from an :class:`~rl_core.contracts.model.OptimizerSpec`, and its learning-rate factor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from rl_core.contracts.model import OptimizerSpec
+from torch.nn import Parameter
+
+
+def build_adamw(parameters: Iterable[Parameter], spec: OptimizerSpec) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019), fused on CPU and CUDA. Norms and biases (1-D) are not decayed."""
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=spec.learning_rate,
+        betas=spec.betas,
+        eps=spec.eps,
+        fused=True,
+    )
+
+
+def learning_rate(spec: OptimizerSpec, completed_steps: int) -> float:
+    """The learning rate of the optimizer step that follows ``completed_steps`` steps.
+
+    ``learning_rate · f``: f rises linearly from 1/warmup_steps to 1 over ``warmup_steps`` steps, then
+    with p = (completed - warmup) / (total - warmup), clipped to [0, 1], and r = ``min_lr_ratio``:
+    ``1`` (constant), ``1 - (1-r)·p`` (linear) or ``r + (1-r)·(1 + cos πp)/2`` (cosine). The factor
+    reaches r when ``total_steps`` steps are completed, so the last step still learns.
+    """
+    if completed_steps < spec.warmup_steps:
+        return spec.learning_rate * (completed_steps + 1) / spec.warmup_steps
+    if spec.schedule == "constant":
+        return spec.learning_rate
+    decay_steps = max(spec.total_steps - spec.warmup_steps, 1)
+    progress = min((completed_steps - spec.warmup_steps) / decay_steps, 1.0)
+    shape = 1 - progress if spec.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return spec.learning_rate * (spec.min_lr_ratio + (1 - spec.min_lr_ratio) * shape)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Use ``value`` for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = value

@@ -1,0 +1,184 @@
+"""Models as the losses see them: hidden states go in at one end, per-token numbers come out.
+
+The projection to log-probs happens inside ``forward``, because that is where FSDP has the output
+embedding in one piece.
+"""
+
+from __future__ import annotations
+
+import torch
+from rl_core.contracts.model import Head
+from rl_core.errors import EnvironmentProblem
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rl_torch.logprobs import token_logprobs
+from rl_torch.losses import TokenOutputs
+from rl_torch.microbatch import MicroBatch
+
+OUTPUTS: dict[Head, tuple[str, ...]] = {"lm": ("logprobs", "entropy"), "scalar": ("values", "scores")}
+"""What each head can compute."""
+
+
+class PolicyModel(nn.Module):
+    """A causal language model that answers with token log-probs and entropies.
+
+    Args:
+        model: as from :func:`rl_torch.models.build_model`; its parameter names stay the Hugging Face ones.
+        chunk_tokens: see :func:`rl_torch.logprobs.token_logprobs`.
+    """
+
+    head: Head = "lm"
+
+    def __init__(self, model: PreTrainedModel, *, chunk_tokens: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk_tokens = chunk_tokens
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        *,
+        predictors: Tensor,
+        targets: Tensor,
+        last: Tensor,
+        outputs: tuple[str, ...],
+        temperature: float,
+    ) -> dict[str, Tensor]:
+        """``logprobs`` and ``entropy``, float32 [N]; :class:`~rl_torch.microbatch.MicroBatch` has the arguments."""
+        hidden = _hidden(self.model, input_ids, position_ids).index_select(0, predictors)
+        embedding = self.model.get_output_embeddings()
+        logprobs, entropy = token_logprobs(
+            hidden,
+            embedding.weight,
+            targets,
+            bias=getattr(embedding, "bias", None),
+            temperature=temperature,
+            entropy="entropy" in outputs,
+            chunk_tokens=self.chunk_tokens,
+        )
+        return {"logprobs": logprobs} if entropy is None else {"logprobs": logprobs, "entropy": entropy}
+
+
+class ScalarModel(nn.Module):
+    """A transformer with one linear output ``score``: values per token, or one score per sequence.
+
+    Args:
+        model: a sequence-classification model with one label, as from
+            ``build_model(spec, head="scalar")``.
+    """
+
+    head: Head = "scalar"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        *,
+        predictors: Tensor,
+        targets: Tensor,
+        last: Tensor,
+        outputs: tuple[str, ...],
+        temperature: float,
+    ) -> dict[str, Tensor]:
+        """``values`` float32 [N] at ``predictors`` and ``scores`` float32 [B] at ``last``."""
+        hidden = _hidden(self.model, input_ids, position_ids)
+        cells = {"values": predictors, "scores": last}
+        weight = self.model.score.weight.float()
+        return {
+            name: nn.functional.linear(hidden.index_select(0, cells[name]).float(), weight).squeeze(-1)
+            for name in outputs
+        }
+
+
+def wrap_model(model: PreTrainedModel, head: Head, *, chunk_tokens: int | None = None) -> PolicyModel | ScalarModel:
+    """The wrapper for a model with this head."""
+    return PolicyModel(model, chunk_tokens=chunk_tokens) if head == "lm" else ScalarModel(model)
+
+
+def compute_outputs(
+    model: PolicyModel | ScalarModel, micro: MicroBatch, outputs: tuple[str, ...], *, temperature: float = 1.0
+) -> TokenOutputs:
+    """One forward pass; the results go back to batch order, free of padding.
+
+    Raises:
+        ValueError: the model's head cannot compute one of ``outputs``.
+    """
+    possible = OUTPUTS[model.head]
+    odd = [name for name in outputs if name not in possible]
+    if odd:
+        raise ValueError(f"a model with a {model.head!r} head computes {' and '.join(possible)}, not {odd[0]!r}")
+    results = model(
+        micro.input_ids,
+        micro.position_ids,
+        predictors=micro.predictors,
+        targets=micro.targets,
+        last=micro.last,
+        outputs=tuple(outputs),
+        temperature=temperature,
+    )
+
+    def per_token(name: str) -> Tensor | None:
+        if name not in outputs:
+            return None
+        values = results[name]
+        return values.new_zeros(len(micro.batch.tokens)).index_copy(0, micro.scored, values)
+
+    return TokenOutputs(
+        logprobs=per_token("logprobs"),
+        entropy=per_token("entropy"),
+        values=per_token("values"),
+        scores=results.get("scores"),
+        sequence_ids=micro.sequence_ids,
+        num_sequences=len(micro.batch),
+    )
+
+
+@torch.no_grad()
+def check_supported(model: PreTrainedModel, *, packed: bool = True) -> None:
+    """Refuse an architecture whose logits are not ``hidden @ weight.T``, or that mixes packed sequences.
+
+    Compares five tokens through the model's own forward with the ways used here; costs
+    milliseconds to seconds. Call it before sharding.
+
+    Raises:
+        EnvironmentProblem: names the architecture and what does not hold.
+    """
+    body, name = model.base_model, type(model).__name__
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(1, 6, device=device).remainder(model.config.vocab_size)[None]
+    hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+    tolerance = 1e-3 * (1 + hidden.float().abs().max())
+    if packed:
+        twice = torch.cat([ids, ids], dim=1)
+        positions = torch.arange(5, device=device).repeat(2)[None]
+        states = body(input_ids=twice, position_ids=positions, use_cache=False).last_hidden_state
+        if (states[:, 5:].float() - hidden.float()).abs().max() > tolerance:
+            raise EnvironmentProblem(f"{name} does not keep packed sequences apart\n    set backend.packing: padded")
+    embedding = model.get_output_embeddings()
+    if embedding is None:
+        return
+    ours = torch.log_softmax(embedding(hidden).float(), dim=-1)
+    theirs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), dim=-1)
+    if _transforms_logits(model) or (ours - theirs).abs().max() > 1e-2:
+        raise EnvironmentProblem(
+            f"{name} transforms its logits (soft-capping or scaling), which log-probs here do not reproduce; "
+            "choose another architecture"
+        )
+
+
+def _transforms_logits(model: PreTrainedModel) -> bool:
+    """Whether the config says so; small logits of a new model would not show it."""
+    fields = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    return any(getattr(model.config, field, None) not in (None, 1, 1.0) for field in fields)
+
+
+def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
+    """[R · L, H]: the last hidden states, cell by cell."""
+    states = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+    return states.flatten(0, 1)

@@ -1,0 +1,92 @@
+"""Parameters as flat byte buffers: how weights travel between processes (bf16 included, which numpy lacks)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from rl_core.contracts.backend import WeightBucket
+from torch import Tensor
+
+BUCKET_BYTES = 256 * 2**20
+
+
+def to_buckets(
+    named_tensors: Iterable[tuple[str, Tensor]], *, bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[WeightBucket]:
+    """Pack tensors into buckets of at most ``bucket_bytes`` (a larger tensor has one to itself).
+
+    Consumes its input lazily, so that a backend may gather one parameter at a time. The bytes are
+    copied: later changes of the tensors do not reach a bucket.
+    """
+    entries: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in named_tensors:
+        nbytes = tensor.numel() * tensor.element_size()
+        if entries and size + nbytes > bucket_bytes:
+            yield _bucket(entries)
+            entries, size = [], 0
+        entries.append((name, tensor.detach().to("cpu").contiguous()))
+        size += nbytes
+    if entries:
+        yield _bucket(entries)
+
+
+def from_buckets(buckets: Iterable[WeightBucket]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of ``buckets``, one at a time, as CPU tensors that own their memory."""
+    for bucket in buckets:
+        start = 0
+        for name, shape, dtype_name in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
+            dtype = getattr(torch, dtype_name)
+            stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            # A copy: arrays from Ray are read-only, and an entry after an odd number of bf16 values
+            # is not aligned for float32.
+            tensor = torch.empty(shape, dtype=dtype)
+            tensor.reshape(-1).view(torch.uint8).numpy()[:] = bucket.data[start:stop]
+            yield name, tensor
+            start = stop
+
+
+def load_buckets_into(model: torch.nn.Module, buckets: Iterable[WeightBucket]) -> None:
+    """Copy ``buckets`` into ``model``'s parameters in place, by name, converting dtype and device.
+
+    Of tied parameters any one name is enough. Everything is checked before anything is written.
+
+    Raises:
+        ValueError: lists missing names, unexpected names and wrong shapes; the model is unchanged.
+    """
+    buckets = list(buckets)
+    targets = model.state_dict(keep_vars=True)
+    _check(targets, buckets)
+    with torch.no_grad():
+        for name, tensor in from_buckets(buckets):
+            targets[name].copy_(tensor)
+
+
+def _check(targets: dict[str, Tensor], buckets: list[WeightBucket]) -> None:
+    shapes = {n: tuple(s) for b in buckets for n, s in zip(b.names, b.shapes, strict=True)}
+    given = {id(targets[name]) for name in shapes if name in targets}
+    missing = [name for name, target in targets.items() if id(target) not in given]
+    unexpected = [name for name in shapes if name not in targets]
+    wrong = [
+        f"{name} is {list(shape)}, the model's is {list(targets[name].shape)}"
+        for name, shape in shapes.items()
+        if name in targets and tuple(targets[name].shape) != shape
+    ]
+    findings = [
+        f"{label}: {', '.join(names)}"
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
+        if names
+    ]
+    if findings:
+        raise ValueError("weights do not fit the model; " + "; ".join(findings))
+
+
+def _bucket(entries: list[tuple[str, Tensor]]) -> WeightBucket:
+    return WeightBucket(
+        names=tuple(name for name, _ in entries),
+        shapes=tuple(tuple(t.shape) for _, t in entries),
+        dtypes=tuple(str(t.dtype).removeprefix("torch.") for _, t in entries),
+        data=np.concatenate([t.reshape(-1).view(torch.uint8).numpy() for _, t in entries]),
+    )

@@ -1,0 +1,147 @@
+"""Model wrappers: outputs in batch order, gradients, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.model import ModelSpec
+from rl_core.errors import EnvironmentProblem
+from rl_torch.microbatch import MicroBatch
+from rl_torch.models import build_model
+from rl_torch.policy import PolicyModel, ScalarModel, check_supported, compute_outputs, wrap_model
+
+torch.set_num_threads(1)
+
+
+def spec(architecture: str = "qwen2", **extra: object) -> ModelSpec:
+    init = {
+        "architecture": architecture,
+        "hidden_size": 32,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "ffn": 64,
+        "extra": extra,
+    }
+    return ModelSpec(init=init, vocab_size=50, max_length=64, seed=1)
+
+
+def batch() -> SequenceBatch:
+    rng = np.random.default_rng(0)
+    lengths = [7, 3, 12, 1]
+    return SequenceBatch.from_lists(
+        [rng.integers(0, 50, n) for n in lengths],
+        token_columns={"loss_mask": [(np.arange(n) > 1).astype(np.float32) for n in lengths]},
+    )
+
+
+@pytest.mark.parametrize("packing", ["packed", "padded"])
+def test_logprobs_and_parameter_gradients_equal_full_logits(packing: str) -> None:
+    data, plain = batch(), build_model(spec(), dtype=torch.float32)
+    wrapped = PolicyModel(build_model(spec(), dtype=torch.float32), chunk_tokens=3)
+    found = compute_outputs(wrapped, MicroBatch.build(data, packing=packing), ("logprobs", "entropy"), temperature=0.5)
+    logprobs, entropy = [], []
+    for i in range(len(data)):
+        ids = torch.from_numpy(data.tokens[data.sequence(i)].astype(np.int64))
+        mask = torch.from_numpy(data.token_columns["loss_mask"][data.sequence(i)])
+        log_p = torch.log_softmax(plain(ids[None]).logits[0] / 0.5, -1)
+        first = torch.zeros(1)
+        logprobs.append(torch.cat([first, log_p[:-1].gather(1, ids[1:, None])[:, 0]]) * mask)
+        entropy.append(torch.cat([first, -(log_p.exp() * log_p).sum(-1)[:-1]]) * mask)
+    torch.testing.assert_close(found.logprobs, torch.cat(logprobs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.entropy, torch.cat(entropy), rtol=0, atol=1e-5)
+    (found.logprobs.sum() + found.entropy.square().sum()).backward()
+    (torch.cat(logprobs).sum() + torch.cat(entropy).square().sum()).backward()
+    for (name, p), q in zip(plain.named_parameters(), wrapped.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_values_come_from_the_token_before_and_scores_from_the_last() -> None:
+    data, model = batch(), build_model(spec(), dtype=torch.float32, head="scalar")
+    torch.nn.init.normal_(model.score.weight)
+    found = compute_outputs(wrap_model(model, "scalar"), MicroBatch.build(data), ("values", "scores"))
+    for i in range(len(data)):
+        ids = torch.from_numpy(data.tokens[data.sequence(i)].astype(np.int64))[None]
+        heads = model.score(model.base_model(ids, use_cache=False).last_hidden_state)[0, :, 0]
+        mask = torch.from_numpy(data.token_columns["loss_mask"][data.sequence(i)])
+        expected = torch.cat([torch.zeros(1), heads[:-1]]) * mask
+        torch.testing.assert_close(found.values[data.sequence(i)], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.scores[i], heads[-1], rtol=0, atol=1e-5)
+    assert found.logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("head", "asked", "message"),
+    [
+        ("lm", "values", "a model with a 'lm' head computes logprobs and entropy, not 'values'"),
+        ("scalar", "logprobs", "a model with a 'scalar' head computes values and scores, not 'logprobs'"),
+    ],
+)
+def test_an_output_of_the_other_head_is_refused(head: str, asked: str, message: str) -> None:
+    model = wrap_model(build_model(spec(), dtype=torch.float32, head=head), head)
+    assert isinstance(model, PolicyModel if head == "lm" else ScalarModel)
+    with pytest.raises(ValueError, match="head") as caught:
+        compute_outputs(model, MicroBatch.build(batch()), (asked,))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "mistral", "phi", "olmo2"])
+@pytest.mark.parametrize("head", ["lm", "scalar"])
+def test_common_architectures_are_supported(architecture: str, head: str) -> None:
+    if (architecture, head) == ("olmo2", "scalar"):
+        pytest.skip("transformers has no sequence classification for olmo2")
+    check_supported(build_model(spec(architecture), dtype=torch.float32, head=head))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "extra"),
+    [
+        ("gemma2", "Gemma2ForCausalLM", {"final_logit_softcapping": 30.0}),  # not visible in a new model's logits
+        ("granite", "GraniteForCausalLM", {"logits_scaling": 8.0}),
+        ("cohere", "CohereForCausalLM", {"logit_scale": 0.0625}),
+    ],
+)
+def test_an_architecture_that_transforms_its_logits_is_refused(architecture: str, name: str, extra: dict) -> None:
+    model = build_model(spec(architecture, **extra), dtype=torch.float32)
+    with pytest.raises(EnvironmentProblem) as caught:
+        check_supported(model)
+    assert str(caught.value) == (
+        f"{name} transforms its logits (soft-capping or scaling), which log-probs here do not reproduce; "
+        "choose another architecture"
+    )
+
+
+def test_logits_that_the_config_does_not_explain_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(spec(), dtype=torch.float32)
+    check_supported(model)
+    whole = model.forward
+
+    def doubled(**arguments):
+        found = whole(**arguments)
+        found.logits = found.logits * 2
+        return found
+
+    monkeypatch.setattr(model, "forward", doubled)
+    with pytest.raises(EnvironmentProblem, match="transforms its logits"):
+        check_supported(model)
+
+
+def test_an_architecture_that_mixes_packed_sequences_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(spec(), dtype=torch.float32)
+    forward = model.base_model.forward
+    # As in models that count positions themselves.
+    monkeypatch.setattr(model.base_model, "forward", lambda input_ids, position_ids=None, **rest: forward(input_ids))
+    check_supported(model, packed=False)
+    with pytest.raises(EnvironmentProblem) as caught:
+        check_supported(model)
+    assert str(caught.value) == (
+        "Qwen2ForCausalLM does not keep packed sequences apart\n    set backend.packing: padded"
+    )
+
+
+def test_an_architecture_without_sdpa_attention_is_named() -> None:
+    with pytest.raises(EnvironmentProblem) as caught:
+        build_model(spec("mamba", state_size=4), dtype=torch.float32)
+    assert str(caught.value).startswith("cannot build a 'mamba' model: MambaForCausalLM does not support an attention")
