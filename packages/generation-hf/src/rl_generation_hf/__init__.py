@@ -1,0 +1,1 @@
+"""Embedded generator on Hugging Face models; runs anywhere."""
