@@ -1,0 +1,1 @@
+"""Text data sources and tokenizers."""

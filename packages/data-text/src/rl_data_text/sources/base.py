@@ -1,0 +1,193 @@
+"""The pipeline all text sources share: raw records → hold-out → mapping → checks → rows.
+
+A source only has to say which raw records it has (:meth:`TextSource.records`) and how to digest
+them; everything the user can configure about rows is here, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rl_core.contracts.data import Row
+from rl_core.errors import DataError
+
+from rl_data_text.config import TextSourceConfig
+from rl_data_text.sources.checks import check_row
+from rl_data_text.sources.columns import CANONICAL, BadRow, compile_mapping, kind_of
+
+logger = logging.getLogger(__name__)
+
+WHERE = "__where__"
+_SHOWN_SKIPS = 3
+
+
+@dataclass(frozen=True)
+class Record:
+    """A raw record before mapping.
+
+    Attributes:
+        where: ``file:line`` or the like.
+        value: the parsed record; None when ``error`` is set.
+        error: why it could not even be parsed.
+    """
+
+    where: str
+    value: Any = None
+    error: str = ""
+
+
+class TextSource(ABC):
+    """Implements :class:`rl_core.contracts.data.DataSource` on top of :meth:`records`."""
+
+    def __init__(self, config: TextSourceConfig) -> None:
+        self.config = config
+        self._report: dict[str, int] = {"rows": 0, "skipped": 0}
+        self._mapping = {
+            key: compile_mapping(key, spec) for key in CANONICAL if (spec := getattr(config, key)) is not None
+        }
+        self._answer_pattern = re.compile(config.answer_pattern) if config.answer_pattern else None
+
+    @abstractmethod
+    def records(self) -> Iterable[Record]:
+        """All raw records in their fixed order, bad ones included."""
+
+    @abstractmethod
+    def content_digest(self) -> str:
+        """A digest of the raw content."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What the source reads, for messages."""
+
+    def load(self) -> Sequence[Row]:
+        """Read, map and check all rows; see :class:`rl_core.contracts.data.DataSource`."""
+        rows: list[Row] = []
+        skipped: list[str] = []
+        for record in self._selected():
+            if self.config.limit is not None and len(rows) >= self.config.limit:
+                break
+            try:
+                rows.append(self._row(record))
+            except BadRow as error:
+                if self.config.on_bad_row == "error":
+                    raise DataError(
+                        f"{record.where}: {error}\n    fix the row, or set on_bad_row: skip to leave such rows out"
+                    ) from None
+                skipped.append(f"{record.where}: {error}")
+        self._report = {"rows": len(rows), "skipped": len(skipped)}
+        if skipped:
+            self._warn(skipped, len(rows))
+        if not rows:
+            raise DataError(self._no_rows(skipped))
+        return rows
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the content and the fields that change which rows come out."""
+        fields = self.config.model_dump(mode="json", exclude=set(self.config.location_fields))
+        text = json.dumps([self.content_digest(), fields], sort_keys=True, default=repr)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def report(self) -> Mapping[str, int]:
+        """``rows`` and ``skipped`` of the last :meth:`load`."""
+        return dict(self._report)
+
+    def _selected(self) -> Iterable[Record]:
+        """The records of this split: positions are those in the raw data, so train and hold-out cannot overlap."""
+        config = self.config
+        if not config.holdout:
+            for index, record in enumerate(self.records()):
+                if index >= config.skip_first:
+                    yield record
+            return
+        records = list(self.records())[config.skip_first :]
+        if config.holdout >= len(records):
+            raise DataError(
+                f"{self.describe()}: holdout: {config.holdout} leaves nothing to train on, there are only "
+                f"{len(records)} rows\n    lower holdout"
+            )
+        held = holdout_mask(len(records), config.holdout)
+        yield from (r for r, is_held in zip(records, held, strict=True) if is_held == (config.split == "holdout"))
+
+    def _row(self, record: Record) -> Row:
+        if record.error:
+            raise BadRow(record.error)
+        raw = record.value
+        if not isinstance(raw, Mapping):
+            raise BadRow(f"a row must be an object with named columns, this is {kind_of(raw)}")
+        row = dict(raw)
+        for key, get in self._mapping.items():
+            row[key] = get(raw)
+        if self._answer_pattern is not None:
+            row["answer"] = self._extract_answer(row)
+        check_row(row)
+        if self.config.system is not None:
+            _prepend_system(row, self.config.system)
+        row[WHERE] = record.where
+        return row
+
+    def _extract_answer(self, row: Mapping[str, Any]) -> str:
+        assert self._answer_pattern is not None
+        answer = row.get("answer")
+        if answer is None:
+            raise BadRow("no 'answer' column for answer_pattern")
+        if not isinstance(answer, str):
+            raise BadRow(f"'answer' is {kind_of(answer)}, but answer_pattern needs a string")
+        match = self._answer_pattern.search(answer)
+        if match is None:
+            raise BadRow(f"answer_pattern {self.config.answer_pattern!r} does not occur in the answer {_short(answer)}")
+        return (match.group(1) if match.re.groups else match.group()).strip()
+
+    def _warn(self, skipped: list[str], kept: int) -> None:
+        places = "\n".join(f"    {place}" for place in skipped[:_SHOWN_SKIPS])
+        more = f"\n    and {len(skipped) - _SHOWN_SKIPS} more" if len(skipped) > _SHOWN_SKIPS else ""
+        logger.warning(
+            "%s: skipped %d of %d rows:\n%s%s", self.describe(), len(skipped), len(skipped) + kept, places, more
+        )
+
+    def _no_rows(self, skipped: list[str]) -> str:
+        if skipped:
+            return f"{self.describe()}: none of its {len(skipped)} rows can be used; the first: {skipped[0]}"
+        if self.config.skip_first:
+            return f"{self.describe()}: no rows after the first {self.config.skip_first}\n    lower skip_first"
+        return f"{self.describe()}: there are no rows"
+
+
+def holdout_mask(rows: int, holdout: int) -> np.ndarray:
+    """bool [rows]: which rows are held out, a function of the two numbers alone.
+
+    The last ``holdout`` of a fixed permutation; ``RandomState`` because its stream is frozen
+    across numpy versions (NEP 19).
+    """
+    mask = np.zeros(rows, bool)
+    mask[np.random.RandomState(0).permutation(rows)[rows - holdout :]] = True
+    return mask
+
+
+def digest_rows(rows: Iterable[Any]) -> str:
+    """SHA-256 over rows as JSON; values JSON does not know enter as their ``repr``."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _prepend_system(row: dict[str, Any], system: str) -> None:
+    for key in ("prompt", "messages"):
+        value = row.get(key)
+        if isinstance(value, str):
+            row[key] = [{"role": "system", "content": system}, {"role": "user", "content": value}]
+        elif value and value[0]["role"] != "system":
+            row[key] = [{"role": "system", "content": system}, *value]
+
+
+def _short(text: str, length: int = 80) -> str:
+    return repr(text if len(text) <= length else "…" + text[-length:])

@@ -1,0 +1,64 @@
+"""Loading an existing tokenizer, without the network where it is in a local folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from rl_core.errors import DataError
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+
+def load_pretrained(path: str, *, trust_remote_code: bool) -> Any:
+    """The Hugging Face tokenizer of a folder or hub id.
+
+    Raises:
+        DataError: the folder does not exist or has no tokenizer, or it cannot be loaded.
+    """
+    local = os.path.isdir(path)
+    if local:
+        _check_folder(path)
+    elif os.path.isabs(path):
+        raise DataError(f"the tokenizer folder {path} does not exist\n    check model.path (or tokenizer.path)")
+    try:
+        return _load(path, local=local, trust_remote_code=trust_remote_code)
+    # transformers reports a bad tokenizer with whatever its file parsing raised.
+    except Exception as error:
+        raise DataError(
+            f"the tokenizer of {path} cannot be loaded: {type(error).__name__}: {error}\n"
+            "    check model.path (or tokenizer.path); a hub id needs the network or a cached copy"
+        ) from error
+
+
+def _load(path: str, *, local: bool, trust_remote_code: bool) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    # The class that a built tokenizer is saved under needs no model config to be found, and
+    # AutoTokenizer imports torch.
+    if local and _saved_class(path) == PreTrainedTokenizerFast.__name__:
+        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
+
+
+def _saved_class(path: str) -> str | None:
+    config = os.path.join(path, "tokenizer_config.json")
+    if not os.path.isfile(config) or not os.path.isfile(os.path.join(path, "tokenizer.json")):
+        return None
+    with open(config, encoding="utf-8") as file:
+        fields = json.load(file)
+    return None if "auto_map" in fields else fields.get("tokenizer_class")
+
+
+def _check_folder(path: str) -> None:
+    names = sorted(os.listdir(path))
+    if any(n in _FILES or n.endswith(".tiktoken") or n == "tokenizer_config.json" for n in names):
+        return
+    shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "") if names else "nothing"
+    raise DataError(
+        f"the folder {path} has no tokenizer (no tokenizer.json; it holds {shown})\n"
+        "    copy the model's tokenizer files there, or set tokenizer.path to a folder that has them"
+    )

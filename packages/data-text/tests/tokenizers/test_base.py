@@ -1,0 +1,181 @@
+"""Encoding examples: which tokens, and which of them are trained on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rl_core.errors import DataError
+
+CHAT = [
+    {"role": "user", "content": "1"},
+    {"role": "assistant", "content": "22"},
+    {"role": "user", "content": "3"},
+    {"role": "assistant", "content": "44"},
+]
+
+
+def trained_text(tokenizer, row: dict, loss_on: str = "completion") -> list[str]:
+    """The stretches of tokens with mask 1, special tokens shown."""
+    tokens, mask = tokenizer.encode_example(row, loss_on)
+    assert tokens.dtype == np.int32
+    assert mask.dtype == np.float32
+    assert len(tokens) == len(mask)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
+    return [
+        tokenizer._tokenizer.decode(tokens[a:b], skip_special_tokens=False)
+        for a, b in zip(edges[::2], edges[1::2], strict=True)
+    ]
+
+
+def test_a_completion_is_trained_on_with_its_end_token(characters: Callable) -> None:
+    tokenizer = characters([{"prompt": "12=", "completion": "3"}])
+    tokens, mask = tokenizer.encode_example({"prompt": "12=", "completion": "3"}, "completion")
+    assert tokens.tolist() == [3, 4, 6, 5, 1]
+    assert mask.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_loss_on_all_covers_everything_but_the_first_token(characters: Callable) -> None:
+    tokenizer = characters([{"prompt": "12=", "completion": "3"}])
+    _, mask = tokenizer.encode_example({"prompt": "12=", "completion": "3"}, "all")
+    assert mask.tolist() == [0, 1, 1, 1, 1]
+
+
+def test_the_first_token_is_never_trained_on_even_without_a_prompt(characters: Callable) -> None:
+    tokenizer = characters([{"prompt": "12", "completion": "3"}])
+    assert tokenizer.encode_example({"completion": "12"}, "completion")[1].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("prompt", ["how many clips ", CHAT[:3]])
+def test_an_example_begins_with_the_tokens_of_its_prompt(prompt: object, bpe: Callable) -> None:
+    tokenizer = bpe([{"prompt": "how many clips", "completion": "many clips"}] * 9)
+    tokens, _ = tokenizer.encode_example({"prompt": prompt, "completion": "clips"}, "completion")
+    asked = tokenizer.encode_prompt(prompt)
+    assert tokens[: len(asked)].tolist() == asked.tolist()
+    assert tokenizer.decode(tokens[len(asked) :]) == "clips"
+
+
+def test_assistant_turns_are_trained_on_up_to_their_end_token(characters: Callable) -> None:
+    tokenizer = characters([{"messages": CHAT}])
+    assert trained_text(tokenizer, {"messages": CHAT}) == ["22<eos>", "44<eos>"]
+
+
+def test_messages_as_completion_leave_the_prompt_alone(characters: Callable) -> None:
+    tokenizer = characters([{"messages": CHAT}])
+    assert trained_text(tokenizer, {"prompt": CHAT[:3], "completion": CHAT[3:]}) == ["44<eos>"]
+    assert trained_text(tokenizer, {"prompt": "1", "completion": CHAT[1:2]}) == ["22<eos>"]
+
+
+def test_a_chat_template_without_end_token_gets_one_at_the_end(characters: Callable) -> None:
+    plain = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    plain += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    tokenizer = characters([{"messages": CHAT}], chat_template=plain)
+    assert trained_text(tokenizer, {"messages": CHAT}) == ["22\n", "44\n<eos>"]
+
+
+def test_a_marked_template_decides_what_is_trained_on(characters: Callable) -> None:
+    marked = (
+        "{% for m in messages %}{{ '[' + m.role + ']' }}"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token + '\n' }}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+    )
+    tokenizer = characters([{"messages": CHAT}], chat_template=marked)
+    assert trained_text(tokenizer, {"messages": CHAT}) == ["22<eos>", "44<eos>"]
+    assert trained_text(tokenizer, {"prompt": CHAT[:3], "completion": CHAT[3:]}) == ["44<eos>"]
+
+
+def test_a_marked_template_that_closes_turns_otherwise_ends_with_the_end_token(characters: Callable) -> None:
+    marked = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{{ '|\n' }}{% else %}{{ m.content }}:{% endif %}{% endfor %}"
+    )
+    tokenizer = characters([{"messages": CHAT}], chat_template=marked)
+    tokens, _ = tokenizer.encode_example({"messages": CHAT}, "completion")
+    assert tokenizer.decode(tokens) == "1:22|\n3:44"
+    assert tokens[-1] == 1
+    assert trained_text(tokenizer, {"messages": CHAT}) == ["22", "44<eos>"]
+
+
+def test_a_template_that_changes_earlier_turns_is_refused(characters: Callable) -> None:
+    shifting = "{% for m in messages %}{{ m.role if loop.last else 'x' }}{{ m.content }}{% endfor %}"
+    tokenizer = characters([{"messages": CHAT}], chat_template=shifting)
+    with pytest.raises(DataError) as caught:
+        tokenizer.encode_example({"messages": CHAT, "__where__": "chat.jsonl:4"}, "completion")
+    assert str(caught.value) == (
+        "chat.jsonl:4: the chat template is not prefix-stable: message 1 is rendered differently when more messages "
+        "follow, so the assistant's tokens cannot be told apart\n"
+        "    set tokenizer.chat_template to one that renders every turn on its own, or that marks the assistant's "
+        "parts with {% generation %} … {% endgeneration %}"
+    )
+
+
+def test_a_template_that_refuses_the_messages_is_quoted(characters: Callable) -> None:
+    strict = "{{ raise_exception('roles must alternate') if messages|length > 1 else messages[0].content }}"
+    tokenizer = characters([{"prompt": "1"}], chat_template=strict)
+    with pytest.raises(DataError) as caught:
+        tokenizer.encode_example({"messages": CHAT}, "completion")
+    assert str(caught.value) == "a row: the chat template refuses the messages: roles must alternate"
+
+
+def test_messages_without_an_assistant_are_refused(characters: Callable) -> None:
+    tokenizer = characters([{"messages": CHAT}])
+    with pytest.raises(DataError) as caught:
+        tokenizer.encode_example({"messages": CHAT[:1], "__where__": "a.jsonl:1"}, "completion")
+    assert str(caught.value) == "a.jsonl:1: there is no assistant message to learn from"
+
+
+def test_an_empty_answer_is_just_its_end_token_or_an_error(characters: Callable) -> None:
+    silent = {"messages": [CHAT[0], {"role": "assistant", "content": ""}]}
+    assert trained_text(characters([silent]), silent) == ["<eos>"]
+    bare = characters([silent], chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(DataError) as caught:
+        bare.encode_example(silent, "completion")
+    assert str(caught.value) == "a row: the assistant's messages are empty"
+
+
+def test_a_row_with_nothing_to_learn_lists_its_columns(characters: Callable) -> None:
+    tokenizer = characters([{"prompt": "1"}])
+    with pytest.raises(DataError) as caught:
+        tokenizer.encode_example({"prompt": "1", "answer": "2", "__where__": "a.jsonl:3"}, "completion")
+    assert str(caught.value) == (
+        "a.jsonl:3: there is no 'completion' and no 'messages' (columns: prompt, answer)\n"
+        "    map one in the data section, e.g. completion: answer"
+    )
+
+
+def test_decoding_leaves_special_tokens_out_and_takes_read_only_arrays(characters: Callable) -> None:
+    tokenizer = characters([{"prompt": "1 2"}])
+    tokens = np.append(tokenizer.encode_prompt("1 2"), [1, 0]).astype(np.int32)
+    tokens.setflags(write=False)
+    assert tokenizer.decode(tokens) == "1 2"
+    assert tokenizer.decode(tokens.tolist()) == "1 2"
+
+
+def test_a_chat_template_file_is_read_and_saved(characters: Callable, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}!")
+    tokenizer = characters([{"prompt": [{"role": "user", "content": "1"}]}], chat_template=str(tmp_path / "chat.jinja"))
+    assert tokenizer.decode(tokenizer.encode_prompt([{"role": "user", "content": "1"}])) == "1!"
+    tokenizer.save(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "chat_template.jinja").read_text() == "{{ messages[0].content }}!"
+
+
+def test_a_missing_chat_template_file_is_named(characters: Callable, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        characters([{"prompt": "1"}], chat_template=str(tmp_path / "no.jinja"))
+    assert str(caught.value) == (
+        f"tokenizer.chat_template: no such file: {tmp_path / 'no.jinja'}\n"
+        "    give a file, or the Jinja text itself (it has a '{')"
+    )
+
+
+def test_encoding_a_short_example_costs_microseconds(characters: Callable) -> None:
+    row = {"prompt": "12+34=", "completion": "640"}
+    tokenizer = characters([row])
+    started = time.process_time()
+    for _ in range(1000):
+        tokenizer.encode_example(row, "completion")
+    assert (time.process_time() - started) / 1000 < 300e-6

@@ -1,0 +1,1 @@
+"""A picture of reward, accuracy and loss in the run directory."""

@@ -1,0 +1,1 @@
+"""Metrics and samples for TensorBoard."""

@@ -1,0 +1,1 @@
+"""Rule-based rewards: exact match, regular expressions, numbers, your own function."""

@@ -1,0 +1,59 @@
+"""Equality with the answer, and its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rl_core.errors import DataError
+from rl_reward_rule.config import ExactMatchConfig
+from rl_reward_rule.exact_match import ExactMatch
+
+
+def reward(**fields: Any) -> ExactMatch:
+    return ExactMatch(ExactMatchConfig(name="exact_match", **fields))
+
+
+def test_only_the_whole_answer_scores(sample: Callable) -> None:
+    samples = [sample("72"), sample(" 72\n"), sample("172"), sample("It is 72"), sample("")]
+    assert reward().score(samples) == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_white_space_counts_without_strip(sample: Callable) -> None:
+    assert reward(strip=False).score([sample("72"), sample(" 72")]) == [1.0, 0.0]
+
+
+def test_case_counts_unless_ignored(sample: Callable) -> None:
+    samples = [sample("paris", answer="Paris")]
+    assert reward().score(samples) == [0.0]
+    assert reward(ignore_case=True).score(samples) == [1.0]
+
+
+def test_extract_takes_the_first_group_of_the_last_match(sample: Callable) -> None:
+    samples = [sample("#### 10\nno, wait\n#### 72"), sample("#### 72\n#### 10"), sample("72")]
+    assert reward(extract="#### (.+)").score(samples) == [1.0, 0.0, 0.0]
+    assert reward(extract=r"\d+").score([sample("first 1, then 72.")]) == [1.0]
+
+
+def test_answers_that_are_numbers_are_compared_as_text(sample: Callable) -> None:
+    assert reward().score([sample("72", answer=72)]) == [1.0]
+
+
+def test_the_answer_may_be_in_another_column(sample: Callable) -> None:
+    assert reward(answer="target").score([sample("b", target="b")]) == [1.0]
+
+
+def test_a_missing_answer_column_is_an_error_with_the_nearest_name(sample: Callable) -> None:
+    with pytest.raises(DataError) as caught:
+        reward(answer="anser").score([sample("72")])
+    assert str(caught.value) == (
+        "train.jsonl:3: there is no column 'anser', which reward 'exact_match' compares with; did you mean 'answer'? "
+        "(columns: prompt, answer)\n"
+        "    map it in the data section (answer: <column>), or set the reward's answer to one of the columns"
+    )
+    with pytest.raises(DataError) as caught:
+        reward().score([sample("72", answer=None)])
+    assert str(caught.value).splitlines()[0] == (
+        "train.jsonl:3: 'answer' is null, which reward 'exact_match' compares with (columns: prompt, answer)"
+    )
