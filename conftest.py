@@ -1,0 +1,119 @@
+"""What all tests share: one local Ray cluster per session, and ways to call `rl`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import EXAMPLES, environment
+
+RL = str(Path(sys.executable).with_name("rl"))
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster that runs started by tests join; returns its address."""
+    import ray
+
+    context = ray.init(
+        num_cpus=8, include_dashboard=False, object_store_memory=256 * 2**20, log_to_driver=False, logging_level=40
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def rl(cluster, tmp_path):
+    """Run the command line in a process of its own that joins the test cluster."""
+
+    def call(*arguments, check=True, timeout=600):
+        done = subprocess.run(
+            [RL, *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment(cluster),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check:
+            assert done.returncode == 0, f"rl {' '.join(map(str, arguments))}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call
+
+
+@pytest.fixture
+def start_rl(cluster, tmp_path):
+    """Start the command line without waiting; leftovers are killed."""
+    started = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [RL, *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment(cluster),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+TINY = """\
+run: {{name: tiny, directory: {run}, steps: 4, cpus: 1}}
+model:
+  init: {{architecture: qwen2, hidden_size: 32, layers: 2, heads: 2, kv_heads: 1, ffn: 64}}
+  max_length: 16
+tokenizer: {{name: characters, vocab_size: 32}}
+backend: {{name: fsdp2}}
+generator: {{name: hf, max_new_tokens: 4}}
+algorithm: {{name: grpo, prompts_per_step: 4, group_size: 4, learning_rate: 1.0e-3}}
+data: {{name: python, function: {examples}/add2x.py:questions}}
+rewards: [{{name: function, function: {reward}}}]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A config file for a GRPO run of seconds: a random model is rewarded for writing ones."""
+    reward = tmp_path / "my_reward.py"
+    reward.write_text("def ones(samples):\n    return [s.completion.count('1') / 4 for s in samples]\n")
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(run=tmp_path / "run", examples=EXAMPLES, reward=f"{reward}:ones"))
+    return path
+
+
+TINY_SFT = """\
+run: {{name: tiny-sft, directory: {run}, steps: 4, cpus: 1}}
+model:
+  init: {{architecture: qwen2, hidden_size: 32, layers: 2, heads: 2, ffn: 64}}
+  max_length: 16
+tokenizer: {{name: characters, vocab_size: 32}}
+backend: {{name: fsdp2}}
+algorithm: {{name: sft, sequences_per_step: 8, learning_rate: 1.0e-2}}
+data: {{name: jsonl, path: {data}}}
+"""
+
+
+@pytest.fixture
+def tiny_sft(tmp_path):
+    """A config file for an SFT run of seconds, on a JSONL file."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i}+1=", "completion": str(i + 1)}) + "\n" for i in range(40)))
+    path = tmp_path / "sft.yaml"
+    path.write_text(TINY_SFT.format(run=tmp_path / "run", data=data))
+    return path

@@ -1,0 +1,20 @@
+"""Paths and readers the tests across packages share."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def environment(address):
+    """The environment of a test's `rl`: the test cluster, one OpenMP thread, no terminal."""
+    return os.environ | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "HF_HUB_OFFLINE": "1"}
+
+
+def metrics_of(run):
+    """metrics.jsonl as a list of dicts."""
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,82 @@
+"""The rules of the house that no linter knows."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = sorted(p for p in (ROOT / "packages").iterdir() if (p / "pyproject.toml").exists())
+MODULES = {p.name: next((p / "src").iterdir()).name for p in PACKAGES}
+HEAVY = {"torch", "transformers", "datasets", "vllm", "megatron", "safetensors", "tokenizers"}
+
+
+def imports(path):
+    """(top-level module, is it imported when the file is loaded)"""
+    tree = ast.parse(path.read_text())
+    inner = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module]
+        for name in names:
+            yield name.partition(".")[0], node not in inner
+
+
+def sources(package):
+    return sorted((package / "src").rglob("*.py"))
+
+
+def test_core_imports_no_heavy_library_anywhere():
+    core = ROOT / "packages" / "core"
+    found = [(p.name, name) for p in sources(core) for name, _ in imports(p) if name in HEAVY]
+    # `rl doctor` may look at torch from inside a function, nothing else may.
+    assert [f for f in found if "checks" not in f[0]] == []
+
+
+def test_a_plugin_never_imports_another_plugin():
+    plugins = set(MODULES.values()) - {"rl_core", "rl_torch"}
+    for package in PACKAGES:
+        own = MODULES[package.name]
+        for path in sources(package):
+            foreign = {name for name, _ in imports(path) if name in plugins - {own}}
+            assert not foreign, f"{path} imports {foreign}"
+            if own in {"rl_core", "rl_torch"}:
+                assert not {n for n, _ in imports(path)} & (plugins | ({"rl_torch"} if own == "rl_core" else set()))
+
+
+def test_what_a_package_imports_is_among_its_dependencies():
+    distributions = {"yaml": "pyyaml", "tensorboard": "tensorboard"}
+    standard = __import__("sys").stdlib_module_names
+    for package in PACKAGES:
+        declared = (package / "pyproject.toml").read_text().replace("_", "-").lower()
+        for path in sources(package):
+            for name, at_load in imports(path):
+                if name in standard or name == MODULES[package.name] or not at_load:
+                    continue
+                assert distributions.get(name, name).replace("_", "-") in declared, f"{path} imports undeclared {name}"
+
+
+def test_modules_and_functions_stay_small():
+    long = []
+    for package in PACKAGES:
+        for path in sources(package):
+            text = path.read_text()
+            if text.count("\n") > 300:
+                long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = node.end_lineno - node.lineno + 1
+                    if lines > 70:
+                        long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines")
+    assert long == []
+
+
+def test_every_package_has_what_a_package_needs():
+    for package in PACKAGES:
+        text = (package / "pyproject.toml").read_text()
+        assert 'path = "../../VERSION"' in text, f"{package.name}: the version comes from one file"
+        assert (package / "README.md").stat().st_size > 300, f"{package.name}: README"
+        assert list((package / "tests").rglob("test_*.py")), f"{package.name}: tests"
+        if package.name not in {"core"}:
+            assert '"rl-core>=0.1,<0.2"' in text
