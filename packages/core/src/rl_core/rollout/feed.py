@@ -40,9 +40,15 @@ class Draw:
 
 
 class Feed(Protocol):
-    """Supplies the batch of each step; ``cursor`` is its whole state."""
+    """Supplies the batch of each step.
+
+    Attributes:
+        cursor: position in the data, its whole state.
+        samples: whether it samples from the policy, so that the generator needs its newest weights.
+    """
 
     cursor: DataCursor
+    samples: bool
 
     def next(self, step: int) -> Draw:
         """The batch of ``step`` (from 1)."""
@@ -51,6 +57,8 @@ class Feed(Protocol):
 
 class ExamplesFeed:
     """Rows encoded by the algorithm (SFT, preference pairs); encodings are kept between epochs."""
+
+    samples = False
 
     def __init__(
         self,
@@ -98,6 +106,8 @@ class ExamplesFeed:
 
 class RolloutFeed:
     """Prompts, completed by the generator with the newest weights and scored by the rewards."""
+
+    samples = True
 
     def __init__(
         self,

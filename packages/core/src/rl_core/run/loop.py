@@ -21,6 +21,8 @@ from rl_core.run.loggers import Loggers
 from rl_core.run.signals import StopRequest
 
 if TYPE_CHECKING:
+    from rl_core.config.stage import ComponentChoice
+    from rl_core.contracts.evaluator import Evaluator
     from rl_core.rollout.feed import Feed
     from rl_core.run.assembly import Assembly
 
@@ -60,7 +62,8 @@ class Loop:
             raise Interrupted(f"stopped before step {done.step + 1} of stage {parts.stage.name!r}")
         feed = parts.feed(done.position)
         version = done.weights_version
-        parts.publish_weights(version)
+        if feed.samples or done.step == 0:
+            parts.publish_weights(version)
         samples = self._evaluate_before(done.step)
         for step in range(done.step + 1, steps + 1):
             started = time.perf_counter()
@@ -68,8 +71,9 @@ class Loop:
             metrics = draw.metrics | self._train(step, draw.batch)
             trained = time.perf_counter()
             version += 1
-            parts.publish_weights(version)
-            metrics["time/weights_s"] = time.perf_counter() - trained
+            if feed.samples or self._due(step):
+                parts.publish_weights(version)
+                metrics["time/weights_s"] = time.perf_counter() - trained
             evaluated, samples_now = self._evaluate(step)
             samples = samples_now or samples
             metrics |= evaluated
@@ -128,13 +132,16 @@ class Loop:
         return samples
 
     def _evaluate(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        last = self.parts.stage.run.steps
-        chosen = [pair for pair in self.parts.driver.evaluators if due(pair[0], step, last)]
+        chosen = self._due(step)
         if not chosen:
             return {}, []
         started = time.perf_counter()
         metrics, samples = evaluate(self.parts, chosen, step)
         return metrics | {"time/eval_s": time.perf_counter() - started}, samples
+
+    def _due(self, step: int) -> list[tuple[ComponentChoice, Evaluator]]:
+        last = self.parts.stage.run.steps
+        return [pair for pair in self.parts.driver.evaluators if due(pair[0], step, last)]
 
     def _save_if_due(self, step: int, feed: Feed, version: int) -> None:
         run = self.parts.stage.run
