@@ -187,8 +187,8 @@ def _check_defaults(where: str, model: type[BaseModel]) -> None:
             continue
         default = field.get_default(call_default_factory=True, validated_data={})
         try:
-            allowed: TypeAdapter[typing.Any] = TypeAdapter(  # type: ignore[arg-type]
-                typing.Annotated[field.annotation, *field.metadata, None]
+            allowed: TypeAdapter[typing.Any] = TypeAdapter(
+                typing.Annotated[field.annotation, *field.metadata, None]  # type: ignore[arg-type]
             )
             allowed.validate_python(default)
         except ValidationError as error:
