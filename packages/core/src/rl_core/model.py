@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_core.algorithm import combine
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult
@@ -139,13 +140,3 @@ def reduce_metrics(results: Sequence[TrainResult]) -> dict[str, float]:
             else:
                 reduced[name] = combine(name, reduced[name], value)
     return reduced | dict(results[0].shared)
-
-
-def combine(name: str, a: float, b: float) -> float:
-    """Join two partial values of one metric by the naming rule of :class:`LossSpec`."""
-    last = name.rpartition("/")[2]
-    if last.startswith("max_"):
-        return max(a, b)
-    if last.startswith("min_"):
-        return min(a, b)
-    return a + b

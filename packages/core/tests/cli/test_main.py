@@ -93,7 +93,8 @@ def test_an_explained_failure_is_printed_without_a_traceback(api, capsys, error,
     fail_with(api, error)
     assert main(["run", "c.yaml"]) == code
     printed = capsys.readouterr()
-    assert printed.err == f"error: {error}\n"
+    head = "" if code == 130 else "error: "  # to be interrupted is no error
+    assert printed.err == f"{head}{error}\n"
     assert printed.out == ""
 
 

@@ -42,8 +42,8 @@ def test_paths_start_at_the_file_that_holds_them(write, base, folder, config_of)
 
 def test_problems_in_an_extended_file_carry_its_name_and_line(write, base, problems_of):
     write("shared/base.yaml", base + "loggers:\n  - {name: remote, projct: x}\n")
-    assert problems_of("extends: shared/base.yaml\nrun: {steps: 0}\n") == [
-        "c.yaml:2: run.steps: must be at least 1, found 0",
+    assert problems_of("extends: shared/base.yaml\nrun: {steps: -1}\n") == [
+        "c.yaml:2: run.steps: must be at least 0, found -1",
         "shared/base.yaml:7: loggers.0.projct: unknown key 'projct' for logger 'remote'\n    did you mean 'project'?",
     ]
 

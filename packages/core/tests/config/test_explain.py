@@ -13,7 +13,7 @@ import pytest
         ("run.steps=", "run.steps: must be a whole number, found nothing (null)"),
         ("run.steps=[1]", "run.steps: must be a whole number, found a list of 1"),
         ("run.steps={a: 1}", "run.steps: must be a whole number, found a mapping"),
-        ("run.steps=0", "run.steps: must be at least 1, found 0"),
+        ("run.steps=-1", "run.steps: must be at least 0, found -1"),
         ("run.worker_timeout_s=0", "run.worker_timeout_s: must be more than 0, found 0"),
         ("run.worker_timeout_s=.inf", "run.worker_timeout_s: must be a finite number, found inf"),
         ("run.name=a/b", "run.name: must match the pattern ^[A-Za-z0-9][A-Za-z0-9._-]*$, found 'a/b'"),

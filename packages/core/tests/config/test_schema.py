@@ -72,7 +72,7 @@ def test_partial_sections_pass_only_where_they_are_merged(accepts):
         ("name: imitate", "name: imitat"),
         ("name: imitate", "name: imitate, group_size: 3"),
         ("name: imitate", "rows_per_step: 3"),
-        ("steps: 10", "steps: 0"),
+        ("steps: 10", "steps: -1"),
         ("steps: 10", "seed: 0"),
         ("path: train.txt", "file: train.txt"),
         ("backend: {name: tiny}", "loggers: []"),

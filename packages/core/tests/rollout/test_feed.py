@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from rl_core.batch import SequenceBatch
 from rl_core.errors import DataError
-from rl_core.rollout.feed import encode_prompt, join_rows, to_samples
+from rl_core.rollout.feed import join_rows
+from rl_core.rollout.samples import encode_prompt, to_samples
 
 
 class Letters:

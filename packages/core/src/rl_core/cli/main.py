@@ -18,7 +18,7 @@ import typer.main
 
 from rl_core.cli import check, doctor, evaluate, export, plugins, resume, run, runs, schema
 from rl_core.cli.framework import Command, Group, warn
-from rl_core.errors import RLError
+from rl_core.errors import Interrupted, RLError
 
 if TYPE_CHECKING:
     from rl_core.plugins.registry import Registry
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RLError as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
+        head = "" if isinstance(error, Interrupted) else "error: "
+        typer.echo(f"{head}{error}", err=True)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where an unforeseen failure is reported
         _report_unforeseen(error, debug=debug)

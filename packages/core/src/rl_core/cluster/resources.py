@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ class Resources:
         if self.gpus:
             return [{"CPU": 2.0, "GPU": 1.0} for _ in range(max(self.ranks, self.replicas))]
         return [{"CPU": 1.0} for _ in range(self.ranks + self.replicas)]
+
+    def cover(self, other: Resources) -> bool:
+        """Whether workers started for these resources can serve a stage that asks for ``other``."""
+        same = replace(self, replicas=other.replicas, generator_threads=other.generator_threads) == other
+        threads = other.replicas == 0 or self.generator_threads == other.generator_threads
+        return same and threads and self.replicas >= other.replicas
 
     def rank_bundle(self, rank: int) -> int:
         return rank

@@ -40,8 +40,8 @@ class WorkerPool:
         self.generators: list[Any] = []
 
     def prepare(self, resources: Resources) -> None:
-        """Have the actors for ``resources``; a no-op when they are there already."""
-        if resources == self._resources:
+        """Have the actors for ``resources``; a no-op when they, and perhaps more generators, are there already."""
+        if self._resources is not None and self._resources.cover(resources):
             return
         self.close()
         import ray

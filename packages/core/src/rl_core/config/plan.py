@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rl_core.config.stage import ComponentChoice, RunConfig, StageConfig
@@ -33,7 +34,7 @@ def plan_rows(config: RunConfig, stage: StageConfig, registry: Registry | None) 
     backend: Any = stage.backend.config
     gpus = stage.run.nodes * stage.run.gpus
     ranks = backend.world_size(gpus)
-    rows = [("model", _model(stage))]
+    rows = [("model", _model(stage)), *_preset(stage)]
     for label, choices in _choices(stage):
         if choices:
             rows.append((label, ", ".join(_component(choice, registry) for choice in choices)))
@@ -46,9 +47,28 @@ def plan_rows(config: RunConfig, stage: StageConfig, registry: Registry | None) 
         ("ranks", f"{ranks} ({stage.run.nodes} × {stage.run.gpus} GPUs)" if gpus else f"{ranks} on CPU"),
         *((("generators", str(stage.generator.config.replicas)),) if stage.generator else ()),  # type: ignore[attr-defined]
         ("seed", str(stage.run.seed)),
+        *(("require", gate) for gate in stage.run.require),
         *((("export", config.export_directory(stage.name)),) if config.multi_stage else ()),
         *(("note", note) for note in plan.notes),
     ]
+
+
+def _preset(stage: StageConfig) -> list[tuple[str, str]]:
+    """The preset and what it filled in; a field the user gave instead says what the preset has."""
+    config: Any = stage.algorithm.config
+    if config.preset is None:
+        return []
+    fields = _flat(config.presets[config.preset])
+    final = _flat(config.model_dump(mode="json"))
+    parts = [f"{k} {final[k]}" + ("" if final[k] == v else f" (preset: {v})") for k, v in fields.items()]
+    return [("preset", f"{config.preset}: {', '.join(parts)}")]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _table(config: RunConfig, stage: StageConfig, registry: Registry | None = None) -> RenderableType:

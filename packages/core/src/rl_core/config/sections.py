@@ -6,10 +6,12 @@ field names (``_steps``, ``_tokens``, ``_s``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rl_core.config.gates import Gate
 from rl_core.config.paths import ConfigPath, ModelPath
 from rl_core.contracts.model import OptimizerSpec
 
@@ -57,14 +59,38 @@ class OptimizerConfig(Section):
 class AlgorithmConfig(ComponentConfig):
     """Base of every algorithm's config."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named sets of field values; fields the user gives win."""
+
+    preset: str | None = Field(None, description="A named set of field values; fields given explicitly win.")
     learning_rate: float = Field(1e-6, ge=0, description="Peak learning rate.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW and its schedule.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: Any) -> Any:
+        name = given.get("preset") if isinstance(given, Mapping) else None
+        if name is None:
+            return given
+        if name not in cls.presets:
+            options = f"choose one of {', '.join(cls.presets)}" if cls.presets else "this algorithm has no presets"
+            raise ValueError(f"unknown preset {name!r}; {options}")
+        return _under(cls.presets[name], given)
 
     def plan(self) -> BatchPlan:
         """The size of a step, known without building the algorithm; algorithms override this."""
         from rl_core.contracts.algorithm import BatchPlan
 
         return BatchPlan(input="examples", rows_per_step=1)
+
+
+def _under(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the gaps filled from ``preset``, section by section."""
+    merged = dict(preset)
+    for key, value in given.items():
+        below = merged.get(key)
+        merged[key] = _under(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 class BackendConfig(ComponentConfig):
@@ -145,11 +171,20 @@ class ModelConfig(Section):
 class RunSection(Section):
     """How long, where, and how often."""
 
+    @field_validator("require", mode="before")
+    @classmethod
+    def _one_or_many(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run.")
     directory: ConfigPath | None = Field(
         None, description="Run directory; default: runs/<name> in the working directory."
     )
-    steps: int = Field(ge=1, description="Training steps (of a stage).")
+    steps: int = Field(ge=0, description="Training steps (of a stage); 0 only evaluates.")
+    require: tuple[Gate, ...] = Field(
+        (),
+        description="Conditions on the stage's last metrics, e.g. 'eval/accuracy >= 0.9'; else the run stops.",
+    )
     seed: int = Field(0, ge=0, description="Seeds everything: initial weights, data order, sampling.")
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; default: only at the end.")
     keep_last: int = Field(2, ge=1, description="Complete checkpoints that are kept.")

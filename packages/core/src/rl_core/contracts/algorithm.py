@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import OptimizerSpec, Role
 
@@ -26,6 +28,8 @@ class BatchPlan:
         rows_per_step: data rows one step draws (prompts, conversations or pairs).
         group_size: completions per prompt (1 for examples).
         optimizer_steps: optimizer steps in one step.
+        max_resample_rounds: for ``rollouts``: how often prompts are drawn again until
+            ``rows_per_step`` groups pass :meth:`Algorithm.keep`; 0 keeps every group.
         notes: extra lines for the user.
     """
 
@@ -33,15 +37,20 @@ class BatchPlan:
     rows_per_step: int
     group_size: int = 1
     optimizer_steps: int = 1
+    max_resample_rounds: int = 0
     notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 class Algorithm(Protocol):
     """Turns a batch into optimizer steps. Built as ``factory(config)`` in the driver.
 
+    Derive from :class:`rl_core.algorithm.AlgorithmBase`, which has a sensible default for all but
+    :meth:`roles` and :meth:`step`.
+
     The loop around it (data, rollouts, rewards, logging, checkpoints) belongs to the core. For
     ``rollouts`` the batch has the generator's columns plus sequence columns ``group`` (int64, one
-    id per prompt) and ``reward`` (float32).
+    id per prompt), ``reward`` (float32) and ``temperature`` (float32, that of sampling). For
+    ``examples`` the core adds the sequence column ``row`` (int64), the row's index in the dataset.
     """
 
     def roles(self) -> Sequence[Role]:
@@ -58,6 +67,14 @@ class Algorithm(Protocol):
 
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         """``examples`` only: rows to sequences with ``loss_mask``; a ``DataError`` names a row that cannot be used."""
+        ...
+
+    def start(self, directory: str) -> None:
+        """Called once before the first step of a stage, with the stage's folder, for files of its own."""
+        ...
+
+    def keep(self, batch: SequenceBatch) -> np.ndarray:
+        """``rollouts`` with ``max_resample_rounds``: bool [B], whole groups, which ones to train on."""
         ...
 
     def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:

@@ -86,7 +86,8 @@ class LossSpec:
             ranks, except names whose last part starts with ``max_`` / ``min_``, which are reduced
             by maximum / minimum.
         options: keyword arguments for it; plain JSON values.
-        outputs: what it reads: any of ``logprobs``, ``entropy``, ``values``, ``scores``.
+        outputs: what it reads: any of ``logprobs``, ``entropy``, ``mean_logprobs`` (over the vocabulary),
+            ``logsumexp`` (of the logits), ``values``, ``scores``.
         temperature: logits are divided by it before the softmax.
     """
 

@@ -14,6 +14,7 @@ Columns with a meaning, after the user's column mapping:
 - ``completion``: ``str`` (or messages), what follows the prompt (SFT)
 - ``messages``: a whole conversation (SFT, multi-turn)
 - ``chosen`` / ``rejected``: completions of one prompt (preference pairs)
+- ``label``: whether a completion is wanted (unpaired preferences, KTO)
 - ``answer``: what rewards compare with
 
 ``__where__`` holds ``file:line`` or the like for error messages; all other columns pass through

@@ -40,11 +40,13 @@ class Role:
         name: ``policy``, ``reference``, ``value``, ``reward`` or the algorithm's own word.
         trainable: whether it gets gradients and an optimizer.
         head: ``lm`` (log-probs, entropy) or ``scalar`` (one value per token).
+        path: a Hugging Face folder or hub id of its own; None for the stage's model.
     """
 
     name: str
     trainable: bool
     head: Head = "lm"
+    path: str | None = None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Sample:
 
 
 class Reward(Protocol):
-    """Built as ``factory(config)`` in the driver."""
+    """Built as ``factory(config)`` in the driver. It may define ``close()``, called when a stage ends."""
 
     def score(self, samples: Sequence[Sample]) -> Sequence[Score] | Awaitable[Sequence[Score]]:
         """One score per sample, in order; may be a coroutine."""

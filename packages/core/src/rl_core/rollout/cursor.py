@@ -43,7 +43,7 @@ class DataCursor:
         return self.position / self.size
 
 
-def request_seeds(run_seed: int, stage: str, step: int, count: int) -> np.ndarray:
+def request_seeds(run_seed: int, stage: str, step: int, count: int, *, round: int = 0) -> np.ndarray:
     """uint64 [count]: seeds of one step's requests, a function of these arguments only."""
-    entropy = [run_seed, step, *stage.encode()]
+    entropy = [run_seed, step, round, *stage.encode()]
     return np.random.SeedSequence(entropy).generate_state(count, np.uint64)

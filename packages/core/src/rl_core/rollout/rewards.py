@@ -41,6 +41,13 @@ class RewardPipeline:
             metrics |= _extra_means(choice, scores)
         return total.astype(np.float32), metrics
 
+    def close(self) -> None:
+        """Let rewards that hold processes or connections end them."""
+        for _, reward in self._rewards:
+            close = getattr(reward, "close", None)
+            if close is not None:
+                close()
+
     def _call(self, choice: ComponentChoice, reward: Reward, samples: Sequence[Sample]) -> Sequence[Score]:
         try:
             scores = reward.score(samples)

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +51,16 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
     registry = load_registry()
     if Path(path).is_dir():
         config = _config_of(path, overrides, registry)
-        stage = _exported(config, config.stages[-1])
+        stage = config.stages[-1]
+        policy_path = _export_of(config, stage)
     else:
         config = load_config(path, list(overrides), registry)
-        stage = config.stages[-1]
+        stage, policy_path = config.stages[-1], None
     if not stage.evaluators:
         raise ConfigError(f"{path}: there are no evaluators\n    add evaluators: [{{name: accuracy}}] and eval_data")
     folder = Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
-    with _logging(folder), _assembled(stage, config, registry, folder) as parts:
+    with _logging(folder), _assembled(stage, config, registry, folder, policy_path=policy_path) as parts:
         parts.publish_weights(0)
         with working("evaluating"):
             metrics, samples = run_evaluators(parts, parts.driver.evaluators, stage.run.steps)
@@ -124,19 +124,25 @@ def _config_of(run_dir: str, overrides: Sequence[str], registry: Registry) -> Ru
     return load_config(str(path), [place, *overrides], registry)
 
 
-def _exported(config: RunConfig, stage: StageConfig) -> StageConfig:
+def _export_of(config: RunConfig, stage: StageConfig) -> str:
     export_folder = Path(config.export_directory(stage.name))
     if not export_folder.is_dir():
         raise RLError(
             f"{config.directory}: stage {stage.name!r} has no export yet\n"
             f"    make one with: rl export {config.directory}"
         )
-    return replace(stage, model=stage.model.model_copy(update={"path": str(export_folder), "init": None}))
+    return str(export_folder)
 
 
 @contextmanager
 def _assembled(
-    stage: StageConfig, config: RunConfig, registry: Registry, folder: Path, *, training: bool = False
+    stage: StageConfig,
+    config: RunConfig,
+    registry: Registry,
+    folder: Path,
+    *,
+    training: bool = False,
+    policy_path: str | None = None,
 ) -> Iterator[Assembly]:
     driver = driver_parts(stage, registry)
     deadlines = Deadlines(start_s=stage.run.start_timeout_s, call_s=stage.run.worker_timeout_s)
@@ -145,7 +151,9 @@ def _assembled(
     pool = WorkerPool(manifest=registry.manifest(), logs=logs, deadlines=deadlines)
     with ray_session(config, logs):
         try:
-            yield assemble(stage, driver=driver, pool=pool, directory=folder, training=training)
+            yield assemble(
+                stage, driver=driver, pool=pool, directory=folder, training=training, policy_path=policy_path
+            )
         finally:
             pool.close()
 

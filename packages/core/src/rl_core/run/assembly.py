@@ -17,8 +17,9 @@ from rl_core.contracts.model import ModelInfo, ModelSpec, Role
 from rl_core.errors import ConfigError, RLError
 from rl_core.model import Model
 from rl_core.rollout.cursor import DataCursor
-from rl_core.rollout.feed import ExamplesFeed, Feed, RolloutFeed
+from rl_core.rollout.feed import ExamplesFeed, Feed
 from rl_core.rollout.rewards import RewardPipeline
+from rl_core.rollout.rollouts import RolloutFeed
 from rl_core.rollout.router import Router
 from rl_core.run.progress import working
 
@@ -91,6 +92,7 @@ class Assembly:
             )
         return RolloutFeed(
             driver.rows,
+            algorithm=driver.algorithm,
             tokenizer=driver.tokenizer,
             plan=plan,
             cursor=cursor,
@@ -146,9 +148,20 @@ def driver_parts(stage: StageConfig, registry: Registry) -> DriverParts:
 
 
 def assemble(
-    stage: StageConfig, *, driver: DriverParts, pool: WorkerPool, directory: Path, training: bool = True
+    stage: StageConfig,
+    *,
+    driver: DriverParts,
+    pool: WorkerPool,
+    directory: Path,
+    training: bool = True,
+    policy_path: str | None = None,
 ) -> Assembly:
-    """Start or reuse workers and load every role and the generator; ``training=False`` builds no optimizers."""
+    """Start or reuse workers and load every role and the generator.
+
+    Args:
+        training: False builds no optimizers.
+        policy_path: a folder to take the policy from; frozen roles keep what the stage started from.
+    """
     resources = resources_of(stage)
     tokenizer_path = directory / TOKENIZER_FOLDER
     driver.tokenizer.save(str(tokenizer_path))
@@ -163,7 +176,7 @@ def assemble(
     )
     with working(f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"):
         pool.prepare(resources)
-        models = _load_models(stage, driver, pool, resources, spec, training=training)
+        models = _load_models(stage, driver, pool, resources, spec, training=training, policy_path=policy_path)
         router = _load_generator(stage, pool, resources, spec, tokenizer_path)
     assembly = Assembly(
         stage=stage,
@@ -186,17 +199,22 @@ def _load_models(
     spec: ModelSpec,
     *,
     training: bool,
+    policy_path: str | None,
 ) -> dict[str, Model]:
     context = _context(stage, resources, resources.threads)
     topology = group_topologies(pool.build(pool.trainers, stage.backend, kind="train", context=context))
     algorithm = driver.algorithm
     steps = stage.run.steps * algorithm.plan().optimizer_steps
     models = {}
+    policy = policy_role(algorithm).name
     for role in algorithm.roles():
+        if role.name == policy and policy_path:
+            role = replace(role, path=policy_path)
         if not training:
             role = replace(role, trainable=False)
         optimizer = algorithm.optimizer(role.name, steps) if role.trainable else None
-        calls = [w.call.remote("load", role, spec, optimizer) for w in pool.trainers]
+        source = replace(spec, path=role.path, init=None) if role.path else spec
+        calls = [w.call.remote("load", role, source, optimizer) for w in pool.trainers]
         info: ModelInfo = pool.get(calls, starting=True, what=f"loading {role.name}")[0]
         _check_fit(stage, spec, info)
         models[role.name] = Model(role, info=info, pool=pool, workers=pool.trainers, topology=topology)
@@ -209,10 +227,11 @@ def _load_generator(
     if stage.generator is None:
         return None
     context = _context(stage, resources, resources.generator_threads)
-    pool.build(pool.generators, stage.generator, kind="generate", context=context)
-    calls = [g.call.remote("load", spec, str(tokenizer_path)) for g in pool.generators]
+    generators = pool.generators[: resources.replicas]
+    pool.build(generators, stage.generator, kind="generate", context=context)
+    calls = [g.call.remote("load", spec, str(tokenizer_path)) for g in generators]
     pool.get(calls, starting=True, what="loading the generator")
-    return Router(pool.generators, pool)
+    return Router(generators, pool)
 
 
 def _context(stage: StageConfig, resources: Resources, threads: int) -> WorkerContext:

@@ -103,6 +103,16 @@ class RunDirectory:
         self._status |= {"pid": os.getpid(), **changes}
         write_atomic(self.path / "status.json", json.dumps(self._status) + "\n", durable=False)
 
+    def last_metrics(self, stage: str) -> dict[str, float]:
+        """The newest value of each metric that ``stage`` logged."""
+        newest: dict[str, float] = {}
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                if row["stage"] == stage:
+                    newest |= {k: v for k, v in row.items() if isinstance(v, int | float)}
+        return newest
+
     def trim(self, stage: str, step: int) -> int:
         """Move what was logged of ``stage`` after ``step`` into ``*.discarded.jsonl``: those steps run again.
 

@@ -46,6 +46,12 @@ def evaluate(
             raise RLError(
                 f"evaluator {choice.name!r} ({choice.package}) raised {type(error).__name__}: {error}"
             ) from error
+        twice = sorted(set(metrics) & set(result.metrics))
+        if twice:
+            raise RLError(
+                f"evaluator {choice.name!r} ({choice.package}) measures {twice[0]!r}, which an evaluator before it "
+                "measured already\n    remove one of them from evaluators"
+            )
         metrics |= result.metrics
         samples.extend({**row, "evaluator": choice.name} for row in result.samples)
     return metrics, samples

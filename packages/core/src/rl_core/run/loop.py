@@ -59,7 +59,11 @@ class Loop:
         parts, steps = self.parts, self.parts.stage.run.steps
         done = self._restore()
         if self.stop:
-            raise Interrupted(f"stopped before step {done.step + 1} of stage {parts.stage.name!r}")
+            raise Interrupted(
+                f"stopped before step {done.step + 1} of stage {parts.stage.name!r}\n"
+                f"    continue with: rl resume {self.directory}"
+            )
+        parts.driver.algorithm.start(str(self.checkpoints.folder.parent))
         feed = parts.feed(done.position)
         version = done.weights_version
         if feed.samples or done.step == 0:
@@ -159,7 +163,10 @@ class Loop:
             path = self.checkpoints.save(state, self._write_models)
             self.hooks.checkpoint(step, str(path))
         if self.stop and not last:
-            raise Interrupted(f"stopped after step {step} of stage {self.parts.stage.name!r}; a checkpoint is saved")
+            raise Interrupted(
+                f"stopped after step {step} of stage {self.parts.stage.name!r}; a checkpoint is saved\n"
+                f"    continue with: rl resume {self.directory}"
+            )
 
     def _write_models(self, folder: Path) -> None:
         for model in self.parts.models.values():

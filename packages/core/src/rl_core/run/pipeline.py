@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
+from rl_core.config.gates import gate_failure
 from rl_core.config.redaction import redact
 from rl_core.contracts.logger import RunInfo
 from rl_core.errors import Interrupted, RLError
 from rl_core.run.assembly import assemble, driver_parts
 from rl_core.run.checkpoint import CheckpointStore, read_state
-from rl_core.run.directory import RunDirectory
+from rl_core.run.directory import RunDirectory, write_atomic
 from rl_core.run.loggers import Loggers
 from rl_core.run.loop import Loop, LoopHooks
 from rl_core.run.progress import working
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from rl_core.plugins.registry import Registry
 
 logger = logging.getLogger("rl")
+
+FINISHED = "finished.json"
+"""Written last in a stage's folder, with the number of steps it has trained."""
 
 _STATUS_EVERY_S = 0.5
 
@@ -125,15 +130,33 @@ class Pipeline:
             directory=self._directory.path,
             resume_from=latest,
         )
-        samples = loop.run()
+        try:
+            samples = loop.run()
+        finally:
+            if driver.rewards is not None:
+                driver.rewards.close()
         self._outcome.samples = samples or self._outcome.samples
-        with working(f"{stage.name}: exporting the model"):
-            parts.export(folder / "export")
+        self._check_gates(stage)
+        if stage.run.steps:
+            with working(f"{stage.name}: exporting the model"):
+                parts.export(folder / "export")
+        write_atomic(folder / FINISHED, json.dumps({"steps": stage.run.steps}) + "\n")
+
+    def _check_gates(self, stage: StageConfig) -> None:
+        metrics = self._directory.last_metrics(stage.name)
+        failures = [f for f in (gate_failure(gate, metrics) for gate in stage.run.require) if f is not None]
+        if failures:
+            raise RLError(
+                f"stage {stage.name!r} does not meet what it requires, so the run stops here\n    "
+                + "\n    ".join(failures)
+            )
 
     def _finished(self, stage: StageConfig) -> bool:
-        folder = Path(self._config.stage_directory(stage.name))
-        latest = CheckpointStore(folder / "checkpoints", keep_last=stage.run.keep_last).latest()
-        return (folder / "export").is_dir() and latest is not None and read_state(latest).step >= stage.run.steps
+        try:
+            marker = json.loads((Path(self._config.stage_directory(stage.name)) / FINISHED).read_text())
+        except (OSError, ValueError):
+            return False
+        return marker["steps"] >= stage.run.steps
 
     def _info(self, stage: StageConfig, first_step: int) -> RunInfo:
         return RunInfo(

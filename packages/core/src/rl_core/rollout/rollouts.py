@@ -1,0 +1,155 @@
+"""Batches of completions: prompts, sampled with the newest weights, scored, and drawn again where asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.algorithm import Algorithm, BatchPlan
+from rl_core.contracts.data import Row
+from rl_core.contracts.generator import SamplingParams
+from rl_core.contracts.reward import Sample
+from rl_core.contracts.tokenizer import Tokenizer
+from rl_core.rollout.cursor import DataCursor, request_seeds
+from rl_core.rollout.feed import Draw
+from rl_core.rollout.rewards import RewardPipeline
+from rl_core.rollout.router import Router
+from rl_core.rollout.samples import encode_prompt, sample_rows, to_samples
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One round of sampling: scored completions of ``rows_per_step`` prompts."""
+
+    batch: SequenceBatch
+    samples: Sequence[Sample]
+    metrics: dict[str, float]
+    rollout_s: float
+    reward_s: float
+
+
+class RolloutFeed:
+    """Prompts, completed by the generator with the newest weights and scored by the rewards.
+
+    With ``max_resample_rounds`` (dynamic sampling; Yu et al. 2025, DAPO, section 3.2) groups that the
+    algorithm does not want are left out and further prompts drawn, until a step has
+    ``rows_per_step`` groups or the rounds are used up; then the step is smaller, or, where nothing
+    is worth keeping, as it was sampled.
+    """
+
+    samples = True
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        *,
+        algorithm: Algorithm,
+        tokenizer: Tokenizer,
+        plan: BatchPlan,
+        cursor: DataCursor,
+        router: Router,
+        sampling: SamplingParams,
+        rewards: RewardPipeline,
+        stage: str,
+        seed: int,
+        max_length: int,
+        samples_per_step: int,
+    ) -> None:
+        self.cursor = cursor
+        self._rows = rows
+        self._algorithm = algorithm
+        self._tokenizer = tokenizer
+        self._plan = plan
+        self._router = router
+        self._sampling = sampling
+        self._rewards = rewards
+        self._stage = stage
+        self._seed = seed
+        self._max_length = max_length
+        self._shown = samples_per_step
+        self._prompts: dict[int, np.ndarray] = {}
+
+    def next(self, step: int) -> Draw:
+        rounds, kept, groups = [], [], 0
+        for number in range(self._plan.max_resample_rounds + 1):
+            rounds.append(self._sample(step, number))
+            batch = rounds[-1].batch
+            if self._plan.max_resample_rounds:
+                batch = batch.select(self._algorithm.keep(batch))
+            kept.append(batch)
+            groups += len(np.unique(batch.sequence_columns["group"]))
+            if groups >= self._plan.rows_per_step:
+                break
+        joined = SequenceBatch.concat([b for b in kept if len(b)] or [rounds[0].batch])
+        batch = _first_groups(joined, self._plan.rows_per_step)
+        metrics = self._metrics(rounds)
+        if self._plan.max_resample_rounds:
+            sampled = len(rounds) * self._plan.rows_per_step
+            metrics |= {"rollout/rounds": float(len(rounds)), "rollout/kept_fraction": groups / sampled}
+        first = rounds[0]
+        return Draw(batch, metrics, sample_rows(first.samples[: self._shown], first.batch.sequence_columns["reward"]))
+
+    def _sample(self, step: int, number: int) -> _Round:
+        drawn = [int(i) for i in self.cursor.draw(self._plan.rows_per_step)]
+        seeds = request_seeds(self._seed, self._stage, step, len(drawn), round=number)
+        requests = SequenceBatch.from_lists([self.prompt(i) for i in drawn], sequence_columns={"seed": seeds})
+        started = time.perf_counter()
+        batch = self._router.generate(requests, self._sampling)
+        generated = time.perf_counter()
+        samples = to_samples(batch, [self._rows[i] for i in drawn], self._tokenizer)
+        rewards, metrics = self._rewards.score(samples)
+        scored = time.perf_counter()
+        batch = batch.with_columns(
+            sequence={
+                "group": batch.sequence_columns["request"] + number * len(drawn),
+                "reward": rewards,
+                "temperature": np.full(len(batch), self._sampling.temperature, np.float32),
+            }
+        )
+        return _Round(batch, samples, metrics, generated - started, scored - generated)
+
+    def _metrics(self, rounds: Sequence[_Round]) -> dict[str, float]:
+        """Over everything that was sampled, kept or not."""
+        columns = [r.batch.sequence_columns for r in rounds]
+        rewards = np.concatenate([c["reward"] for c in columns])
+        tokens = np.concatenate([r.batch.lengths - r.batch.sequence_columns["prompt_length"] for r in rounds])
+        rollout_s = sum(r.rollout_s for r in rounds)
+        named = {name: float(np.mean([r.metrics[name] for r in rounds])) for name in rounds[0].metrics}
+        return named | {
+            "rollout/reward_mean": float(rewards.mean()),
+            "rollout/reward_std": float(rewards.std()),
+            "rollout/completion_tokens_mean": float(tokens.mean()),
+            "rollout/truncated_fraction": float(np.concatenate([c["truncated"] for c in columns]).mean()),
+            "rollout/tokens_per_second": float(tokens.sum() / max(rollout_s, 1e-9)),
+            "data/epoch": self.cursor.epoch,
+            "time/rollout_s": rollout_s,
+            "time/reward_s": sum(r.reward_s for r in rounds),
+        }
+
+    def prompt(self, index: int) -> np.ndarray:
+        """int32 [P]: the prompt tokens of a row.
+
+        Raises:
+            DataError: the row has no prompt, or no room for a completion in the context.
+        """
+        tokens = self._prompts.get(index)
+        if tokens is None:
+            tokens = encode_prompt(
+                self._rows[index],
+                tokenizer=self._tokenizer,
+                max_length=self._max_length,
+                max_new_tokens=self._sampling.max_new_tokens,
+            )
+            self._prompts[index] = tokens
+        return tokens
+
+
+def _first_groups(batch: SequenceBatch, count: int) -> SequenceBatch:
+    """The sequences of the first ``count`` groups, in order."""
+    wanted = np.unique(batch.sequence_columns["group"])[:count]
+    keep = np.isin(batch.sequence_columns["group"], wanted)
+    return batch if keep.all() else batch.select(keep)
