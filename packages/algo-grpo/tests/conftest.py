@@ -10,24 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rl_core.algorithm import combine
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale
-from rl_core.model import combine
+from rl_torch.losses import TokenOutputs
 
 torch.set_num_threads(1)
-
-
-@dataclass
-class TokenOutputs:
-    """What a backend hands to a loss: flat tensors without padding."""
-
-    logprobs: torch.Tensor
-    sequence_ids: torch.Tensor
-    sequences: int
-    entropy: torch.Tensor | None = None
-
-    def sum_per_sequence(self, x: torch.Tensor) -> torch.Tensor:
-        return x.new_zeros(self.sequences).index_add(0, self.sequence_ids, x)
 
 
 def columns_of(batch: SequenceBatch, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -49,9 +37,11 @@ def outputs_from_logits(
         entropies.append(torch.cat([chosen.new_zeros(1), -(distribution.exp() * distribution).sum(-1)]))
     return TokenOutputs(
         logprobs=torch.cat(logprobs),
-        sequence_ids=torch.from_numpy(batch.sequence_ids),
-        sequences=len(batch),
         entropy=torch.cat(entropies) if entropy else None,
+        values=None,
+        scores=None,
+        sequence_ids=torch.from_numpy(batch.sequence_ids),
+        num_sequences=len(batch),
     )
 
 
@@ -154,7 +144,6 @@ def ragged_rollouts(model: TinyModel, *, sequences: int = 8, group_size: int = 4
 @dataclass
 class Tools:
     TinyModel: type[TinyModel]
-    TokenOutputs: type[TokenOutputs]
     rollouts: Any
     outputs_from_logits: Any
     columns_of: Any
@@ -162,7 +151,7 @@ class Tools:
 
 @pytest.fixture
 def tools() -> Tools:
-    return Tools(TinyModel, TokenOutputs, ragged_rollouts, outputs_from_logits, columns_of)
+    return Tools(TinyModel, ragged_rollouts, outputs_from_logits, columns_of)
 
 
 @pytest.fixture

@@ -8,6 +8,24 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import Role
 from rl_core.errors import RLError
 
+VARIANTS = {
+    "token": {},
+    "sequence": {"loss_reduction": "sequence"},
+    "constant": {"loss_reduction": "constant", "constant_length": 6},
+    "gspo": {"loss": "gspo", "loss_reduction": "sequence", "epochs": 2},
+    "cispo": {"loss": "cispo", "epochs": 2},
+    "reinforce": {"loss": "reinforce", "loss_reduction": "constant", "constant_length": 1},
+    "entropy bonus": {"entropy_coefficient": 0.1, "loss_reduction": "sequence"},
+    "kl in reward": {"kl": {"coefficient": 0.1, "in": "reward"}, "advantage": "rloo"},
+    "kl in loss": {"kl": {"coefficient": 0.1, "estimator": "k2"}},
+    "reinforce++": {"advantage": "reinforce++", "kl": {"coefficient": 0.1, "in": "reward", "estimator": "k1"}},
+    "reinforce++-baseline": {"advantage": "reinforce++-baseline"},
+    "tis": {"mismatch": {"correction": "tis", "level": "sequence", "max": 1.05}},
+    "icepop": {"mismatch": {"correction": "icepop", "low": 0.95, "high": 1.1}},
+    "seq-mask": {"mismatch": {"correction": "seq-mask", "low": 0.95, "high": 1.05}},
+    "overlong mask": {"overlong": {"mode": "mask"}},
+}
+
 
 def grpo(**fields) -> Grpo:
     return Grpo(GrpoConfig(name="grpo", **{"prompts_per_step": 2, "group_size": 4, **fields}))
@@ -65,32 +83,163 @@ def test_equal_rewards_give_an_exactly_zero_gradient(tools, models):
     assert not models["policy"].gradient().any()
 
 
-def test_a_learning_rate_of_zero_keeps_loss_kl_and_mismatch_constant(tools):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_learning_rate_of_zero_keeps_loss_kl_and_mismatch_constant(tools, variant):
     policy, reference = tools.TinyModel(learning_rate=0.0), tools.TinyModel(seed=1)
-    algorithm = grpo(kl={"coefficient": 0.1}, epochs=2, minibatches=2)
-    batch = tools.rollouts(policy)
+    algorithm = grpo(**{**VARIANTS[variant], "epochs": 2, "minibatches": 2})
+    batch = tools.rollouts(policy, truncated=np.arange(8) % 3 == 0)
     first, *later = [algorithm.step(batch, {"policy": policy, "reference": reference}) for _ in range(3)]
-    assert first["policy/kl_reference"] > 0
+    if algorithm.config.uses_reference:
+        assert first["policy/kl_reference"] != 0
     for metrics in later:
         assert metrics == first
 
 
-@pytest.mark.parametrize("loss_reduction", ["token", "sequence", "constant"])
-def test_the_update_does_not_depend_on_micro_batches(tools, loss_reduction):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_update_does_not_depend_on_micro_batches(tools, variant):
     import torch
 
-    options = {"loss_reduction": loss_reduction, "kl": {"coefficient": 0.1}, "entropy_metric": True}
-    if loss_reduction == "constant":
-        options["constant_length"] = 6
     results = []
     for max_tokens in (10_000, 12, 1):
         policy = tools.TinyModel(max_tokens=max_tokens, dtype=torch.float64)
         models = {"policy": policy, "reference": tools.TinyModel(seed=1, dtype=torch.float64)}
-        metrics = grpo(**options).step(tools.rollouts(policy), models)
+        batch = tools.rollouts(policy, truncated=np.arange(8) % 3 == 0)
+        metrics = grpo(**VARIANTS[variant]).step(batch, models)
         results.append((metrics, policy.gradient()))
     for metrics, gradient in results[1:]:
         assert metrics == pytest.approx(results[0][0], rel=1e-6)
         np.testing.assert_allclose(gradient, results[0][1], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["clip", "gspo", "cispo", "reinforce"])
+def test_on_the_first_update_the_ratio_is_one_and_all_losses_agree(tools, loss):
+    """At ρ = 1 nothing is clipped, and -A ρ has the gradient of -A log π."""
+    still, reference = tools.TinyModel(learning_rate=0.0), tools.TinyModel(learning_rate=0.0)
+    batch = tools.rollouts(still)
+    metrics = grpo(loss=loss, epochs=2).step(batch, {"policy": still})
+    assert abs(np.log(metrics["policy/max_ratio"])) < 1e-5
+    assert metrics.get("policy/clip_fraction", 0.0) == 0.0
+    grpo().step(batch, {"policy": reference})
+    np.testing.assert_allclose(still.gradient(), reference.gradient(), rtol=1e-4, atol=1e-7)
+
+
+def test_kl_in_the_reward_moves_advantages_and_stays_out_of_the_loss(tools):
+    """Two completions with equal rewards: only the KL tells them apart, by the sum over their tokens."""
+    policy, reference = tools.TinyModel(learning_rate=0.0), tools.TinyModel(seed=1)
+    batch = tools.rollouts(policy, reward=np.zeros(8, np.float32))
+    algorithm = grpo(kl={"coefficient": 0.5, "in": "reward", "estimator": "k1"}, advantage_scale="none")
+    seen = {}
+
+    class Recorder(tools.TinyModel):
+        def train(self, batch, loss, **kwargs):
+            seen.update(batch=batch, options=loss.options)
+            return super().train(batch, loss, **kwargs)
+
+    recorder = Recorder(learning_rate=0.0)
+    metrics = algorithm.step(batch, {"policy": recorder, "reference": reference})
+    assert recorder.calls == ["forward", "train"]
+    assert seen["options"]["kl_coefficient"] == 0.0
+
+    mask = batch.token_columns["loss_mask"]
+    kl = (policy.forward(batch)["logprobs"] - reference.forward(batch)["logprobs"]) * mask
+    costs = -0.5 * np.bincount(batch.sequence_ids, weights=kl)
+    expected = costs - np.repeat(costs.reshape(2, 4).mean(1), 4)
+    assert seen["batch"].token_columns["advantages"] == pytest.approx(expected[batch.sequence_ids], rel=1e-4, abs=1e-6)
+    assert metrics["policy/kl_reference"] == pytest.approx(kl.sum() / mask.sum(), rel=1e-5)
+    assert metrics["rollout/advantage_zero_fraction"] == 0.0
+
+
+def test_reinforce_plus_plus_gives_every_token_its_own_advantage(tools):
+    seen = []
+
+    class Recorder(tools.TinyModel):
+        def train(self, batch, loss, **kwargs):
+            seen.append(batch)
+            return super().train(batch, loss, **kwargs)
+
+    algorithm = grpo(advantage="reinforce++", kl={"coefficient": 0.5, "in": "reward", "estimator": "k1"})
+    batch = tools.rollouts(tools.TinyModel())
+    algorithm.step(batch, {"policy": Recorder(), "reference": tools.TinyModel(seed=1)})
+    columns = seen[0].token_columns
+    chosen = columns["advantages"][columns["loss_mask"] != 0]
+    assert chosen.mean() == pytest.approx(0.0, abs=1e-6)
+    assert chosen.std() == pytest.approx(1.0, rel=1e-4)
+    assert len(np.unique(chosen)) > 8
+    assert not columns["advantages"][columns["loss_mask"] == 0].any()
+
+
+def test_long_completions_lose_reward(tools):
+    seen = []
+
+    class Recorder(tools.TinyModel):
+        def train(self, batch, loss, **kwargs):
+            seen.append(batch)
+            return super().train(batch, loss, **kwargs)
+
+    batch = tools.rollouts(tools.TinyModel(), reward=np.ones(8, np.float32))
+    algorithm = grpo(overlong={"mode": "shape", "max_tokens": 6, "buffer_tokens": 4}, advantage_scale="none")
+    metrics = algorithm.step(batch, {"policy": Recorder()})
+    lengths = np.bincount(batch.sequence_ids, weights=batch.token_columns["loss_mask"])
+    penalty = np.array([0, 0, 0, -0.25, -0.5, -0.75, -1.0])[lengths.astype(int)]
+    assert metrics["rollout/overlong_penalty"] == pytest.approx(penalty.mean())
+    expected = penalty - np.repeat(penalty.reshape(2, 4).mean(1), 4)
+    assert seen[0].token_columns["advantages"] == pytest.approx(expected[batch.sequence_ids], abs=1e-6)
+
+
+def test_truncated_completions_are_compared_with_but_not_trained_on(tools):
+    policy = tools.TinyModel(learning_rate=0.0)
+    truncated = np.arange(8) == 2
+    batch = tools.rollouts(policy, truncated=truncated)
+    grpo(overlong={"mode": "mask"}).step(batch, {"policy": policy})
+    masked = policy.gradient()
+
+    # The same by hand: advantages of all eight, loss over the other seven.
+    rewards = batch.sequence_columns["reward"].astype(np.float64).reshape(2, 4)
+    advantages = ((rewards - rewards.mean(1, keepdims=True)) / rewards.std(1, ddof=1, keepdims=True)).reshape(8)
+    rest = batch.with_columns(token={"advantages": advantages[batch.sequence_ids].astype(np.float32)}).select(
+        ~truncated
+    )
+    policy.train(rest, grpo().loss(1.0))
+    np.testing.assert_allclose(masked, policy.gradient(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_of_truncated_completions_only_changes_nothing(tools):
+    policy = tools.TinyModel(learning_rate=0.5)
+    before = [p.detach().clone() for p in policy.parameters]
+    batch = tools.rollouts(policy, truncated=np.ones(8, bool))
+    metrics = grpo(overlong={"mode": "mask"}).step(batch, {"policy": policy})
+    assert metrics["train/loss"] == 0.0
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert all((a == b).all() for a, b in zip(before, policy.parameters, strict=True))
+
+
+def test_groups_with_different_rewards_are_kept(tools, models):
+    rewards = np.array([0.1] * 4 + [0, 0, 1, 0], np.float32)
+    batch = tools.rollouts(models["policy"], reward=rewards)
+    assert grpo(dynamic_sampling=True).keep(batch).tolist() == [False] * 4 + [True] * 4
+
+
+def test_a_step_with_fewer_sequences_than_minibatches_takes_fewer_updates(tools, models):
+    batch = tools.rollouts(models["policy"]).select([0, 1, 2])
+    grpo(minibatches=8).step(batch, models)
+    assert models["policy"].calls == ["forward"] + ["train"] * 3
+
+
+def test_a_correction_reports_what_it_masks(tools, models):
+    batch = tools.rollouts(models["policy"])
+    masking = grpo(mismatch={"correction": "icepop", "low": 0.95, "high": 1.05}).step(batch, models)
+    assert 0 < masking["mismatch/masked_fraction"] < 1
+    for mismatch in ({"correction": "tis"}, {"correction": "none"}):
+        assert "mismatch/masked_fraction" not in grpo(mismatch=mismatch).step(batch, models)
+
+
+def test_the_entropy_bonus_raises_the_entropy(tools):
+    policy = tools.TinyModel(learning_rate=0.5)
+    batch = tools.rollouts(policy, reward=np.zeros(8, np.float32))
+    algorithm = grpo(entropy_coefficient=1.0)
+    history = [algorithm.step(batch, {"policy": policy})["policy/entropy"] for _ in range(20)]
+    assert history[-1] > history[0] + 0.01
+    assert history[-1] <= np.log(12) + 1e-6
 
 
 def test_the_reference_is_asked_for_only_when_the_kl_term_is_on():
@@ -181,39 +330,3 @@ def test_there_is_no_loss_on_data_rows(models):
         RLError, match=r"^algorithm grpo trains on rollouts; it has no held-out loss, use an evaluator that generates$"
     ):
         grpo().evaluate(empty, models)
-
-
-def sample_answers(policy, prompts: np.ndarray, rng: np.random.Generator) -> SequenceBatch:
-    """One sampled token after each one-token prompt, with the log-probs it had."""
-    import torch
-
-    questions = SequenceBatch.from_lists([[p] for p in prompts])
-    with torch.no_grad():
-        logprobs = torch.log_softmax(torch.stack([x[-1] for x in policy.logits(questions)]), -1).numpy()
-    noise = rng.gumbel(size=logprobs.shape)
-    answers = np.argmax(logprobs + noise, axis=1)
-    rows = np.arange(len(prompts))
-    return SequenceBatch.from_lists(
-        list(np.stack([prompts, answers], 1)),
-        token_columns={
-            "loss_mask": [np.array([0, 1], np.float32)] * len(prompts),
-            "sampled_logprobs": [np.array([0, v], np.float32) for v in logprobs[rows, answers]],
-        },
-    )
-
-
-@pytest.mark.parametrize("fields", [{}, {"epochs": 2, "minibatches": 2, "advantage_scale": "none"}])
-def test_it_learns_to_answer_a_small_bandit(tools, fields):
-    """Four prompts, twelve answers, reward 1 for answer = 2 · prompt + 1: chance is 8 %."""
-    policy = tools.TinyModel(optimizer="adam", learning_rate=0.02)
-    algorithm = grpo(prompts_per_step=4, group_size=8, **fields)
-    rng = np.random.default_rng(0)
-    means = []
-    for _ in range(60):
-        prompts = np.repeat(np.arange(4), 8)
-        batch = sample_answers(policy, prompts, rng)
-        reward = (batch.tokens[1::2] == 2 * prompts + 1).astype(np.float32)
-        algorithm.step(batch.with_columns(sequence={"group": prompts, "reward": reward}), {"policy": policy})
-        means.append(reward.mean())
-    assert np.mean(means[:5]) < 0.3
-    assert np.mean(means[-5:]) > 0.95

@@ -1,62 +1,49 @@
-"""A real, tiny policy trained in this process through the loss contract."""
+"""Small models trained in this process through the loss contract: one in float64, one by the real backend."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rl_backend_fsdp2.backend import Fsdp2Backend
+from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
-from rl_core.contracts.backend import LossSpec, Scale
-from rl_core.model import combine
+from rl_core.contracts.backend import LossSpec, Scale, WorkerContext
+from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_core.model import combine, reduce_metrics
+from rl_data_text.config import CharactersConfig
+from rl_data_text.tokenizers.characters import CharacterTokenizer
+from rl_torch.losses import LossBatch, TokenOutputs, call_loss, load_loss
 
 torch.set_num_threads(1)
 
 
-@dataclass
-class TokenOutputs:
-    """What a backend hands to a loss: flat tensors without padding."""
-
-    logprobs: torch.Tensor
-    sequence_ids: torch.Tensor
-    sequences: int
-    entropy: torch.Tensor | None = None
-
-    def sum_per_sequence(self, x: torch.Tensor) -> torch.Tensor:
-        return x.new_zeros(self.sequences).index_add(0, self.sequence_ids, x)
-
-
-def columns_of(batch: SequenceBatch, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    columns = {**batch.token_columns, **batch.sequence_columns}
-    tensors = {name: torch.from_numpy(np.array(column)) for name, column in columns.items()}
-    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-
-
-def outputs_from_logits(
-    logits: list[torch.Tensor], batch: SequenceBatch, temperature: float = 1.0, entropy: bool = False
-) -> TokenOutputs:
+def outputs_from_logits(logits: list[torch.Tensor], batch: SequenceBatch, names: tuple[str, ...]) -> TokenOutputs:
     """``logits[i]`` is [L_i, V]; position t predicts token t + 1; a sequence's first token gets 0."""
-    logprobs, entropies = [], []
-    for index, scores in enumerate(logits):
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for index, z in enumerate(logits):
         tokens = torch.from_numpy(batch.tokens[batch.sequence(index)].astype(np.int64))
-        distribution = torch.log_softmax(scores[:-1] / temperature, dim=-1)
-        chosen = distribution.gather(1, tokens[1:, None]).squeeze(1)
-        logprobs.append(torch.cat([chosen.new_zeros(1), chosen]))
-        entropies.append(torch.cat([chosen.new_zeros(1), -(distribution.exp() * distribution).sum(-1)]))
-    return TokenOutputs(
-        logprobs=torch.cat(logprobs),
-        sequence_ids=torch.from_numpy(batch.sequence_ids),
-        sequences=len(batch),
-        entropy=torch.cat(entropies) if entropy else None,
-    )
+        log_p = torch.log_softmax(z[:-1], dim=-1)
+        values = {
+            "logprobs": log_p.gather(1, tokens[1:, None]).squeeze(1),
+            "mean_logprobs": log_p.mean(1),
+            "logsumexp": z[:-1].logsumexp(1),
+        }
+        for name in names:
+            found[name].append(torch.cat([z.new_zeros(1), values[name]]))
+    joined = {name: torch.cat(found[name]) if name in names else None for name in ("logprobs", *names)}
+    ids = torch.from_numpy(batch.sequence_ids)
+    empty = {"entropy": None, "values": None, "scores": None}
+    return TokenOutputs(**joined, **empty, sequence_ids=ids, num_sequences=len(batch))
 
 
 class TinyModel:
-    """The controller's ``Model`` with a GRU language model behind it and SGD or Adam as its optimizer."""
+    """The controller's ``Model`` with a GRU language model behind it, in any precision."""
 
     def __init__(
         self,
@@ -65,10 +52,9 @@ class TinyModel:
         learning_rate: float = 0.1,
         optimizer: str = "sgd",
         max_tokens: int = 10_000,
-        seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         self.embedding = torch.nn.Embedding(vocabulary, 16).to(dtype)
         self.gru = torch.nn.GRU(16, 16, batch_first=True).to(dtype)
         self.head = torch.nn.Linear(16, vocabulary).to(dtype)
@@ -76,7 +62,6 @@ class TinyModel:
         self.parameters = [*self.embedding.parameters(), *self.gru.parameters(), *self.head.parameters()]
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
         self.optimizer = kind(self.parameters, lr=learning_rate)
-        self.calls: list[str] = []
 
     def logits(self, batch: SequenceBatch) -> list[torch.Tensor]:
         rows = [torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64)) for i in range(len(batch))]
@@ -84,15 +69,7 @@ class TinyModel:
         scores = self.head(self.gru(self.embedding(padded))[0])
         return [scores[i, : len(row)] for i, row in enumerate(rows)]
 
-    def forward(self, batch: SequenceBatch, outputs: tuple[str, ...] = ("logprobs",), *, temperature: float = 1.0):
-        self.calls.append("forward")
-        with torch.no_grad():
-            result = outputs_from_logits(self.logits(batch), batch, temperature, "entropy" in outputs)
-        mask = batch.token_columns["loss_mask"] != 0
-        return {name: np.where(mask, getattr(result, name).numpy(), 0).astype(np.float32) for name in outputs}
-
     def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
-        self.calls.append("train")
         self.optimizer.zero_grad()
         metrics = self._run(batch, loss, scale or Scale.of(batch), backward=True)
         norm = torch.sqrt(sum((p.grad.square().sum() for p in self.parameters), torch.zeros((), dtype=self.dtype)))
@@ -100,17 +77,15 @@ class TinyModel:
         return metrics | {"grad_norm": norm.item(), "learning_rate": self.learning_rate}
 
     def evaluate(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
-        self.calls.append("evaluate")
         return self._run(batch, loss, scale or Scale.of(batch), backward=False)
 
     def _run(self, batch: SequenceBatch, loss: LossSpec, scale: Scale, *, backward: bool) -> dict[str, float]:
-        module, _, name = loss.function.partition(":")
-        function = getattr(importlib.import_module(module), name)
+        function = load_loss(loss.function)
         reduced: dict[str, float] = {}
         for indices in batch.pack(self.max_tokens):
             part = batch.select(indices)
-            outputs = outputs_from_logits(self.logits(part), part, loss.temperature, "entropy" in loss.outputs)
-            value, metrics = function(outputs, columns_of(part, self.dtype), scale, **loss.options)
+            outputs = outputs_from_logits(self.logits(part), part, loss.outputs)
+            value, metrics = call_loss(function, loss, outputs, LossBatch(part), scale)
             if backward:
                 value.backward()
             for key, metric in {"loss": value, **metrics}.items():
@@ -121,10 +96,21 @@ class TinyModel:
     def gradient(self) -> np.ndarray:
         return torch.cat([p.grad.flatten() for p in self.parameters]).double().numpy()
 
-    def copy_from(self, other: TinyModel) -> None:
-        with torch.no_grad():
-            for mine, theirs in zip(self.parameters, other.parameters, strict=True):
-                mine.copy_(theirs)
+
+class LocalModel:
+    """The controller's ``Model`` on one rank of the fsdp2 backend in this process."""
+
+    def __init__(self, backend: Fsdp2Backend, role: Role) -> None:
+        self.backend, self.role = backend, role
+
+    def forward(self, batch: SequenceBatch, outputs: tuple[str, ...], *, temperature: float = 1.0) -> dict[str, Any]:
+        return self.backend.forward(self.role.name, batch, outputs, temperature)
+
+    def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
+        return reduce_metrics([self.backend.train(self.role.name, batch, loss, scale or Scale.of(batch))])
+
+    def evaluate(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
+        return reduce_metrics([self.backend.evaluate(self.role.name, batch, loss, scale or Scale.of(batch))])
 
 
 class CharTokenizer:
@@ -148,3 +134,57 @@ class Tools:
 @pytest.fixture
 def tools() -> Tools:
     return Tools(TinyModel, CharTokenizer)
+
+
+@pytest.fixture
+def characters() -> Callable[..., CharacterTokenizer]:
+    """A real tokenizer of single characters (``<pad>`` 0, ``<eos>`` 1), built from rows."""
+
+    def build(rows: list[dict[str, Any]], **fields: Any) -> CharacterTokenizer:
+        tokenizer = CharacterTokenizer(CharactersConfig.model_validate({"name": "characters", **fields}))
+        tokenizer.load(None, rows)
+        return tokenizer
+
+    return build
+
+
+@pytest.fixture
+def local_model() -> Iterator[Callable[..., LocalModel]]:
+    """Load a role into a backend of its own, closed at the end of the test."""
+    started: list[Fsdp2Backend] = []
+
+    def load(
+        role: Role, tokenizer: CharacterTokenizer | None = None, *, spec: ModelSpec | None = None, **backend: Any
+    ) -> LocalModel:
+        while started:
+            started.pop().close()
+        made = _started(Fsdp2Backend(Fsdp2Config(name="fsdp2", **backend)))
+        started.append(made)
+        shape = {"architecture": "qwen2", "hidden_size": 32, "layers": 2, "heads": 2, "ffn": 64}
+        if spec is None:
+            size, special = tokenizer.vocab_size, dict(tokenizer.special_tokens)
+            spec = ModelSpec(init=shape, vocab_size=size, special_tokens=special, max_length=64, seed=0)
+        made.load(role, spec, OptimizerSpec(learning_rate=1e-2) if role.trainable else None)
+        return LocalModel(made, role)
+
+    yield load
+    for made in started:
+        made.close()
+
+
+def _started(backend: Fsdp2Backend, attempts: int = 5) -> Fsdp2Backend:
+    """Set up on a free port; another process may take it in between, so several are tried."""
+    for left in reversed(range(attempts)):
+        try:
+            backend.setup(WorkerContext(0, 1, "127.0.0.1", _free_port(), threads=1, seed=0))
+            break
+        except torch.distributed.DistNetworkError:
+            if not left:
+                raise
+    return backend
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

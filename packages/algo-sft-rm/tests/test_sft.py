@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import logging
 import math
 
 import numpy as np
 import pytest
 import torch
 from rl_algo_sft_rm.config import SftConfig
-from rl_algo_sft_rm.sft import Sft
+from rl_algo_sft_rm.sft import Sft, training_loss
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import Role
 from rl_core.errors import DataError
@@ -21,6 +20,12 @@ ROWS = [
 
 def sft(**fields) -> Sft:
     return Sft(SftConfig(name="sft", **fields))
+
+
+def predictions(model, batch):
+    """``(logits, labels)`` of each sequence."""
+    for index, z in enumerate(model.logits(batch)):
+        yield z[:-1], torch.from_numpy(batch.tokens[batch.sequence(index)].astype(np.int64))[1:]
 
 
 def masks(batch: SequenceBatch) -> list[list[float]]:
@@ -39,51 +44,11 @@ def test_the_first_token_is_never_trained_on_because_nothing_predicts_it(tools):
     assert masks(batch) == [[0, 1, 1, 1, 1]]
 
 
-def test_a_row_that_is_too_long_is_reported_with_its_line(tools):
+def test_the_length_limit_of_the_config_applies(tools):
     with pytest.raises(DataError) as error:
         sft(max_tokens=10).encode(ROWS, tools.CharTokenizer())
-    assert str(error.value) == (
-        "data.jsonl:3: 12 tokens, but algorithm.max_tokens is 10; "
-        "raise it, or set algorithm.on_long_row to truncate or skip"
-    )
-
-
-def test_truncated_rows_are_reported_with_their_line(tools, caplog):
-    with caplog.at_level(logging.WARNING, "rl_algo_sft_rm"):
-        batch = sft(max_tokens=10, on_long_row="truncate").encode(ROWS, tools.CharTokenizer())
-    assert batch.lengths.tolist() == [5, 9, 10]
-    assert caplog.messages == [
-        "1 row(s) of this batch longer than algorithm.max_tokens 10 truncated; first: data.jsonl:3 with 12 tokens"
-    ]
-
-
-def test_skipped_rows_are_left_out_and_warned_about_once(tools, caplog):
-    algorithm = sft(max_tokens=8, on_long_row="skip")
-    with caplog.at_level(logging.WARNING, "rl_algo_sft_rm"):
-        first = algorithm.encode(ROWS, tools.CharTokenizer())
-        second = algorithm.encode(ROWS, tools.CharTokenizer())
-    assert first.lengths.tolist() == second.lengths.tolist() == [5]
-    assert caplog.messages == [
-        "2 row(s) of this batch longer than algorithm.max_tokens 8 skipped; first: data.jsonl:2 with 9 tokens"
-    ]
-
-
-def test_a_batch_of_which_every_row_is_skipped_is_an_error(tools):
-    with pytest.raises(DataError) as error:
-        sft(max_tokens=2, on_long_row="skip").encode(ROWS, tools.CharTokenizer())
-    assert str(error.value) == (
-        "all 3 rows of this batch are longer than max_tokens 2 and were skipped; "
-        "raise algorithm.max_tokens or set algorithm.on_long_row: truncate"
-    )
-
-
-def test_a_row_truncated_before_its_completion_is_an_error(tools):
-    with pytest.raises(DataError) as error:
-        sft(max_tokens=6, on_long_row="truncate").encode(ROWS, tools.CharTokenizer())
-    assert str(error.value) == (
-        "data.jsonl:2: no token to train on, its completion begins after max_tokens; "
-        "raise algorithm.max_tokens or set algorithm.on_long_row: skip"
-    )
+    assert str(error.value).startswith("data.jsonl:3: 12 tokens, but algorithm.max_tokens is 10; ")
+    assert sft(max_tokens=10, on_long_row="skip").encode(ROWS, tools.CharTokenizer()).lengths.tolist() == [5, 9]
 
 
 def test_a_step_reports_loss_gradient_norm_and_learning_rate(tools):
@@ -111,12 +76,75 @@ def test_loss_and_gradient_equal_cross_entropy_on_padded_rows(tools):
 
 
 def test_token_weights_may_be_fractional(tools):
-    """-(0.5 log p_1 + 1.5 log p_2) / 2 with the log-probs the model itself reports."""
+    """-(0.5 log p_1 + 1.5 log p_2) / 2."""
     model = tools.TinyModel(learning_rate=0.0)
     batch = SequenceBatch.from_lists([[3, 1, 2]], token_columns={"loss_mask": [np.array([0, 0.5, 1.5], np.float32)]})
-    logprobs = model.forward(batch)["logprobs"]
-    expected = -(0.5 * logprobs[1] + 1.5 * logprobs[2]) / 2
+    log_p = torch.log_softmax(model.logits(batch)[0], -1)
+    expected = -(0.5 * log_p[0, 1] + 1.5 * log_p[1, 2]).item() / 2
     assert sft().step(batch, {"policy": model})["train/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_label_smoothing_and_z_loss_equal_torch_on_padded_rows(tools):
+    model = tools.TinyModel(learning_rate=0.0, dtype=torch.float64)
+    algorithm = sft(loss_on="all", label_smoothing=0.2, z_loss=0.01)
+    batch = algorithm.encode(ROWS, tools.CharTokenizer())
+    metrics = algorithm.step(batch, {"policy": model})
+    gradient = model.gradient()
+
+    logits, labels = (torch.cat(parts) for parts in zip(*predictions(model, batch), strict=True))
+    entropy = torch.nn.functional.cross_entropy
+    squares = logits.logsumexp(1).square().mean()
+    expected = entropy(logits, labels, label_smoothing=0.2) + 0.01 * squares
+    model.optimizer.zero_grad()
+    expected.backward()
+
+    assert metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-12)
+    assert metrics["train/nll"] == pytest.approx(entropy(logits, labels).item(), rel=1e-12)
+    assert metrics["train/z_loss"] == pytest.approx(0.01 * squares.item(), rel=1e-12)
+    np.testing.assert_allclose(gradient, model.gradient(), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "outputs", "extra"),
+    [
+        ({}, ("logprobs",), set()),
+        ({"label_smoothing": 0.1}, ("logprobs", "mean_logprobs"), {"train/nll"}),
+        ({"z_loss": 1e-4}, ("logprobs", "logsumexp"), {"train/nll", "train/z_loss"}),
+        (
+            {"label_smoothing": 0.1, "z_loss": 1e-4},
+            ("logprobs", "mean_logprobs", "logsumexp"),
+            {"train/nll", "train/z_loss"},
+        ),
+    ],
+)
+def test_only_what_the_options_need_is_asked_of_the_model(tools, options, outputs, extra):
+    algorithm = sft(**options)
+    assert training_loss(algorithm.config).outputs == outputs
+    metrics = algorithm.step(algorithm.encode(ROWS, tools.CharTokenizer()), {"policy": tools.TinyModel()})
+    assert set(metrics) == {"train/loss", "train/grad_norm", "train/learning_rate"} | extra
+
+
+def test_the_backend_computes_the_smoothed_loss_in_any_micro_batches(characters, local_model):
+    algorithm = sft(label_smoothing=0.2, z_loss=0.01)
+    tokenizer = characters(ROWS)
+    batch = algorithm.encode(ROWS, tokenizer)
+    results = []
+    for fields in ({}, {"max_tokens_per_microbatch": 12}, {"packing": "packed", "logprob_chunk_tokens": 3}):
+        model = local_model(Role("policy", trainable=True), tokenizer, **fields)
+        if not results:
+            wrapped = model.backend._role("policy").model.model
+            found = [
+                wrapped(torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]) for i in range(3)
+            ]
+            trained = [torch.from_numpy(batch.token_columns["loss_mask"][batch.sequence(i)])[1:] > 0 for i in range(3)]
+            logits = torch.cat([f.logits[0, :-1][t] for f, t in zip(found, trained, strict=True)])
+            labels = torch.from_numpy(batch.tokens[batch.token_columns["loss_mask"] > 0].astype(np.int64))
+            smooth = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)
+            expected = smooth + 0.01 * logits.logsumexp(1).square().mean()
+        results.append(algorithm.step(batch, {"policy": model}))
+    assert results[0]["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-5)
 
 
 def test_the_update_does_not_depend_on_micro_batches(tools):
@@ -128,6 +156,16 @@ def test_the_update_does_not_depend_on_micro_batches(tools):
     for metrics, gradient in results[1:]:
         assert metrics == pytest.approx(results[0][0], rel=1e-6)
         np.testing.assert_allclose(gradient, results[0][1], rtol=1e-6, atol=1e-12)
+
+
+def test_the_smoothed_update_does_not_depend_on_micro_batches(tools):
+    algorithm, results = sft(label_smoothing=0.1, z_loss=0.1), []
+    for max_tokens in (1000, 1):
+        model = tools.TinyModel(max_tokens=max_tokens, dtype=torch.float64)
+        metrics = algorithm.step(algorithm.encode(ROWS, tools.CharTokenizer()), {"policy": model})
+        results.append((metrics, model.gradient()))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
+    np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-6, atol=1e-12)
 
 
 def test_a_learning_rate_of_zero_keeps_the_loss_constant(tools):
@@ -144,6 +182,12 @@ def test_evaluation_reports_loss_and_perplexity_and_trains_nothing(tools):
     assert sorted(metrics) == ["eval/loss", "eval/perplexity"]
     assert metrics["eval/perplexity"] == pytest.approx(math.exp(metrics["eval/loss"]))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters, strict=True))
+
+
+def test_held_out_loss_is_the_plain_likelihood_whatever_is_trained_with(tools):
+    model, batch = tools.TinyModel(), sft().encode(ROWS, tools.CharTokenizer())
+    plain = sft().evaluate(batch, {"policy": model})
+    assert sft(label_smoothing=0.5, z_loss=1.0).evaluate(batch, {"policy": model}) == plain
 
 
 def test_it_learns_three_rows_by_heart(tools):

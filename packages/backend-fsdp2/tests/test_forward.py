@@ -78,7 +78,9 @@ def test_an_output_the_head_does_not_have_is_refused() -> None:
         made.load(POLICY, model_spec(), optimizer_spec())
         with pytest.raises(ValueError, match="head") as caught:
             made.forward("policy", random_batch(), ("values",), 1.0)
-    assert str(caught.value) == "a model with a 'lm' head computes logprobs and entropy, not 'values'"
+    assert str(caught.value) == (
+        "a model with a 'lm' head computes logprobs, entropy, mean_logprobs and logsumexp, not 'values'"
+    )
 
 
 def test_an_unknown_role_is_named_with_the_loaded_ones() -> None:

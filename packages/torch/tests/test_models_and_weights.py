@@ -91,6 +91,38 @@ def test_a_new_scalar_head_is_zero_and_a_saved_one_is_kept(tmp_path: Path) -> No
     assert_equal(model, again)
 
 
+def test_a_new_scalar_model_names_the_tokenizers_padding_or_else_its_end_token(tmp_path: Path) -> None:
+    language_model = build_model(spec(), dtype=torch.float32)
+    language_model.config.pad_token_id = None
+    language_model.save_pretrained(tmp_path / "lm")
+    for special, expected in (
+        ({"pad_token_id": 7, "eos_token_id": 1}, 7),
+        ({"pad_token_id": None, "eos_token_id": 1}, 1),
+        ({}, None),
+    ):
+        source = ModelSpec(path=str(tmp_path / "lm"), special_tokens=special)
+        model = build_model(source, dtype=torch.float32, head="scalar")
+        assert model.config.pad_token_id == expected
+        # An embedding that knows its padding row would not train it.
+        assert model.get_input_embeddings().padding_idx is None
+    assert build_model(source, dtype=torch.float32).config.pad_token_id is None
+
+
+def test_a_saved_reward_model_keeps_its_padding_token(tmp_path: Path) -> None:
+    build_model(spec(), dtype=torch.float32, head="scalar").save_pretrained(tmp_path)
+    source = ModelSpec(path=str(tmp_path), special_tokens={"pad_token_id": 7, "eos_token_id": 7})
+    assert build_model(source, dtype=torch.float32, head="scalar").config.pad_token_id == 0
+
+
+def test_an_architecture_whose_head_is_another_is_refused() -> None:
+    with pytest.raises(EnvironmentProblem) as caught:
+        build_model(spec("modernbert-decoder", bos_token_id=2), dtype=torch.float32, head="scalar")
+    assert str(caught.value) == (
+        "ModernBertDecoderForSequenceClassification has no linear layer 'score' without bias, which reward and value "
+        "models need; choose another architecture"
+    )
+
+
 def test_a_reward_model_is_not_taken_for_a_language_model(tmp_path: Path) -> None:
     build_model(spec(tie=False), dtype=torch.float32, head="scalar").save_pretrained(tmp_path)
     with pytest.raises(EnvironmentProblem) as caught:

@@ -41,21 +41,26 @@ def batch() -> SequenceBatch:
 def test_logprobs_and_parameter_gradients_equal_full_logits(packing: str) -> None:
     data, plain = batch(), build_model(spec(), dtype=torch.float32)
     wrapped = PolicyModel(build_model(spec(), dtype=torch.float32), chunk_tokens=3)
-    found = compute_outputs(wrapped, MicroBatch.build(data, packing=packing), ("logprobs", "entropy"), temperature=0.5)
-    logprobs, entropy = [], []
+    names = ("logprobs", "entropy", "mean_logprobs", "logsumexp")
+    found = compute_outputs(wrapped, MicroBatch.build(data, packing=packing), names, temperature=0.5)
+    expected = {name: [] for name in names}
     for i in range(len(data)):
         ids = torch.from_numpy(data.tokens[data.sequence(i)].astype(np.int64))
         mask = torch.from_numpy(data.token_columns["loss_mask"][data.sequence(i)])
-        log_p = torch.log_softmax(plain(ids[None]).logits[0] / 0.5, -1)
-        first = torch.zeros(1)
-        logprobs.append(torch.cat([first, log_p[:-1].gather(1, ids[1:, None])[:, 0]]) * mask)
-        entropy.append(torch.cat([first, -(log_p.exp() * log_p).sum(-1)[:-1]]) * mask)
-    torch.testing.assert_close(found.logprobs, torch.cat(logprobs), rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.entropy, torch.cat(entropy), rtol=0, atol=1e-5)
-    (found.logprobs.sum() + found.entropy.square().sum()).backward()
-    (torch.cat(logprobs).sum() + torch.cat(entropy).square().sum()).backward()
+        z = plain(ids[None]).logits[0, :-1] / 0.5
+        log_p = torch.log_softmax(z, -1)
+        values = (log_p.gather(1, ids[1:, None])[:, 0], -(log_p.exp() * log_p).sum(-1), log_p.mean(-1), z.logsumexp(-1))
+        for name, value in zip(names, values, strict=True):
+            expected[name].append(torch.cat([torch.zeros(1), value]) * mask)
+    losses = [torch.zeros(()), torch.zeros(())]
+    for power, name in enumerate(names, start=1):
+        ours, theirs = getattr(found, name), torch.cat(expected[name])
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=name)
+        losses = [losses[0] + ours.pow(power).sum(), losses[1] + theirs.pow(power).sum()]
+    for loss in losses:
+        loss.backward()
     for (name, p), q in zip(plain.named_parameters(), wrapped.parameters(), strict=True):
-        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5 * p.grad.abs().max().item(), msg=name)
 
 
 def test_values_come_from_the_token_before_and_scores_from_the_last() -> None:
@@ -69,13 +74,37 @@ def test_values_come_from_the_token_before_and_scores_from_the_last() -> None:
         expected = torch.cat([torch.zeros(1), heads[:-1]]) * mask
         torch.testing.assert_close(found.values[data.sequence(i)], expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(found.scores[i], heads[-1], rtol=0, atol=1e-5)
-    assert found.logprobs is None
+    assert found.logprobs is found.mean_logprobs is found.logsumexp is None
+
+
+@pytest.mark.parametrize("packing", ["packed", "padded"])
+def test_a_score_stands_where_transformers_reads_it(packing: str) -> None:
+    """At the last token that is not the padding token, which an end token may also be."""
+    rows = [[5, 6, 7, 9], [5, 6, 7, 8], [5, 9, 6, 9, 9], [9, 9], [4]]
+    model = build_model(spec(), dtype=torch.float32, head="scalar")
+    torch.nn.init.normal_(model.score.weight)
+    found = {}
+    for pad in (9, None):
+        model.config.pad_token_id = pad
+        micro = MicroBatch.build(SequenceBatch.from_lists(rows), packing=packing)
+        found[pad] = compute_outputs(wrap_model(model, "scalar"), micro, ("scores",)).scores
+        for row, score in zip(rows, found[pad], strict=True):
+            torch.testing.assert_close(score, model(torch.tensor([row])).logits[0, 0], rtol=0, atol=1e-5)
+    model.config.pad_token_id = 9
+    batch = torch.tensor([row + [9] * (5 - len(row)) for row in rows])
+    torch.testing.assert_close(found[9], model(batch).logits[:, 0], rtol=0, atol=1e-5)
+    moved = (found[9] - found[None]).abs() > 1e-3
+    assert moved.tolist() == [True, False, True, False, False]  # two equal tokens have the same state
 
 
 @pytest.mark.parametrize(
     ("head", "asked", "message"),
     [
-        ("lm", "values", "a model with a 'lm' head computes logprobs and entropy, not 'values'"),
+        (
+            "lm",
+            "values",
+            "a model with a 'lm' head computes logprobs, entropy, mean_logprobs and logsumexp, not 'values'",
+        ),
         ("scalar", "logprobs", "a model with a 'scalar' head computes values and scores, not 'logprobs'"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Group relative policy optimization."""
+"""Group relative policy optimization and its relatives."""

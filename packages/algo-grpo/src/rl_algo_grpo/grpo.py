@@ -1,128 +1,140 @@
-"""Group relative policy optimization (Shao et al. 2024, DeepSeekMath, algorithm 1)."""
+"""Group relative policy optimization (Shao et al. 2024, DeepSeekMath, algorithm 1) and its relatives."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from rl_core.algorithm import AlgorithmBase, mean_metrics, sampling_temperature
 from rl_core.batch import SequenceBatch
-from rl_core.contracts.algorithm import BatchPlan, Metrics
+from rl_core.contracts.algorithm import Metrics
 from rl_core.contracts.backend import LossSpec
-from rl_core.contracts.model import OptimizerSpec, Role
-from rl_core.errors import RLError
+from rl_core.contracts.model import Role
+from rl_core.statistics import kl_estimate
 
-from rl_algo_grpo.advantages import flat_group_fraction, group_advantages
+from rl_algo_grpo.advantages import group_advantages, varied_groups, whitened_advantages, zero_group_fraction
+from rl_algo_grpo.shaping import completion_lengths, overlong_penalty, without_truncated
 
 if TYPE_CHECKING:
-    from rl_core.contracts.tokenizer import Tokenizer
     from rl_core.model import Model
 
     from rl_algo_grpo.config import GrpoConfig
 
 
-class Grpo:
-    """Raises the probability of completions that beat the others of their prompt."""
+class Grpo(AlgorithmBase):
+    """Raises the probability of completions that beat the others of their prompt, or of their step."""
 
-    def __init__(self, config: GrpoConfig) -> None:
-        self.config = config
+    config: GrpoConfig
 
     def roles(self) -> Sequence[Role]:
         policy = Role("policy", trainable=True)
-        return (policy, Role("reference", trainable=False)) if self.config.kl.coefficient > 0 else (policy,)
+        return (policy, Role("reference", trainable=False)) if self.config.uses_reference else (policy,)
 
-    def plan(self) -> BatchPlan:
-        return self.config.plan()
-
-    def optimizer(self, role: str, total_steps: int) -> OptimizerSpec:
-        return self.config.optimizer.spec(self.config.learning_rate, total_steps)
+    def keep(self, batch: SequenceBatch) -> np.ndarray:
+        """bool [B]: groups whose rewards differ, before anything is taken off them (Yu et al. 2025, DAPO, eq. 11)."""
+        return varied_groups(batch.sequence_columns["reward"], batch.sequence_columns["group"])
 
     def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
         """``epochs × minibatches`` optimizer steps on rollouts with their rewards.
 
         Args:
             batch: token columns ``loss_mask`` and ``sampled_logprobs``; sequence columns ``group``,
-                ``reward`` and, unless it was 1, the sampling ``temperature``.
+                ``reward``, with ``overlong.mode`` mask ``truncated``, and, unless it was 1, the
+                sampling ``temperature``.
 
         Returns:
             means over the optimizer steps of ``train/…``, ``policy/…`` and ``mismatch/…`` (their
-            maximum for ``max_…``), and ``rollout/advantage_zero_fraction``.
+            maximum for ``max_…``), and ``rollout/…``.
         """
-        policy, temperature = models["policy"], sampling_temperature(batch)
-        rewards, groups = batch.sequence_columns["reward"], batch.sequence_columns["group"]
-
-        advantages = group_advantages(
-            rewards, groups, scale=self.config.advantage_scale, ddof=self.config.advantage_ddof
-        )
-        columns = {"advantages": advantages[batch.sequence_ids]}
-        if self.config.kl.coefficient > 0:
+        config, policy, temperature = self.config, models["policy"], sampling_temperature(batch)
+        columns = {}
+        if config.uses_reference:
             columns["ref_logprobs"] = models["reference"].forward(batch, temperature=temperature)["logprobs"]
-        if self.config.updates_per_step > 1:
+        if config.updates_per_step > 1 or config.kl_in_reward:
             columns["old_logprobs"] = policy.forward(batch, temperature=temperature)["logprobs"]
         batch = batch.with_columns(token=columns)
 
+        rewards, length_metrics = self.shaped_rewards(batch)
+        penalties, kl_metrics = self.kl_penalties(batch)
+        advantages = self.advantages(batch, rewards, penalties)
+        batch = batch.with_columns(token={"advantages": advantages})
+        teaches_nothing = zero_group_fraction(advantages, batch.sequence_columns["group"][batch.sequence_ids])
+        if config.overlong.mode == "mask":
+            batch = without_truncated(batch)
+
         loss = self.loss(temperature)
         updates = []
-        for _ in range(self.config.epochs):
-            for minibatch in batch.minibatches(self.config.minibatches):
-                updates.append(policy.train(minibatch, loss))
+        for _ in range(config.epochs):
+            for minibatch in batch.minibatches(config.minibatches):
+                if len(minibatch):  # dynamic sampling may leave fewer sequences than minibatches
+                    updates.append(policy.train(minibatch, loss))
         return {
             **mean_metrics(updates),
-            "rollout/advantage_zero_fraction": flat_group_fraction(rewards, groups),
+            **length_metrics,
+            **kl_metrics,
+            "rollout/advantage_zero_fraction": teaches_nothing,
         }
+
+    def shaped_rewards(self, batch: SequenceBatch) -> tuple[np.ndarray, Metrics]:
+        """float64 [B]: the rewards, less what ``overlong.mode`` shape takes off for length."""
+        rewards = batch.sequence_columns["reward"].astype(np.float64)
+        overlong = self.config.overlong
+        if overlong.mode != "shape" or overlong.max_tokens is None:
+            return rewards, {}
+        penalty = overlong_penalty(completion_lengths(batch), max_tokens=overlong.max_tokens, buffer=overlong.buffer)
+        return rewards + penalty, {"rollout/overlong_penalty": float(penalty.mean())}
+
+    def kl_penalties(self, batch: SequenceBatch) -> tuple[np.ndarray, Metrics]:
+        """float64 [T]: the weighted KL of the old policy to the reference, 0 unless ``kl.in`` is reward."""
+        if not self.config.kl_in_reward:
+            return np.zeros(len(batch.tokens)), {}
+        columns, mask = batch.token_columns, batch.token_columns["loss_mask"]
+        gap = np.where(mask != 0, columns["ref_logprobs"] - columns["old_logprobs"], 0.0)
+        kl = kl_estimate(gap, self.config.kl.estimator)
+        return self.config.kl.coefficient * kl, {"policy/kl_reference": float((kl * mask).sum() / (mask.sum() or 1.0))}
+
+    def advantages(self, batch: SequenceBatch, rewards: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+        """float32 [T] from rewards [B] and what each token costs [T]."""
+        config = self.config
+        if config.whitens:
+            baseline = config.advantage == "reinforce++-baseline"
+            return whitened_advantages(rewards, penalties, batch, group_baseline=baseline)
+        costs = np.bincount(batch.sequence_ids, weights=penalties, minlength=len(batch))
+        per_sequence = group_advantages(
+            rewards - costs,
+            batch.sequence_columns["group"],
+            scale=config.advantage_scale,
+            ddof=config.advantage_ddof,
+            leave_one_out=config.advantage == "rloo",
+        )
+        return per_sequence[batch.sequence_ids]
 
     def loss(self, temperature: float) -> LossSpec:
         """The loss of every optimizer step, for log-probs at ``temperature``."""
         config = self.config
+        low, high = config.mismatch.bounds
         return LossSpec(
             function="rl_algo_grpo.loss:policy_loss",
             options={
+                "loss": config.loss,
                 "clip_low": config.clip_low,
                 "clip_high": config.clip_high,
                 "dual_clip": config.dual_clip,
                 "reduction": config.loss_reduction,
                 "constant_length": config.constant_length,
-                "kl_coefficient": config.kl.coefficient,
+                "kl_coefficient": config.kl.coefficient if config.kl_in_loss else 0.0,
                 "kl_estimator": config.kl.estimator,
+                "entropy_coefficient": config.entropy_coefficient,
+                "mismatch": {
+                    "correction": config.mismatch.correction,
+                    "level": config.mismatch.level,
+                    "low": low,
+                    "high": high,
+                },
                 # With a single update the log-probs it computes are the old policy's: no extra forward pass.
                 "on_policy": config.updates_per_step == 1,
-                "entropy_metric": config.entropy_metric,
             },
-            outputs=("logprobs", "entropy") if config.entropy_metric else ("logprobs",),
+            outputs=("logprobs", "entropy") if config.wants_entropy else ("logprobs",),
             temperature=temperature,
         )
-
-    def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
-        raise RLError("algorithm grpo trains on rollouts; it has no loss on data rows")
-
-    def evaluate(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
-        raise RLError("algorithm grpo trains on rollouts; it has no held-out loss, use an evaluator that generates")
-
-    def state(self) -> Mapping[str, Any]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore: everything that changes is in the model and its optimizer."""
-
-
-def sampling_temperature(batch: SequenceBatch) -> float:
-    """The temperature all sequences were sampled at (column ``temperature``); 1 where it is not given."""
-    column = batch.sequence_columns.get("temperature")
-    if column is None or not len(column):
-        return 1.0
-    if np.any(column != column[0]):
-        raise RLError(
-            f"a step's completions were sampled at different temperatures ({column.min():g} to {column.max():g}); "
-            "log-probs can be computed at one only"
-        )
-    return float(column[0])
-
-
-def mean_metrics(updates: Sequence[Mapping[str, float]]) -> Metrics:
-    """Means over optimizer steps, maxima for names whose last part starts with ``max_``; bare names get ``train/``."""
-    joined = {}
-    for name in updates[0]:
-        values = [update[name] for update in updates]
-        is_maximum = name.rpartition("/")[2].startswith("max_")
-        joined[name if "/" in name else f"train/{name}"] = max(values) if is_maximum else sum(values) / len(values)
-    return joined

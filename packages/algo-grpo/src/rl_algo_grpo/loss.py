@@ -1,20 +1,30 @@
-"""The clipped policy-gradient loss, on flat per-token tensors.
+"""The policy losses: four surrogates with a common frame of KL, entropy and mismatch terms.
 
-All log-probabilities are those of the sampled tokens at the sampling temperature. Exponents are
-held within ±20, so that a token far off the policy gives a large number instead of infinity.
+Flat per-token tensors; all log-probabilities are those of the sampled tokens at the sampling temperature.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
+from rl_torch.policy_gradient import (
+    KlEstimator,
+    Reduction,
+    bounded_exp,
+    clipped_surrogate,
+    kl_estimate,
+    masked,
+    maximum,
+    mismatch_metrics,
+    mismatch_weights,
+    reduce_tokens,
+    sequence_mean,
+    token_mean,
+)
 from torch import Tensor
 
-Reduction = Literal["token", "sequence", "constant"]
-KlEstimator = Literal["k1", "k2", "k3"]
-
-_LARGEST_EXPONENT = 20.0
+Surrogate = Literal["clip", "gspo", "cispo", "reinforce"]
 
 
 def policy_loss(
@@ -22,6 +32,7 @@ def policy_loss(
     batch: Any,
     scale: Any,
     *,
+    loss: Surrogate,
     clip_low: float,
     clip_high: float,
     dual_clip: float | None,
@@ -29,114 +40,80 @@ def policy_loss(
     constant_length: int | None,
     kl_coefficient: float,
     kl_estimator: KlEstimator,
+    entropy_coefficient: float,
+    mismatch: Mapping[str, Any],
     on_policy: bool,
-    entropy_metric: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """GRPO's loss (Shao et al. 2024): clipped surrogate plus ``kl_coefficient`` · KL(π ‖ π_ref).
+    """``w · surrogate + kl_coefficient · KL(π ‖ π_ref)``, reduced, minus ``entropy_coefficient`` · H(π).
 
     Args:
         outputs: ``logprobs`` float [T], ``sequence_ids`` int64 [T], ``sum_per_sequence``; ``entropy``
-            float [T] if ``entropy_metric``.
+            float [T] or None.
         batch: token columns ``loss_mask``, ``advantages``, ``sampled_logprobs``, further
             ``old_logprobs`` unless ``on_policy``, and ``ref_logprobs`` if ``kl_coefficient`` > 0.
         scale: global counts ``tokens`` and ``sequences`` of the optimizer step.
+        mismatch: ``correction``, ``level``, ``low`` and ``high`` of
+            :func:`rl_torch.policy_gradient.mismatch_weights`; the weights w apply to the surrogate only.
         on_policy: no update was made since the old policy, so the current log-probs are the old ones.
 
     Returns:
-        the loss and token means: ``policy/clip_fraction``, ``policy/max_ratio``,
-        ``policy/kl_reference`` and ``policy/entropy`` where asked, ``mismatch/…``.
+        the loss and token means: ``policy/clip_fraction`` (not for ``reinforce``), ``policy/max_ratio``,
+        ``policy/kl_reference`` and ``policy/entropy`` where they are computed, ``mismatch/…``.
     """
     mask = batch["loss_mask"]
     logprobs = masked(outputs.logprobs, mask)
     old = logprobs.detach() if on_policy else masked(batch["old_logprobs"], mask)
-    per_token, ratio, clipped = clipped_surrogate(
-        logprobs - old, batch["advantages"], clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
-    )
+    log_ratio = logprobs - old
+    if loss == "gspo":
+        log_ratio = sequence_log_ratio(log_ratio, mask, outputs)
+    clip: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high}
+    if loss == "cispo":
+        per_token, ratio, clipped = weighted_logprobs(log_ratio, logprobs, batch["advantages"], **clip)
+    elif loss == "reinforce":
+        per_token, ratio, clipped = -batch["advantages"] * logprobs, bounded_exp(log_ratio), None
+    else:
+        per_token, ratio, clipped = clipped_surrogate(log_ratio, batch["advantages"], **clip, dual_clip=dual_clip)
 
-    def token_mean(values: Tensor) -> Tensor:
-        return (values.detach() * mask).sum() / scale.tokens
-
-    metrics = {"policy/clip_fraction": token_mean(clipped), "policy/max_ratio": maximum(masked(ratio.detach(), mask))}
+    metrics = {"policy/max_ratio": maximum(masked(ratio.detach(), mask))}
+    if clipped is not None:
+        metrics["policy/clip_fraction"] = token_mean(clipped, mask, scale)
+    gap = old - masked(batch["sampled_logprobs"], mask)
+    metrics |= mismatch_metrics(gap, mask, scale)
+    if mismatch["correction"] != "none":
+        weights = mismatch_weights(gap, mask, outputs, **mismatch)
+        per_token = weights * per_token
+        if mismatch["correction"] != "tis":
+            metrics["mismatch/masked_fraction"] = token_mean((weights == 0).to(mask.dtype), mask, scale)
     if kl_coefficient > 0:
         kl = kl_estimate(masked(batch["ref_logprobs"], mask) - logprobs, kl_estimator)
         per_token = per_token + kl_coefficient * kl
-        metrics["policy/kl_reference"] = token_mean(kl)
-    if entropy_metric:
-        metrics["policy/entropy"] = token_mean(masked(outputs.entropy, mask))
-
-    gap = old - masked(batch["sampled_logprobs"], mask)
-    metrics["mismatch/mean_w"] = token_mean(bounded_exp(gap))
-    metrics["mismatch/kl_k3"] = token_mean(kl_estimate(gap, "k3"))
-    metrics["mismatch/max_abs_logprob_gap"] = maximum(gap.detach().abs())
-    loss = reduce_tokens(per_token, mask, outputs, scale, reduction=reduction, constant_length=constant_length)
-    return loss, metrics
+        metrics["policy/kl_reference"] = token_mean(kl.detach(), mask, scale)
+    total = reduce_tokens(per_token, mask, outputs, scale, reduction=reduction, constant_length=constant_length)
+    if outputs.entropy is not None:
+        entropy = token_mean(outputs.entropy, mask, scale)
+        total = total - entropy_coefficient * entropy if entropy_coefficient > 0 else total
+        metrics["policy/entropy"] = entropy.detach()
+    return total, metrics
 
 
-def clipped_surrogate(
-    log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None = None
+def sequence_log_ratio(log_ratio: Tensor, mask: Tensor, outputs: Any) -> Tensor:
+    """The mean log-ratio of each token's sequence, with the gradient of the token's own.
+
+    Zheng et al. 2025, GSPO, eq. 14: ``s = exp(mean_t(log π - log π_old))`` as value, ``s ∇ log π`` as gradient.
+    """
+    return sequence_mean(log_ratio.detach(), mask, outputs) + (log_ratio - log_ratio.detach())
+
+
+def weighted_logprobs(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``max(-A ρ, -A clip(ρ, 1 - clip_low, 1 + clip_high))`` per token (Schulman et al. 2017).
+    """``-sg(clip(ρ, 1 - clip_low, 1 + clip_high)) · A · log π`` (Chen et al. 2025, MiniMax-M1, CISPO, eq. 4).
 
-    With ``dual_clip`` c, tokens with A < 0 cost at most ``-A c`` (Ye et al. 2020).
+    Every token keeps a gradient; only its weight is held.
 
     Returns:
-        the loss, the ratio ρ = exp(log_ratio), and where a clip acted (0 or 1), all float [T].
+        the loss, the ratio ρ, and where it was held (0 or 1), all float [T].
     """
-    ratio = bounded_exp(log_ratio)
-    free = -advantages * ratio
-    held = -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss = torch.maximum(free, held)
-    clipped = held > free
-    if dual_clip is not None:
-        ceiling = -advantages * dual_clip
-        above = (advantages < 0) & (loss > ceiling)
-        loss = torch.where(above, ceiling, loss)
-        clipped = clipped | above
-    return loss, ratio, clipped.to(loss.dtype)
-
-
-def kl_estimate(d: Tensor, estimator: KlEstimator) -> Tensor:
-    """KL from samples of the first distribution (Schulman 2020, "Approximating KL divergence").
-
-    Args:
-        d: log-prob of the second distribution minus that of the first, float [T]; held within ±20.
-    """
-    d = d.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-    if estimator == "k1":
-        return -d
-    if estimator == "k2":
-        return d.square() / 2
-    return torch.expm1(d) - d
-
-
-def reduce_tokens(
-    per_token: Tensor, mask: Tensor, outputs: Any, scale: Any, *, reduction: Reduction, constant_length: int | None
-) -> Tensor:
-    """Sum the loss over this micro-batch's tokens, divided by counts of the whole optimizer step.
-
-    ``token``: Σ / N_tok (Yu et al. 2025, DAPO). ``sequence``: the mean over sequences of their token
-    mean (Shao et al. 2024). ``constant``: Σ / (N_seq · constant_length) (Liu et al. 2025, Dr. GRPO).
-    """
-    weighted = per_token * mask
-    if reduction == "token":
-        return weighted.sum() / scale.tokens
-    if reduction == "sequence":
-        # Divided token by token: so the sum may be split within a sequence as well.
-        length = outputs.sum_per_sequence(mask).clamp(min=torch.finfo(mask.dtype).tiny)
-        return (weighted / length[outputs.sequence_ids]).sum() / scale.sequences
-    return weighted.sum() / (scale.sequences * constant_length)
-
-
-def bounded_exp(x: Tensor) -> Tensor:
-    """``exp`` of x held within ±20."""
-    return x.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp()
-
-
-def masked(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` where the mask is non-zero, else 0, whatever stands there."""
-    return torch.where(mask != 0, values, torch.zeros_like(values))
-
-
-def maximum(values: Tensor) -> Tensor:
-    """The largest of non-negative values; 0 where there are none."""
-    return values.max() if values.numel() else values.new_zeros(())
+    ratio = bounded_exp(log_ratio.detach())
+    weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    return -weight * advantages * logprobs, ratio, (weight != ratio).to(ratio.dtype)

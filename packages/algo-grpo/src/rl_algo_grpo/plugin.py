@@ -14,7 +14,7 @@ def register_algorithms() -> list[Component]:
             name="grpo",
             factory="rl_algo_grpo.grpo:Grpo",
             config="rl_algo_grpo.config:GrpoConfig",
-            summary="Group relative policy optimization on sampled completions and their rewards.",
+            summary="GRPO, DAPO, Dr. GRPO, GSPO, CISPO, RLOO and REINFORCE++ on sampled completions and their rewards.",
             needs=("data", "generator", "rewards"),
             imports=("torch",),
         )

@@ -1,15 +1,39 @@
-"""Config of supervised fine-tuning."""
+"""Configs of supervised fine-tuning and of reward models."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
+from rl_core.config.problems import Problem
 from rl_core.config.sections import AlgorithmConfig
 from rl_core.contracts.algorithm import BatchPlan
 
+if TYPE_CHECKING:
+    from rl_core.config.stage import StageConfig
 
-class SftConfig(AlgorithmConfig):
+
+class _RowsConfig(AlgorithmConfig):
+    """What both do with rows that are too long."""
+
+    max_tokens: int | None = Field(
+        None,
+        ge=2,
+        description="Longest sequence in tokens, prompt and completion together; null for no limit of its own.",
+    )
+    on_long_row: Literal["error", "truncate", "skip"] = Field(
+        "error", description="What happens to a row of more than max_tokens: stop, cut off its end, or leave it out."
+    )
+
+    @model_validator(mode="after")
+    def _on_long_row_has_a_limit(self) -> Self:
+        if self.max_tokens is None and "on_long_row" in self.model_fields_set:
+            raise ValueError("on_long_row has no effect without max_tokens; set max_tokens or remove on_long_row")
+        return self
+
+
+class SftConfig(_RowsConfig):
     """Supervised fine-tuning: one optimizer step per training step, on ``sequences_per_step`` rows."""
 
     learning_rate: float = Field(1e-5, ge=0, description="Peak learning rate.")
@@ -17,19 +41,53 @@ class SftConfig(AlgorithmConfig):
     loss_on: Literal["completion", "all"] = Field(
         "completion", description="Tokens trained on: the completion (assistant turns), or all, prompt included."
     )
-    max_tokens: int | None = Field(
-        None, ge=2, description="Longest row in tokens, prompt and completion together; null for no limit of its own."
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target that is spread evenly over the vocabulary; 0 for none."
     )
-    on_long_row: Literal["error", "truncate", "skip"] = Field(
-        "error", description="What happens to a row of more than max_tokens: stop, cut off its end, or leave it out."
+    z_loss: float = Field(
+        0.0, ge=0, description="Coefficient of logsumexp(logits)², which keeps logits small (1e-4, say); 0 for none."
     )
-
-    @model_validator(mode="after")
-    def _on_long_row_has_a_limit(self) -> SftConfig:
-        if self.max_tokens is None and "on_long_row" in self.model_fields_set:
-            raise ValueError("on_long_row has no effect without max_tokens; set max_tokens or remove on_long_row")
-        return self
 
     def plan(self) -> BatchPlan:
         """What one training step consists of."""
         return BatchPlan(input="examples", rows_per_step=self.sequences_per_step)
+
+
+class RmConfig(_RowsConfig):
+    """A reward model: one optimizer step per training step, on ``pairs_per_step`` pairs."""
+
+    learning_rate: float = Field(1e-5, ge=0, description="Peak learning rate.")
+    pairs_per_step: int = Field(64, ge=1, description="Pairs (data rows) in one optimizer step, over all ranks.")
+    margin: float | str = Field(
+        0.0,
+        description="By how much the chosen reward should exceed the rejected one: a number, or the name of a row "
+        "column that holds one for each pair.",
+    )
+    center_rewards_coefficient: float = Field(
+        0.0, ge=0, description="Coefficient of (chosen + rejected reward)², which centres rewards at 0; 0 for none."
+    )
+
+    @model_validator(mode="after")
+    def _margin_is_not_negative(self) -> Self:
+        if isinstance(self.margin, float) and self.margin < 0:
+            raise ValueError(f"margin {self.margin:g} would ask for a chosen reward below the rejected one")
+        if self.margin == "":
+            raise ValueError("margin is the name of a row column or a number; an empty name is neither")
+        return self
+
+    def plan(self) -> BatchPlan:
+        """What one training step consists of."""
+        return BatchPlan(
+            input="examples",
+            rows_per_step=self.pairs_per_step,
+            notes=(f"an example is a pair of sequences: {2 * self.pairs_per_step:,} sequences per step",),
+        )
+
+    def problems(self, stage: StageConfig) -> Iterator[Problem]:
+        """A part of the stage that wants the model to write."""
+        if stage.generator is not None:
+            yield Problem(
+                "",
+                "a reward model only scores, so the generator has nothing to generate with",
+                fix="remove the generator and the evaluators that need it; the evaluator 'loss' tests a reward model",
+            )

@@ -1,4 +1,4 @@
-"""What this package adds: the ``sft`` algorithm."""
+"""What this package adds: the algorithms ``sft`` and ``rm``."""
 
 from __future__ import annotations
 
@@ -17,5 +17,14 @@ def register_algorithms() -> list[Component]:
             summary="Supervised fine-tuning on prompt/completion pairs or conversations.",
             needs=("data",),
             imports=("torch",),
-        )
+        ),
+        Component(
+            kind="algorithm",
+            name="rm",
+            factory="rl_algo_sft_rm.rm:RewardModel",
+            config="rl_algo_sft_rm.config:RmConfig",
+            summary="Reward model (Bradley-Terry) on pairs of a chosen and a rejected completion.",
+            needs=("data",),
+            imports=("torch",),
+        ),
     ]

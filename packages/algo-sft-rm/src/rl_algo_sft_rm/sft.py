@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rl_core.algorithm import AlgorithmBase, mean_metrics
 from rl_core.batch import SequenceBatch
-from rl_core.contracts.algorithm import BatchPlan, Metrics
+from rl_core.contracts.algorithm import Metrics
 from rl_core.contracts.backend import LossSpec
-from rl_core.contracts.model import OptimizerSpec, Role
-
-from rl_algo_sft_rm.encoding import RowEncoder
+from rl_core.contracts.model import Role
+from rl_core.encoding import LengthLimit, RowEncoder
 
 if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import Tokenizer
@@ -19,42 +19,47 @@ if TYPE_CHECKING:
 
     from rl_algo_sft_rm.config import SftConfig
 
-LOSS = LossSpec("rl_algo_sft_rm.loss:negative_log_likelihood")
+NLL = LossSpec("rl_algo_sft_rm.losses:negative_log_likelihood")
 _LARGEST_EXPONENT = 700.0  # exp() of more overflows a double
 
 
-class Sft:
+class Sft(AlgorithmBase):
     """Minimise ``- Σ log π(y_t) · w_t / Σ w_t``, one optimizer step a batch."""
 
+    config: SftConfig
+
     def __init__(self, config: SftConfig) -> None:
-        self.config = config
-        self._rows = RowEncoder(config)
+        super().__init__(config)
+        self._rows = RowEncoder(LengthLimit(config.max_tokens, config.on_long_row))
+        self._loss = training_loss(config)
 
     def roles(self) -> Sequence[Role]:
         return (Role("policy", trainable=True),)
 
-    def plan(self) -> BatchPlan:
-        return self.config.plan()
-
-    def optimizer(self, role: str, total_steps: int) -> OptimizerSpec:
-        return self.config.optimizer.spec(self.config.learning_rate, total_steps)
-
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
-        """Rows to sequences with ``loss_mask``; see :class:`rl_algo_sft_rm.encoding.RowEncoder`."""
-        return self._rows.encode(rows, tokenizer)
+        """Rows to sequences with ``loss_mask``; see :meth:`rl_core.encoding.RowEncoder.examples`."""
+        return self._rows.examples(rows, tokenizer, loss_on=self.config.loss_on)
 
     def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
-        """One optimizer step; ``train/loss``, ``train/grad_norm``, ``train/learning_rate``."""
-        metrics = models["policy"].train(batch, LOSS)
-        return {f"train/{name}": value for name, value in metrics.items()}
+        """One optimizer step; ``train/loss``, ``train/grad_norm``, ``train/learning_rate``, and with
+        label smoothing or z-loss ``train/nll`` (and ``train/z_loss``)."""
+        return mean_metrics([models["policy"].train(batch, self._loss)])
 
     def evaluate(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
-        """``eval/loss`` (nats per token) and ``eval/perplexity`` = exp(loss)."""
-        loss = models["policy"].evaluate(batch, LOSS)["loss"]
+        """``eval/loss``, the negative log-likelihood in nats per token whatever is trained with, and
+        ``eval/perplexity`` = exp(loss)."""
+        loss = models["policy"].evaluate(batch, NLL)["loss"]
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, _LARGEST_EXPONENT))}
 
-    def state(self) -> Mapping[str, Any]:
-        return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore: everything that changes is in the model and its optimizer."""
+def training_loss(config: SftConfig) -> LossSpec:
+    """The loss of ``config``; model outputs that nothing reads are not asked for."""
+    wanted = {"mean_logprobs": config.label_smoothing, "logsumexp": config.z_loss}
+    extra = tuple(name for name, coefficient in wanted.items() if coefficient)
+    if not extra:
+        return NLL
+    return LossSpec(
+        "rl_algo_sft_rm.losses:smoothed_cross_entropy",
+        options={"label_smoothing": config.label_smoothing, "z_loss": config.z_loss},
+        outputs=("logprobs", *extra),
+    )

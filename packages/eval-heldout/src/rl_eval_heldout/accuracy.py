@@ -10,7 +10,7 @@ from rl_core.contracts.data import Row
 from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import ConfigError, DataError
-from rl_core.rollout.feed import sample_rows, to_samples
+from rl_core.rollout.samples import sample_rows, to_samples
 
 from rl_eval_heldout.config import AccuracyConfig
 

@@ -27,12 +27,14 @@ class TokenOutputs:
 
     Attributes:
         logprobs: float32 [T], ``log π(tokens[t] | tokens[<t])``; 0 where ``loss_mask`` is 0 and at
-            the first token of a sequence. None unless asked for, like the next three.
+            the first token of a sequence. None unless asked for, like the other outputs.
         entropy: float32 [T], of the distribution that token t was drawn from; 0 in the same places.
         values: float32 [T], the scalar head at the position *before* token t; 0 in the same places.
-        scores: float32 [B], the scalar head at each sequence's last token.
+        scores: float32 [B], the scalar head at each sequence's last token (that is not the padding token).
         sequence_ids: int64 [T], 0..B-1.
         num_sequences: B.
+        mean_logprobs: float32 [T], the mean of ``log π(v | tokens[<t])`` over the vocabulary; 0 in the same places.
+        logsumexp: float32 [T], of the logits that token t was drawn from; 0 in the same places.
     """
 
     logprobs: Tensor | None
@@ -41,6 +43,8 @@ class TokenOutputs:
     scores: Tensor | None
     sequence_ids: Tensor
     num_sequences: int
+    mean_logprobs: Tensor | None = None
+    logsumexp: Tensor | None = None
 
     def sum_per_sequence(self, x: Tensor) -> Tensor:
         """[T] → [B]: the sum over each sequence's tokens (0 for a sequence without any)."""

@@ -69,7 +69,8 @@ def build_model(
         random_init: for ``spec.init``: draw the weights from ``spec.seed`` (the same on every rank and
             device). False leaves them unset, for a generator whose weights arrive later.
         head: ``scalar`` gives a sequence-classification model with one label, whose ``score`` layer
-            is zero unless ``spec.path`` has one: a new reward model starts at reward 0.
+            is zero unless ``spec.path`` has one: a new reward model starts at reward 0. Its config names the
+            tokenizer's padding token (or else the end token), without which transformers refuses batches.
 
     Raises:
         EnvironmentProblem: see :func:`build_config`; or weights are missing, or transformers has no
@@ -88,8 +89,8 @@ def build_model(
     except (OSError, ValueError) as error:
         source = f" from {spec.path!r}" if spec.path is not None else ""
         raise EnvironmentProblem(f"cannot build a {config.model_type!r} model{source}: {error}") from error
-    if head == "scalar" and "score.weight" in new:
-        torch.nn.init.zeros_(model.score.weight)
+    if head == "scalar":
+        _finish_scalar(model, spec, is_new="score.weight" in new)
     return model.to(device).eval()
 
 
@@ -153,6 +154,27 @@ def _load(auto: Any, spec: ModelSpec, config: PretrainedConfig, dtype: torch.dty
         # transformers would go on with random values.
         raise ValueError(f"the folder lacks the weights {', '.join(missing)}")
     return model, new
+
+
+def _finish_scalar(model: PreTrainedModel, spec: ModelSpec, *, is_new: bool) -> None:
+    """Zero a new head and name the padding token.
+
+    Raises:
+        EnvironmentProblem: the architecture's head is not one linear layer ``score``.
+    """
+    head = getattr(model, "score", None)
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        raise EnvironmentProblem(
+            f"{type(model).__name__} has no linear layer 'score' without bias, which reward and value models need; "
+            "choose another architecture"
+        )
+    if is_new:
+        torch.nn.init.zeros_(head.weight)
+    ids = [spec.special_tokens.get(name) for name in ("pad_token_id", "eos_token_id")]
+    padding = next((i for i in ids if i is not None), None)
+    if padding is not None and (is_new or model.config.pad_token_id is None):
+        # Not before the model is built: an embedding's row for padding would get no gradient.
+        model.config.pad_token_id = padding
 
 
 def _initialise(

@@ -12,11 +12,14 @@ from rl_core.errors import EnvironmentProblem
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rl_torch.logprobs import token_logprobs
+from rl_torch.logprobs import token_outputs
 from rl_torch.losses import TokenOutputs
 from rl_torch.microbatch import MicroBatch
 
-OUTPUTS: dict[Head, tuple[str, ...]] = {"lm": ("logprobs", "entropy"), "scalar": ("values", "scores")}
+OUTPUTS: dict[Head, tuple[str, ...]] = {
+    "lm": ("logprobs", "entropy", "mean_logprobs", "logsumexp"),
+    "scalar": ("values", "scores"),
+}
 """What each head can compute."""
 
 
@@ -25,7 +28,7 @@ class PolicyModel(nn.Module):
 
     Args:
         model: as from :func:`rl_torch.models.build_model`; its parameter names stay the Hugging Face ones.
-        chunk_tokens: see :func:`rl_torch.logprobs.token_logprobs`.
+        chunk_tokens: see :func:`rl_torch.logprobs.token_outputs`.
     """
 
     head: Head = "lm"
@@ -46,19 +49,18 @@ class PolicyModel(nn.Module):
         outputs: tuple[str, ...],
         temperature: float,
     ) -> dict[str, Tensor]:
-        """``logprobs`` and ``entropy``, float32 [N]; :class:`~rl_torch.microbatch.MicroBatch` has the arguments."""
+        """``outputs``, float32 [N] each; :class:`~rl_torch.microbatch.MicroBatch` has the arguments."""
         hidden = _hidden(self.model, input_ids, position_ids).index_select(0, predictors)
         embedding = self.model.get_output_embeddings()
-        logprobs, entropy = token_logprobs(
+        return token_outputs(
             hidden,
             embedding.weight,
             targets,
+            outputs=outputs,
             bias=getattr(embedding, "bias", None),
             temperature=temperature,
-            entropy="entropy" in outputs,
             chunk_tokens=self.chunk_tokens,
         )
-        return {"logprobs": logprobs} if entropy is None else {"logprobs": logprobs, "entropy": entropy}
 
 
 class ScalarModel(nn.Module):
@@ -86,9 +88,15 @@ class ScalarModel(nn.Module):
         outputs: tuple[str, ...],
         temperature: float,
     ) -> dict[str, Tensor]:
-        """``values`` float32 [N] at ``predictors`` and ``scores`` float32 [B] at ``last``."""
+        """``values`` float32 [N] at ``predictors`` and ``scores`` float32 [B] at ``last``.
+
+        A score stands at the last token that is not the config's padding token, as in
+        transformers, which cannot tell an end token that is also the padding token from padding.
+        """
         hidden = _hidden(self.model, input_ids, position_ids)
-        cells = {"values": predictors, "scores": last}
+        cells = {"values": predictors}
+        if "scores" in outputs:
+            cells["scores"] = _last_unpadded(input_ids, position_ids, last, self.model.config.pad_token_id)
         weight = self.model.score.weight.float()
         return {
             name: nn.functional.linear(hidden.index_select(0, cells[name]).float(), weight).squeeze(-1)
@@ -112,7 +120,8 @@ def compute_outputs(
     possible = OUTPUTS[model.head]
     odd = [name for name in outputs if name not in possible]
     if odd:
-        raise ValueError(f"a model with a {model.head!r} head computes {' and '.join(possible)}, not {odd[0]!r}")
+        listed = f"{', '.join(possible[:-1])} and {possible[-1]}"
+        raise ValueError(f"a model with a {model.head!r} head computes {listed}, not {odd[0]!r}")
     results = model(
         micro.input_ids,
         micro.position_ids,
@@ -136,6 +145,8 @@ def compute_outputs(
         scores=results.get("scores"),
         sequence_ids=micro.sequence_ids,
         num_sequences=len(micro.batch),
+        mean_logprobs=per_token("mean_logprobs"),
+        logsumexp=per_token("logsumexp"),
     )
 
 
@@ -176,6 +187,17 @@ def _transforms_logits(model: PreTrainedModel) -> bool:
     """Whether the config says so; small logits of a new model would not show it."""
     fields = ("final_logit_softcapping", "logits_scaling", "logit_scale")
     return any(getattr(model.config, field, None) not in (None, 1, 1.0) for field in fields)
+
+
+def _last_unpadded(input_ids: Tensor, position_ids: Tensor | None, last: Tensor, pad: int | None) -> Tensor:
+    """[B]: each sequence's last cell that does not hold ``pad``; its first cell if all of them do."""
+    if pad is None:
+        return last
+    ids = input_ids.flatten()
+    cells = torch.arange(len(ids), device=ids.device)
+    unpadded = torch.where(ids != pad, cells, -1).cummax(0).values
+    within = last % input_ids.shape[1] if position_ids is None else position_ids.flatten()[last]
+    return torch.maximum(unpadded[last], last - within)
 
 
 def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
