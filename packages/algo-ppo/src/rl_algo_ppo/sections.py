@@ -1,0 +1,118 @@
+"""The parts of the config that have a section of their own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from rl_core.config.paths import ModelPath
+from rl_core.config.sections import OptimizerConfig, Section
+
+
+class KlConfig(Section):
+    """Penalty on the distance to the frozen starting model, taken off the reward of every token."""
+
+    coefficient: float = Field(
+        0.0,
+        ge=0,
+        description="Weight β of the penalty (at the start, if adaptive); at 0 the reference model is not loaded.",
+    )
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="KL per token; with d = log π_ref - log π_old: k1 = -d, k2 = d²/2, k3 = e^d - 1 - d."
+    )
+    controller: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="Whether β stays, or is steered so that the KL reaches target."
+    )
+    target: float | None = Field(
+        None, gt=0, description="For controller: adaptive, the KL per completion in nats (sum over its tokens)."
+    )
+    horizon: int = Field(
+        10_000,
+        ge=1,
+        description="For controller: adaptive, completions over which β changes by at most about 20 %.",
+    )
+
+    @model_validator(mode="after")
+    def _fields_are_used(self) -> KlConfig:
+        for name in ("estimator", "controller", "target", "horizon"):
+            if given(self, name) and self.coefficient == 0:
+                raise ValueError(
+                    f"kl.{name} has no effect while kl.coefficient is 0; set kl.coefficient above 0 or remove kl.{name}"
+                )
+            if given(self, name) and self.controller == "fixed" and name in ("target", "horizon"):
+                raise ValueError(
+                    f"kl.{name} has no effect with kl.controller fixed; set kl.controller: adaptive or remove kl.{name}"
+                )
+        if self.controller == "adaptive" and self.target is None:
+            raise ValueError("kl.controller adaptive needs kl.target, the KL per completion in nats, e.g. 6.0")
+        return self
+
+
+class ValueConfig(Section):
+    """The model that predicts the reward still to come, trained beside the policy."""
+
+    path: ModelPath | None = Field(
+        None,
+        description="Folder or hub id to start it from, a reward model for example; default: the policy's start. "
+        "A folder without a scalar head gets one that is 0.",
+    )
+    learning_rate: float = Field(1e-5, ge=0, description="Peak learning rate of the value model.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Its AdamW and schedule.")
+    clip: float | None = Field(
+        0.2,
+        gt=0,
+        description="Values count as at most this far from those before the step, in units of reward; null for no "
+        "bound.",
+    )
+
+
+class MismatchConfig(Section):
+    """Correction for a generator whose probabilities μ differ from the trainer's, by w = π_old / μ."""
+
+    correction: Literal["none", "tis", "icepop", "seq-mask"] = Field(
+        "none",
+        description="tis: weigh by w, at most max; icepop: weigh by w, 0 outside [low, high]; seq-mask: drop sequences "
+        "whose geometric mean of w is outside [low, high].",
+    )
+    level: Literal["token", "sequence"] = Field(
+        "token", description="For tis and icepop: w of each token, or the product over its sequence."
+    )
+    max: float | None = Field(None, gt=0, description="For tis: largest weight; default 2.")
+    low: float | None = Field(
+        None, ge=0, description="For icepop and seq-mask: lower end of what is kept; default 0.5 and 0.99."
+    )
+    high: float | None = Field(
+        None, gt=0, description="For icepop and seq-mask: upper end of what is kept; default 5 and 1.01."
+    )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The range of w that the correction allows, defaults filled in."""
+        if self.correction == "tis":
+            return 0.0, 2.0 if self.max is None else self.max
+        low, high = (0.5, 5.0) if self.correction == "icepop" else (0.99, 1.01)
+        return low if self.low is None else self.low, high if self.high is None else self.high
+
+    @model_validator(mode="after")
+    def _fields_are_used(self) -> MismatchConfig:
+        used_by = {
+            "level": ("tis", "icepop"),
+            "max": ("tis",),
+            "low": ("icepop", "seq-mask"),
+            "high": ("icepop", "seq-mask"),
+        }
+        for name, corrections in used_by.items():
+            if given(self, name) and self.correction not in corrections:
+                raise ValueError(
+                    f"mismatch.{name} has no effect with mismatch.correction {self.correction}; "
+                    f"set mismatch.correction: {' or '.join(corrections)} or remove mismatch.{name}"
+                )
+        low, high = self.bounds
+        if self.correction in ("icepop", "seq-mask") and low >= high:
+            raise ValueError(f"mismatch.low {low:g} must be below mismatch.high {high:g}")
+        return self
+
+
+def given(section: Section, name: str) -> bool:
+    """Whether the user set the field to something (null is nothing)."""
+    return name in section.model_fields_set and getattr(section, name) is not None
