@@ -50,3 +50,20 @@ def test_a_chat_template_is_text_or_a_path() -> None:
     assert CharactersConfig(name="characters", chat_template=inline).chat_template == inline
     path = CharactersConfig(name="characters", chat_template=SourceText("chat.jinja", "/runs")).chat_template
     assert path == "/runs/chat.jinja"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"format": "hh", "prompt": "q"}, "format: hh makes the prompt from the transcripts; remove prompt"),
+        (
+            {"format": "hh_messages", "messages": "q"},
+            "format: hh_messages makes the prompt from the transcripts; remove messages",
+        ),
+        ({"format": "hh", "system": "Hi"}, "a system message needs chat messages; set format: hh_messages"),
+    ],
+)
+def test_transcripts_leave_no_room_for_another_prompt(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        JsonlConfig(name="jsonl", path="a.jsonl", **fields)
+    assert message_of(caught.value) == f"Value error, {message}"

@@ -56,6 +56,12 @@ class TextSourceConfig(ComponentConfig):
     messages: ColumnSpec | None = Field(None, description="Column of a whole conversation (list of chat messages).")
     chosen: ColumnSpec | None = Field(None, description="Column or template of the preferred completion.")
     rejected: ColumnSpec | None = Field(None, description="Column or template of the completion it is preferred to.")
+    label: ColumnSpec | None = Field(None, description="Column that says whether a completion is desirable (KTO).")
+    format: Literal["columns", "hh", "hh_messages"] = Field(
+        "columns",
+        description="Form of preference pairs: columns of their own, or two whole HH-RLHF transcripts that are split "
+        "into prompt, chosen and rejected, with the prompt as text (hh) or as chat messages (hh_messages).",
+    )
     system: str | None = Field(
         None, description="System message put in front of rows without one; turns a text prompt into messages."
     )
@@ -69,6 +75,16 @@ class TextSourceConfig(ComponentConfig):
     )
     split: Literal["train", "holdout"] = Field("train", description="Which side of the hold-out to read.")
     on_bad_row: Literal["error", "skip"] = Field("error", description="Stop at a bad row, or skip and count it.")
+
+    @model_validator(mode="after")
+    def _transcripts_make_their_prompt(self) -> TextSourceConfig:
+        if self.format != "columns":
+            for key in ("prompt", "messages"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"format: {self.format} makes the prompt from the transcripts; remove {key}")
+        if self.format == "hh" and self.system is not None:
+            raise ValueError("a system message needs chat messages; set format: hh_messages")
+        return self
 
     @model_validator(mode="after")
     def _split_has_a_size(self) -> TextSourceConfig:

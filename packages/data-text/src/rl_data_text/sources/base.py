@@ -22,11 +22,14 @@ from rl_core.errors import DataError
 from rl_data_text.config import TextSourceConfig
 from rl_data_text.sources.checks import check_row
 from rl_data_text.sources.columns import CANONICAL, BadRow, compile_mapping, kind_of
+from rl_data_text.sources.preference import normalize_label, normalize_pair
 
 logger = logging.getLogger(__name__)
 
 WHERE = "__where__"
 _SHOWN_SKIPS = 3
+_PAIR = ("prompt", "messages", "chosen", "rejected")
+_KTO = ("prompt", "completion", "label")
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,12 @@ class TextSource(ABC):
         if not isinstance(raw, Mapping):
             raise BadRow(f"a row must be an object with named columns, this is {kind_of(raw)}")
         row = dict(raw)
-        for key, get in self._mapping.items():
-            row[key] = get(raw)
+        self._map(row, raw, _PAIR)
+        changed = normalize_pair(row, self.config.format)
+        row |= changed
+        self._map(row, self._with_changes(raw, changed), [key for key in CANONICAL if key not in _PAIR])
+        if self._has_label(raw):
+            row["label"] = normalize_label(row["label"])
         if self._answer_pattern is not None:
             row["answer"] = self._extract_answer(row)
         check_row(row)
@@ -132,6 +139,25 @@ class TextSource(ABC):
             _prepend_system(row, self.config.system)
         row[WHERE] = record.where
         return row
+
+    def _map(self, row: dict[str, Any], source: Mapping[str, Any], keys: Iterable[str]) -> None:
+        for key in keys:
+            if key in self._mapping:
+                row[key] = self._mapping[key](source)
+
+    def _with_changes(self, raw: Mapping[str, Any], changed: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The raw row, where a pair's columns hold what became of them: ``completion: chosen`` is the answer alone."""
+        if not changed:
+            return raw
+        names = {getattr(self.config, key): value for key, value in changed.items()}
+        return {**raw, **changed, **{name: value for name, value in names.items() if name in raw}}
+
+    def _has_label(self, raw: Mapping[str, Any]) -> bool:
+        """``label`` is a common name, so it counts where it is mapped or the file has all of KTO's columns itself."""
+        config = self.config
+        if config.label is not None:
+            return True
+        return config.prompt is None and config.completion is None and all(key in raw for key in _KTO)
 
     def _extract_answer(self, row: Mapping[str, Any]) -> str:
         assert self._answer_pattern is not None

@@ -11,7 +11,7 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
-CANONICAL = ("prompt", "completion", "answer", "messages", "chosen", "rejected")
+CANONICAL = ("prompt", "completion", "answer", "messages", "chosen", "rejected", "label")
 """Columns with a meaning, in the order they are mapped."""
 
 Getter = Callable[[Mapping[str, Any]], Any]

@@ -1,0 +1,1 @@
+"""Mathematical answers judged by math-verify in killable processes."""

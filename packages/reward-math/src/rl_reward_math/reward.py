@@ -1,0 +1,82 @@
+"""The reward: answers that equal the row's answer, however they are written."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from rl_core.contracts.reward import Sample, Score
+from rl_core.errors import DataError
+
+from rl_reward_math.config import MathConfig
+from rl_reward_math.extraction import gold_answer, marked_answer
+from rl_reward_math.pool import WorkerPool
+from rl_reward_math.process import WorkerOptions
+from rl_reward_math.verdict import Question, Verdict
+
+
+class Math:
+    r"""1.0 where the answer of the completion equals the answer of the row, else 0.0.
+
+    The answer of a completion is its last ``\boxed{…}``, else what follows its last ``####``, else
+    what math-verify finds in the whole text (unless ``require_marker``).
+    """
+
+    def __init__(self, config: MathConfig) -> None:
+        self.config = config
+        options = WorkerOptions(
+            timeout_s=config.timeout_s, memory_mb=config.memory_mb, float_rounding=config.float_rounding
+        )
+        self._pool = WorkerPool(workers=config.workers, options=options)
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        """One dict per sample: ``reward``, and ``timeout``, ``crashed`` and ``unparsed``, each 0 or 1.
+
+        Safe in threads and in a running event loop (which it blocks).
+
+        Raises:
+            DataError: a row has no answer; the message names its line.
+            EnvironmentProblem: the worker processes do not start.
+        """
+        questions: dict[int, Question] = {}
+        for position, sample in enumerate(samples):
+            gold, answer = self._gold(sample), marked_answer(sample.completion)
+            if answer is not None:
+                questions[position] = Question(gold=gold, answer=answer)
+            elif not self.config.require_marker and sample.completion.strip():
+                questions[position] = Question(gold=gold, answer=None, completion=sample.completion)
+        verdicts = dict(zip(questions, self._pool.judge(list(questions.values())), strict=True))
+        return [self._score(verdicts.get(position, Verdict.UNPARSED)) for position in range(len(samples))]
+
+    def close(self) -> None:
+        """End the worker processes; the end of the program does the same."""
+        self._pool.close()
+
+    def _score(self, verdict: Verdict) -> dict[str, float]:
+        judged = verdict not in (Verdict.TIMEOUT, Verdict.CRASHED)
+        return {
+            "reward": float(verdict is Verdict.EQUAL) if judged else self.config.timeout_reward,
+            "timeout": float(verdict is Verdict.TIMEOUT),
+            "crashed": float(verdict is Verdict.CRASHED),
+            "unparsed": float(verdict is Verdict.UNPARSED),
+        }
+
+    def _gold(self, sample: Sample) -> str:
+        row, column = sample.row, self.config.answer
+        gold = gold_answer(row.get(column))
+        if gold is not None:
+            return gold
+        place = row.get("__where__", "a data row")
+        columns = [str(name) for name in row if not str(name).startswith("__")]
+        if column in row:
+            raise DataError(
+                f"{place}: {column!r} is {row[column]!r}, which is no answer that reward {self.config.name!r} can "
+                "compare with\n    give the row text or a number, or leave it out"
+            )
+        near = difflib.get_close_matches(column, columns, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(
+            f"{place}: there is no column {column!r}, which reward {self.config.name!r} compares with{hint} "
+            f"(columns: {', '.join(columns)})\n"
+            "    map it in the data section (answer: <column>), or set the reward's answer to one of the columns"
+        )

@@ -1,0 +1,1 @@
+"""A trained reward model as a reward, served by its own workers."""

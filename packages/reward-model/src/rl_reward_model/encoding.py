@@ -1,0 +1,194 @@
+"""From samples to token sequences, as reward models are trained on them.
+
+Prompt and completion are tokenized separately and closed with the end token: what
+``Tokenizer.encode_example`` gives for the same row in training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rl_core.contracts.reward import Sample
+from rl_core.errors import DataError, EnvironmentProblem
+
+from rl_reward_model.config import ModelRewardConfig
+from rl_reward_model.folder import learned_positions
+
+logger = logging.getLogger(__name__)
+
+
+class Encoder:
+    """The reward model's tokenizer, and the limit on the length of what it reads.
+
+    Raises:
+        EnvironmentProblem: the tokenizer cannot be loaded or has no end token, or ``max_tokens`` is
+            more than the model can read.
+    """
+
+    def __init__(self, config: ModelRewardConfig) -> None:
+        self.config = config
+        self._tokenizer = load_tokenizer(config.path, trust_remote_code=config.trust_remote_code)
+        self._backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            # A tokenizer.json may carry settings of whoever trained it; only max_tokens cuts here.
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        if self._tokenizer.eos_token_id is None:
+            raise EnvironmentProblem(
+                f"the tokenizer of {config.path} has no end-of-sequence token, which closes what a reward model reads\n"
+                '    set "eos_token" in its tokenizer_config.json'
+            )
+        self._eos = int(self._tokenizer.eos_token_id)
+        opening = list(self._tokenizer("")["input_ids"])
+        self._opening = opening[:1] if opening and opening[0] == self._tokenizer.bos_token_id else []
+        self.limit = _limit(config)
+        self._warned = False
+
+    def encode(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """int32 [T_i] for each sample.
+
+        Raises:
+            DataError: a sample is longer than ``max_tokens`` under ``on_long: error``, has no
+                prompt, or the chat template refuses its messages; the message names the row.
+        """
+        prompts: dict[int, tuple[Any, list[int]]] = {}  # a group shares its prompt; the value keeps the id taken
+        sequences = []
+        for sample in samples:
+            prompt = sample.row.get("prompt")
+            whole = self.config.chat == "conversation" and not isinstance(prompt, str)
+            try:
+                if whole:
+                    tokens = self._tokens(self._render(_messages(prompt), sample.completion))
+                else:
+                    if id(prompt) not in prompts:
+                        prompts[id(prompt)] = (prompt, self._prompt(prompt))
+                    tokens = [*prompts[id(prompt)][1], *self._tokens(sample.completion), self._eos]
+            except DataError as error:
+                raise DataError(f"{place_of(sample)}: reward {self.config.name!r}: {error}") from error.__cause__
+            sequences.append(np.array(tokens, np.int32))
+        return [self._fitted(tokens, sample) for tokens, sample in zip(sequences, samples, strict=True)]
+
+    def _prompt(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            return [*self._opening, *self._tokens(prompt)]
+        return self._tokens(self._render(_messages(prompt), None))
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], completion: str | None) -> str:
+        """The conversation as text, with ``completion`` as the assistant's answer, or up to where it begins."""
+        from jinja2 import TemplateError
+
+        if not self._tokenizer.chat_template:
+            raise DataError(
+                f"the prompt is a list of messages, but the tokenizer of {self.config.path} has no chat template\n"
+                "    add a chat_template.jinja to that folder, or use text prompts"
+            )
+        conversation = [dict(message) for message in messages]
+        if completion is not None:
+            conversation.append({"role": "assistant", "content": completion})
+        try:
+            return self._tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=completion is None
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise DataError(
+                f"the chat template of {self.config.path} refuses the messages: {error}\n"
+                "    change the template, or the messages of this row"
+            ) from error
+
+    def _tokens(self, text: str) -> list[int]:
+        if not text:
+            return []
+        if self._backend is not None:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _fitted(self, tokens: np.ndarray, sample: Sample) -> np.ndarray:
+        if not len(tokens):
+            raise DataError(
+                f"{place_of(sample)}: reward {self.config.name!r}: the chat template of {self.config.path} renders "
+                "nothing\n    change the template, or the messages of this row"
+            )
+        if self.limit is None or len(tokens) <= self.limit:
+            return tokens
+        facts = (
+            f"{place_of(sample)}: prompt and completion have {len(tokens)} tokens for reward {self.config.name!r}, "
+            f"max_tokens is {self.limit}"
+        )
+        if self.config.on_long == "error":
+            raise DataError(f"{facts}\n    raise its max_tokens, or set on_long: truncate_left to keep only the end")
+        if not self._warned:
+            logger.warning("%s: its beginning is cut off (and that of every longer sample)", facts)
+            self._warned = True
+        return tokens[-self.limit :]
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:
+    """The Hugging Face tokenizer of a folder or hub id.
+
+    Raises:
+        EnvironmentProblem: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    local = os.path.isdir(path)
+    try:
+        # AutoTokenizer would rebuild a tokenizer saved under this class as the one usual for the model type.
+        if local and _saved_class(path) == PreTrainedTokenizerFast.__name__:
+            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
+    # transformers reports a bad tokenizer with whatever its file parsing raised.
+    except Exception as error:
+        raise EnvironmentProblem(
+            f"the tokenizer of the reward model {path} cannot be loaded: {type(error).__name__}: {error}\n"
+            "    check path; a hub id needs the network or a cached copy"
+        ) from error
+
+
+def place_of(sample: Sample) -> str:
+    """Where a sample's row comes from, for messages."""
+    return str(sample.row.get("__where__", "a row"))
+
+
+def _saved_class(path: str) -> str | None:
+    file = os.path.join(path, "tokenizer_config.json")
+    if not os.path.isfile(file) or not os.path.isfile(os.path.join(path, "tokenizer.json")):
+        return None
+    with open(file, encoding="utf-8") as opened:
+        fields = json.load(opened)
+    return None if "auto_map" in fields else fields.get("tokenizer_class")
+
+
+def _messages(prompt: Any) -> Sequence[Mapping[str, Any]]:
+    if isinstance(prompt, list | tuple) and prompt:
+        return prompt
+    raise DataError("the row has no prompt (text or a list of messages)\n    map one in the data section")
+
+
+def _limit(config: ModelRewardConfig) -> int | None:
+    """``max_tokens``, or what learned position embeddings allow."""
+    positions = learned_positions(_model_fields(config.path, trust_remote_code=config.trust_remote_code))
+    if positions is None or config.max_tokens is None:
+        return config.max_tokens or positions
+    if config.max_tokens > positions:
+        raise EnvironmentProblem(
+            f"reward {config.name!r}: max_tokens is {config.max_tokens}, but {config.path} has positions for "
+            f"{positions} tokens\n    lower max_tokens to {positions}"
+        )
+    return config.max_tokens
+
+
+def _model_fields(path: str, *, trust_remote_code: bool) -> Mapping[str, Any]:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).to_dict()
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"cannot read the reward model {path}: {error}\n"
+            "    path must be a Hugging Face folder with config.json, or a hub id this machine can download"
+        ) from error

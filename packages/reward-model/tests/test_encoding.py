@@ -1,0 +1,128 @@
+"""Samples to tokens: the same ones that training saw."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rl_core.contracts.reward import Sample
+from rl_core.errors import DataError, EnvironmentProblem
+from rl_reward_model.encoding import Encoder
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def chat(completion: str) -> Sample:
+    return Sample(row={"prompt": MESSAGES, "__where__": "train.jsonl:4"}, prompt="", completion=completion)
+
+
+def message_of(encoder: Encoder, sample: Sample) -> str:
+    with pytest.raises(DataError) as caught:
+        encoder.encode([sample])
+    return str(caught.value)
+
+
+def test_texts_and_messages_have_the_tokens_of_training(folder: str, config: Callable, samples: list[Sample]) -> None:
+    text = pytest.importorskip("rl_data_text.tokenizers.hf")
+    configs = pytest.importorskip("rl_data_text.config")
+    trained = text.HfTokenizer(configs.HfTokenizerConfig(name="hf"))
+    trained.load(folder, [])
+    samples = [*samples, chat("Hello.")]
+    for tokens, sample in zip(Encoder(config()).encode(samples), samples, strict=True):
+        expected, _ = trained.encode_example({**sample.row, "completion": sample.completion}, "all")
+        assert tokens.tolist() == expected.tolist()
+
+
+def test_an_opening_token_is_kept(folder: str, config: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "llama-like"
+    shutil.copytree(folder, path)
+    file = path / "tokenizer.json"
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [1], "tokens": ["<bos>"]}},
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": template}))
+    settings = path / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"bos_token": "<bos>"}))
+    sample = Sample(row={"prompt": "a"}, prompt="a", completion="b")
+    plain = Encoder(config()).encode([sample])[0].tolist()
+    assert Encoder(config(path=str(path))).encode([sample])[0].tolist() == [1, *plain]
+
+
+def test_a_conversation_can_be_rendered_whole(config: Callable, tokenizer) -> None:
+    def text_of(**fields: str) -> str:
+        return tokenizer.decode(Encoder(config(**fields)).encode([chat("Hello.")])[0])
+
+    assert text_of() == "user: Hi\nassistant: Hello.<eos>"
+    assert text_of(chat="conversation") == "user: Hi\nassistant: Hello.<eos>\n"
+
+
+def test_a_long_sample_is_an_error_that_names_its_row(config: Callable, samples: list[Sample]) -> None:
+    encoder = Encoder(config(max_tokens=34))
+    assert len(encoder.encode(samples[:3])[1]) == 34
+    assert message_of(encoder, samples[3]) == (
+        "train.jsonl:4: prompt and completion have 64 tokens for reward 'model', max_tokens is 34\n"
+        "    raise its max_tokens, or set on_long: truncate_left to keep only the end"
+    )
+
+
+def test_truncation_keeps_the_end_and_warns_once(
+    config: Callable, samples: list[Sample], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = Encoder(config(max_tokens=10, on_long="truncate_left"))
+    whole = Encoder(config()).encode(samples)
+    with caplog.at_level(logging.WARNING):
+        cut = encoder.encode(samples)
+    assert [t.tolist() for t in cut] == [t[-10:].tolist() for t in whole]
+    assert caplog.messages == [
+        "train.jsonl:2: prompt and completion have 34 tokens for reward 'model', max_tokens is 10: "
+        "its beginning is cut off (and that of every longer sample)"
+    ]
+
+
+def test_a_row_without_a_prompt_is_named(config: Callable) -> None:
+    sample = Sample(row={"__where__": "train.jsonl:9"}, prompt="?", completion="b")
+    assert message_of(Encoder(config()), sample) == (
+        "train.jsonl:9: reward 'model': the row has no prompt (text or a list of messages)\n"
+        "    map one in the data section"
+    )
+
+
+def test_messages_without_a_chat_template_are_an_error(folder: str, config: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "plain"
+    shutil.copytree(folder, path)
+    (path / "chat_template.jinja").unlink()
+    assert message_of(Encoder(config(path=str(path))), chat("Hello.")) == (
+        "train.jsonl:4: reward 'model': the prompt is a list of messages, but the tokenizer of "
+        f"{path} has no chat template\n    add a chat_template.jinja to that folder, or use text prompts"
+    )
+
+
+def test_learned_positions_limit_the_length(folder: str, config: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "gpt2"
+    shutil.copytree(folder, path)
+    fields = {"model_type": "gpt2", "n_positions": 32, "architectures": ["GPT2ForSequenceClassification"]}
+    (path / "config.json").write_text(json.dumps(fields))
+    assert Encoder(config(path=str(path))).limit == 32
+    assert Encoder(config(path=str(path), max_tokens=16)).limit == 16
+    with pytest.raises(EnvironmentProblem) as caught:
+        Encoder(config(path=str(path), max_tokens=64))
+    assert str(caught.value) == (
+        f"reward 'model': max_tokens is 64, but {path} has positions for 32 tokens\n    lower max_tokens to 32"
+    )
+
+
+def test_a_damaged_tokenizer_is_an_error_that_names_the_folder(folder: str, config: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "damaged"
+    shutil.copytree(folder, path)
+    (path / "tokenizer.json").write_text("{")
+    with pytest.raises(EnvironmentProblem) as caught:
+        Encoder(config(path=str(path)))
+    assert str(caught.value).startswith(f"the tokenizer of the reward model {path} cannot be loaded: ")
+    assert str(caught.value).endswith("\n    check path; a hub id needs the network or a cached copy")
