@@ -43,3 +43,10 @@ def questions(split: str = "train") -> Iterator[dict[str, str]]:
     """Prompts with true answers, for rewards and evaluation (``split``: ``train`` or ``held_out``)."""
     for a, b in _pairs(split):
         yield {"prompt": f"{a}+{b}=", "answer": _digits(a + b)}
+
+
+def preferences(split: str = "train") -> Iterator[dict[str, str]]:
+    """The true answer, preferred over one with a wrong carry out of the ones column."""
+    for a, b in _pairs(split):
+        wrong = _without_carry(a, b) if a % 10 + b % 10 >= 10 else a + b + 10
+        yield {"prompt": f"{a}+{b}=", "chosen": _digits(a + b), "rejected": _digits(wrong)}
