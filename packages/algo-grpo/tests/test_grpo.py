@@ -55,7 +55,7 @@ def test_one_update_needs_no_forward_pass_for_the_old_policy(tools, models):
 
 def test_several_updates_recompute_the_old_policy_once(tools, models):
     grpo(minibatches=2, epochs=3).step(tools.rollouts(models["policy"]), models)
-    assert models["policy"].calls == ["forward"] + ["train"] * 6
+    assert models["policy"].calls == ["forward logprobs"] + ["train"] * 6
 
 
 def test_the_ratio_is_one_on_the_first_update_and_moves_afterwards(tools):
@@ -137,7 +137,7 @@ def test_kl_in_the_reward_moves_advantages_and_stays_out_of_the_loss(tools):
 
     recorder = Recorder(learning_rate=0.0)
     metrics = algorithm.step(batch, {"policy": recorder, "reference": reference})
-    assert recorder.calls == ["forward", "train"]
+    assert recorder.calls == ["forward logprobs", "train"]
     assert seen["options"]["kl_coefficient"] == 0.0
 
     mask = batch.token_columns["loss_mask"]
@@ -222,7 +222,7 @@ def test_groups_with_different_rewards_are_kept(tools, models):
 def test_a_step_with_fewer_sequences_than_minibatches_takes_fewer_updates(tools, models):
     batch = tools.rollouts(models["policy"]).select([0, 1, 2])
     grpo(minibatches=8).step(batch, models)
-    assert models["policy"].calls == ["forward"] + ["train"] * 3
+    assert models["policy"].calls == ["forward logprobs"] + ["train"] * 3
 
 
 def test_a_correction_reports_what_it_masks(tools, models):

@@ -28,6 +28,8 @@ OPTIONS = {
     "on_policy": False,
 }
 
+WITH_ENTROPY = ("logprobs", "entropy")
+
 
 def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
@@ -44,7 +46,7 @@ def problem(tools):
     rng = np.random.default_rng(1)
     batch = tools.rollouts(tools.TinyModel(), seed=1)
     logits = [torch.tensor(rng.normal(size=(n, 12)), requires_grad=True) for n in batch.lengths]
-    exact = tools.outputs_from_logits(logits, batch, 0.7).logprobs.detach().numpy()
+    exact = tools.outputs_from_logits(logits, batch, temperature=0.7).logprobs.detach().numpy()
     mask = batch.token_columns["loss_mask"]
     columns = {
         name: ((exact + rng.normal(scale=spread, size=len(exact))) * mask)
@@ -163,7 +165,8 @@ def test_loss_and_gradient_equal_a_naive_padded_reference(tools, problem, case):
     expected = naive_loss(batch, logits, options)
     expected_gradient = torch.autograd.grad(expected, logits)
 
-    computed = tools.outputs_from_logits(logits, batch, 0.7, entropy=options["entropy_coefficient"] > 0)
+    names = WITH_ENTROPY if options["entropy_coefficient"] > 0 else ("logprobs",)
+    computed = tools.outputs_from_logits(logits, batch, names, temperature=0.7)
     loss, _ = policy_loss(computed, tools.columns_of(batch, torch.float64), Scale.of(batch), **options)
     gradient = torch.autograd.grad(loss, logits)
 
@@ -181,7 +184,9 @@ def test_parts_of_a_batch_add_up_to_the_whole(tools, problem, case):
 
     def run(indices: list[int]):
         part = batch.select(indices)
-        computed = tools.outputs_from_logits([logits[i] for i in indices], part, 0.7, entropy=True)
+        computed = tools.outputs_from_logits(
+            [logits[i] for i in indices], part, ("logprobs", "entropy"), temperature=0.7
+        )
         return policy_loss(computed, tools.columns_of(part, torch.float64), scale, **options)
 
     whole, metrics = run(list(range(8)))
@@ -211,7 +216,7 @@ def test_masked_tokens_are_ignored_whatever_they_hold(tools, problem, case):
     options = {**OPTIONS, **CASES[case]}
 
     def run(columns):
-        computed = tools.outputs_from_logits(logits, batch, 0.7, entropy=True)
+        computed = tools.outputs_from_logits(logits, batch, WITH_ENTROPY, temperature=0.7)
         return policy_loss(computed, columns, Scale.of(batch), **options)
 
     clean = tools.columns_of(batch, torch.float64)
@@ -228,7 +233,7 @@ def test_masked_tokens_are_ignored_whatever_they_hold(tools, problem, case):
 def test_a_step_without_any_token_in_the_loss_has_a_loss_and_gradient_of_zero(tools, problem, case):
     batch, logits = problem
     batch = batch.with_columns(token={"loss_mask": np.zeros(len(batch.tokens), np.float32)})
-    computed = tools.outputs_from_logits(logits, batch, 0.7, entropy=True)
+    computed = tools.outputs_from_logits(logits, batch, WITH_ENTROPY, temperature=0.7)
     loss, metrics = policy_loss(
         computed, tools.columns_of(batch, torch.float64), Scale.of(batch), **{**OPTIONS, **CASES[case]}
     )

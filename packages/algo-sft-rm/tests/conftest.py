@@ -15,86 +15,12 @@ from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
-from rl_core.model import combine, reduce_metrics
+from rl_core.model import reduce_metrics
 from rl_data_text.config import CharactersConfig
 from rl_data_text.tokenizers.characters import CharacterTokenizer
-from rl_torch.losses import LossBatch, TokenOutputs, call_loss, load_loss
+from rl_torch.testing import GruModel
 
 torch.set_num_threads(1)
-
-
-def outputs_from_logits(logits: list[torch.Tensor], batch: SequenceBatch, names: tuple[str, ...]) -> TokenOutputs:
-    """``logits[i]`` is [L_i, V]; position t predicts token t + 1; a sequence's first token gets 0."""
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    for index, z in enumerate(logits):
-        tokens = torch.from_numpy(batch.tokens[batch.sequence(index)].astype(np.int64))
-        log_p = torch.log_softmax(z[:-1], dim=-1)
-        values = {
-            "logprobs": log_p.gather(1, tokens[1:, None]).squeeze(1),
-            "mean_logprobs": log_p.mean(1),
-            "logsumexp": z[:-1].logsumexp(1),
-        }
-        for name in names:
-            found[name].append(torch.cat([z.new_zeros(1), values[name]]))
-    joined = {name: torch.cat(found[name]) if name in names else None for name in ("logprobs", *names)}
-    ids = torch.from_numpy(batch.sequence_ids)
-    empty = {"entropy": None, "values": None, "scores": None}
-    return TokenOutputs(**joined, **empty, sequence_ids=ids, num_sequences=len(batch))
-
-
-class TinyModel:
-    """The controller's ``Model`` with a GRU language model behind it, in any precision."""
-
-    def __init__(
-        self,
-        *,
-        vocabulary: int = 12,
-        learning_rate: float = 0.1,
-        optimizer: str = "sgd",
-        max_tokens: int = 10_000,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        torch.manual_seed(0)
-        self.embedding = torch.nn.Embedding(vocabulary, 16).to(dtype)
-        self.gru = torch.nn.GRU(16, 16, batch_first=True).to(dtype)
-        self.head = torch.nn.Linear(16, vocabulary).to(dtype)
-        self.dtype, self.max_tokens, self.learning_rate = dtype, max_tokens, learning_rate
-        self.parameters = [*self.embedding.parameters(), *self.gru.parameters(), *self.head.parameters()]
-        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
-        self.optimizer = kind(self.parameters, lr=learning_rate)
-
-    def logits(self, batch: SequenceBatch) -> list[torch.Tensor]:
-        rows = [torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64)) for i in range(len(batch))]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        scores = self.head(self.gru(self.embedding(padded))[0])
-        return [scores[i, : len(row)] for i, row in enumerate(rows)]
-
-    def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
-        self.optimizer.zero_grad()
-        metrics = self._run(batch, loss, scale or Scale.of(batch), backward=True)
-        norm = torch.sqrt(sum((p.grad.square().sum() for p in self.parameters), torch.zeros((), dtype=self.dtype)))
-        self.optimizer.step()
-        return metrics | {"grad_norm": norm.item(), "learning_rate": self.learning_rate}
-
-    def evaluate(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
-        return self._run(batch, loss, scale or Scale.of(batch), backward=False)
-
-    def _run(self, batch: SequenceBatch, loss: LossSpec, scale: Scale, *, backward: bool) -> dict[str, float]:
-        function = load_loss(loss.function)
-        reduced: dict[str, float] = {}
-        for indices in batch.pack(self.max_tokens):
-            part = batch.select(indices)
-            outputs = outputs_from_logits(self.logits(part), part, loss.outputs)
-            value, metrics = call_loss(function, loss, outputs, LossBatch(part), scale)
-            if backward:
-                value.backward()
-            for key, metric in {"loss": value, **metrics}.items():
-                number = float(metric.detach())
-                reduced[key] = combine(key, reduced[key], number) if key in reduced else number
-        return reduced
-
-    def gradient(self) -> np.ndarray:
-        return torch.cat([p.grad.flatten() for p in self.parameters]).double().numpy()
 
 
 class LocalModel:
@@ -127,13 +53,13 @@ class CharTokenizer:
 
 @dataclass
 class Tools:
-    TinyModel: type[TinyModel]
+    TinyModel: type[GruModel]
     CharTokenizer: type[CharTokenizer]
 
 
 @pytest.fixture
 def tools() -> Tools:
-    return Tools(TinyModel, CharTokenizer)
+    return Tools(GruModel, CharTokenizer)
 
 
 @pytest.fixture

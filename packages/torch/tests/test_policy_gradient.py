@@ -13,6 +13,7 @@ from rl_torch.losses import TokenOutputs
 from rl_torch.policy_gradient import (
     bounded_exp,
     clipped_surrogate,
+    corrected,
     kl_estimate,
     masked,
     maximum,
@@ -21,6 +22,7 @@ from rl_torch.policy_gradient import (
     reduce_tokens,
     sequence_mean,
     token_mean,
+    with_entropy_bonus,
 )
 
 torch.set_num_threads(1)
@@ -193,6 +195,31 @@ def test_masked_tokens_have_no_part_in_a_sequences_weight():
     gap, mask = tensor(math.log(4), 0.0), tensor(1, 0)
     weights = mismatch_weights(gap, mask, outputs(0, 0), correction="seq-mask", level="token", low=3.9, high=4.1)
     assert weights.tolist() == [1.0, 1.0]  # the geometric mean is 4, not 2
+
+
+def test_a_correction_weighs_the_loss_and_reports_what_it_drops():
+    gap, mask, scale = tensor(LN2, math.log(8)), tensor(1, 1), Scale(tokens=2.0, sequences=1.0, units=1.0)
+    bounds = {"level": "token", "low": 0.5, "high": 4.0}
+    plain, metrics = corrected(tensor(1, 10), gap, mask, outputs(0, 0), scale, correction="none", **bounds)
+    assert plain.tolist() == [1, 10]
+    assert set(metrics) == {"mismatch/mean_w", "mismatch/kl_k3", "mismatch/max_abs_logprob_gap"}
+    capped, tis_metrics = corrected(tensor(1, 10), gap, mask, outputs(0, 0), scale, correction="tis", **bounds)
+    assert capped.tolist() == pytest.approx([2, 40])
+    assert tis_metrics == metrics
+    dropped, metrics = corrected(tensor(1, 10), gap, mask, outputs(0, 0), scale, correction="icepop", **bounds)
+    assert dropped.tolist() == pytest.approx([2, 0])
+    assert metrics["mismatch/masked_fraction"].item() == 0.5
+
+
+def test_the_entropy_bonus_is_a_token_mean():
+    seen = TokenOutputs(None, tensor(4, 2, 6), None, None, torch.tensor([0, 0, 0]), 1)
+    mask, scale = tensor(0, 1, 1), Scale(tokens=2.0, sequences=1.0, units=1.0)
+    loss, metrics = with_entropy_bonus(tensor(1).sum(), mask, seen, scale, coefficient=0.25)
+    assert (loss.item(), metrics["policy/entropy"].item()) == (0.0, 4.0)
+    loss, metrics = with_entropy_bonus(tensor(1).sum(), mask, seen, scale, coefficient=0.0)
+    assert (loss.item(), metrics["policy/entropy"].item()) == (1.0, 4.0)
+    loss, metrics = with_entropy_bonus(tensor(1).sum(), mask, outputs(0, 0, 0), scale, coefficient=0.25)
+    assert (loss.item(), metrics) == (1.0, {})
 
 
 def test_a_mismatch_beyond_all_bounds_stays_finite():

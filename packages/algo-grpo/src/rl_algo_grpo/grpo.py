@@ -113,28 +113,12 @@ class Grpo(AlgorithmBase):
     def loss(self, temperature: float) -> LossSpec:
         """The loss of every optimizer step, for log-probs at ``temperature``."""
         config = self.config
-        low, high = config.mismatch.bounds
-        return LossSpec(
-            function="rl_algo_grpo.loss:policy_loss",
-            options={
-                "loss": config.loss,
-                "clip_low": config.clip_low,
-                "clip_high": config.clip_high,
-                "dual_clip": config.dual_clip,
-                "reduction": config.loss_reduction,
-                "constant_length": config.constant_length,
-                "kl_coefficient": config.kl.coefficient if config.kl_in_loss else 0.0,
-                "kl_estimator": config.kl.estimator,
-                "entropy_coefficient": config.entropy_coefficient,
-                "mismatch": {
-                    "correction": config.mismatch.correction,
-                    "level": config.mismatch.level,
-                    "low": low,
-                    "high": high,
-                },
-                # With a single update the log-probs it computes are the old policy's: no extra forward pass.
-                "on_policy": config.updates_per_step == 1,
-            },
-            outputs=("logprobs", "entropy") if config.wants_entropy else ("logprobs",),
+        return config.loss_spec(
+            "rl_algo_grpo.loss:policy_loss",
             temperature=temperature,
+            loss=config.loss,
+            kl_coefficient=config.kl.coefficient if config.kl_in_loss else 0.0,
+            kl_estimator=config.kl.estimator,
+            # With a single update the log-probs it computes are the old policy's: no extra forward pass.
+            on_policy=config.updates_per_step == 1,
         )

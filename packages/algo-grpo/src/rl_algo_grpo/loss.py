@@ -13,14 +13,14 @@ from rl_torch.policy_gradient import (
     Reduction,
     bounded_exp,
     clipped_surrogate,
+    corrected,
     kl_estimate,
     masked,
     maximum,
-    mismatch_metrics,
-    mismatch_weights,
     reduce_tokens,
     sequence_mean,
     token_mean,
+    with_entropy_bonus,
 )
 from torch import Tensor
 
@@ -53,7 +53,7 @@ def policy_loss(
             ``old_logprobs`` unless ``on_policy``, and ``ref_logprobs`` if ``kl_coefficient`` > 0.
         scale: global counts ``tokens`` and ``sequences`` of the optimizer step.
         mismatch: ``correction``, ``level``, ``low`` and ``high`` of
-            :func:`rl_torch.policy_gradient.mismatch_weights`; the weights w apply to the surrogate only.
+            :func:`rl_torch.policy_gradient.corrected`; the weights w apply to the surrogate only.
         on_policy: no update was made since the old policy, so the current log-probs are the old ones.
 
     Returns:
@@ -78,22 +78,15 @@ def policy_loss(
     if clipped is not None:
         metrics["policy/clip_fraction"] = token_mean(clipped, mask, scale)
     gap = old - masked(batch["sampled_logprobs"], mask)
-    metrics |= mismatch_metrics(gap, mask, scale)
-    if mismatch["correction"] != "none":
-        weights = mismatch_weights(gap, mask, outputs, **mismatch)
-        per_token = weights * per_token
-        if mismatch["correction"] != "tis":
-            metrics["mismatch/masked_fraction"] = token_mean((weights == 0).to(mask.dtype), mask, scale)
+    per_token, mismatch_metrics = corrected(per_token, gap, mask, outputs, scale, **mismatch)
+    metrics |= mismatch_metrics
     if kl_coefficient > 0:
         kl = kl_estimate(masked(batch["ref_logprobs"], mask) - logprobs, kl_estimator)
         per_token = per_token + kl_coefficient * kl
         metrics["policy/kl_reference"] = token_mean(kl.detach(), mask, scale)
     total = reduce_tokens(per_token, mask, outputs, scale, reduction=reduction, constant_length=constant_length)
-    if outputs.entropy is not None:
-        entropy = token_mean(outputs.entropy, mask, scale)
-        total = total - entropy_coefficient * entropy if entropy_coefficient > 0 else total
-        metrics["policy/entropy"] = entropy.detach()
-    return total, metrics
+    total, entropy_metrics = with_entropy_bonus(total, mask, outputs, scale, coefficient=entropy_coefficient)
+    return total, metrics | entropy_metrics
 
 
 def sequence_log_ratio(log_ratio: Tensor, mask: Tensor, outputs: Any) -> Tensor:

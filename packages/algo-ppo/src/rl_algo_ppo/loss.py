@@ -9,12 +9,12 @@ import torch
 from rl_torch.policy_gradient import (
     Reduction,
     clipped_surrogate,
+    corrected,
     masked,
     maximum,
-    mismatch_metrics,
-    mismatch_weights,
     reduce_tokens,
     token_mean,
+    with_entropy_bonus,
 )
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def policy_loss(
             Without the last one no update was made since the old policy: the current log-probs are the old ones.
         scale: global counts ``tokens`` and ``sequences`` of the optimizer step.
         mismatch: ``correction``, ``level``, ``low`` and ``high`` of
-            :func:`rl_torch.policy_gradient.mismatch_weights`.
+            :func:`rl_torch.policy_gradient.corrected`.
 
     Returns:
         the loss, and ``policy/clip_fraction``, ``policy/max_ratio``, ``policy/entropy`` where it was
@@ -57,19 +57,11 @@ def policy_loss(
     metrics = {
         "policy/clip_fraction": token_mean(clipped, mask, scale),
         "policy/max_ratio": maximum(masked(ratio.detach(), mask)),
-        **mismatch_metrics(gap, mask, scale),
     }
-    if mismatch["correction"] != "none":
-        weights = mismatch_weights(gap, mask, outputs, **mismatch)
-        per_token = weights * per_token
-        if mismatch["correction"] != "tis":
-            metrics["mismatch/masked_fraction"] = token_mean((weights == 0).to(mask.dtype), mask, scale)
+    per_token, mismatch_metrics = corrected(per_token, gap, mask, outputs, scale, **mismatch)
     loss = reduce_tokens(per_token, mask, outputs, scale, reduction=reduction, constant_length=constant_length)
-    if outputs.entropy is not None:
-        entropy = token_mean(outputs.entropy, mask, scale)
-        loss = loss - entropy_coefficient * entropy if entropy_coefficient > 0 else loss
-        metrics["policy/entropy"] = entropy.detach()
-    return loss, metrics
+    loss, entropy_metrics = with_entropy_bonus(loss, mask, outputs, scale, coefficient=entropy_coefficient)
+    return loss, metrics | mismatch_metrics | entropy_metrics
 
 
 def value_loss(outputs: Any, batch: Any, scale: Any, *, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -92,28 +92,7 @@ class Ppo(AlgorithmBase):
 
     def policy_loss(self, temperature: float) -> LossSpec:
         """The policy's loss in every optimizer step, for log-probs at ``temperature``."""
-        config = self.config
-        entropy = config.entropy_metric or config.entropy_coefficient > 0
-        low, high = config.mismatch.bounds
-        return LossSpec(
-            function="rl_algo_ppo.loss:policy_loss",
-            options={
-                "clip_low": config.clip_low,
-                "clip_high": config.clip_high,
-                "dual_clip": config.dual_clip,
-                "reduction": config.loss_reduction,
-                "constant_length": config.constant_length,
-                "entropy_coefficient": config.entropy_coefficient,
-                "mismatch": {
-                    "correction": config.mismatch.correction,
-                    "level": config.mismatch.level,
-                    "low": low,
-                    "high": high,
-                },
-            },
-            outputs=("logprobs", "entropy") if entropy else ("logprobs",),
-            temperature=temperature,
-        )
+        return self.config.loss_spec("rl_algo_ppo.loss:policy_loss", temperature=temperature)
 
     def value_loss(self) -> LossSpec:
         """The value model's loss in every optimizer step."""

@@ -66,53 +66,6 @@ class ValueConfig(Section):
     )
 
 
-class MismatchConfig(Section):
-    """Correction for a generator whose probabilities μ differ from the trainer's, by w = π_old / μ."""
-
-    correction: Literal["none", "tis", "icepop", "seq-mask"] = Field(
-        "none",
-        description="tis: weigh by w, at most max; icepop: weigh by w, 0 outside [low, high]; seq-mask: drop sequences "
-        "whose geometric mean of w is outside [low, high].",
-    )
-    level: Literal["token", "sequence"] = Field(
-        "token", description="For tis and icepop: w of each token, or the product over its sequence."
-    )
-    max: float | None = Field(None, gt=0, description="For tis: largest weight; default 2.")
-    low: float | None = Field(
-        None, ge=0, description="For icepop and seq-mask: lower end of what is kept; default 0.5 and 0.99."
-    )
-    high: float | None = Field(
-        None, gt=0, description="For icepop and seq-mask: upper end of what is kept; default 5 and 1.01."
-    )
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The range of w that the correction allows, defaults filled in."""
-        if self.correction == "tis":
-            return 0.0, 2.0 if self.max is None else self.max
-        low, high = (0.5, 5.0) if self.correction == "icepop" else (0.99, 1.01)
-        return low if self.low is None else self.low, high if self.high is None else self.high
-
-    @model_validator(mode="after")
-    def _fields_are_used(self) -> MismatchConfig:
-        used_by = {
-            "level": ("tis", "icepop"),
-            "max": ("tis",),
-            "low": ("icepop", "seq-mask"),
-            "high": ("icepop", "seq-mask"),
-        }
-        for name, corrections in used_by.items():
-            if given(self, name) and self.correction not in corrections:
-                raise ValueError(
-                    f"mismatch.{name} has no effect with mismatch.correction {self.correction}; "
-                    f"set mismatch.correction: {' or '.join(corrections)} or remove mismatch.{name}"
-                )
-        low, high = self.bounds
-        if self.correction in ("icepop", "seq-mask") and low >= high:
-            raise ValueError(f"mismatch.low {low:g} must be below mismatch.high {high:g}")
-        return self
-
-
 def given(section: Section, name: str) -> bool:
     """Whether the user set the field to something (null is nothing)."""
     return name in section.model_fields_set and getattr(section, name) is not None

@@ -77,11 +77,7 @@ def reduce_tokens(
 
 
 def token_mean(values: Tensor, mask: Tensor, scale: Any) -> Tensor:
-    """This micro-batch's part of the mean over the tokens of the optimizer step; 0 if there are none.
-
-    The entropy bonus is ``- coefficient * token_mean(outputs.entropy, mask, scale)``, whatever the
-    reduction of the rest of the loss.
-    """
+    """This micro-batch's part of the mean over the tokens of the optimizer step; 0 if there are none."""
     return (masked(values, mask) * mask).sum() / _tokens(scale)
 
 
@@ -137,6 +133,51 @@ def mismatch_weights(
     if correction == "tis":
         return weights.clamp(max=high)
     return torch.where((weights >= low) & (weights <= high), weights, torch.zeros_like(weights))
+
+
+def corrected(
+    per_token: Tensor,
+    gap: Tensor,
+    mask: Tensor,
+    outputs: Any,
+    scale: Any,
+    *,
+    correction: Correction,
+    level: Level,
+    low: float,
+    high: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The per-token loss times its :func:`mismatch_weights`.
+
+    Args:
+        gap: ``log π_old - log μ``, float [T], 0 where the mask is.
+
+    Returns:
+        float [T], and :func:`mismatch_metrics` with, for ``icepop`` and ``seq-mask``,
+        ``mismatch/masked_fraction`` (share of tokens with a weight of 0).
+    """
+    metrics = mismatch_metrics(gap, mask, scale)
+    if correction == "none":
+        return per_token, metrics
+    weights = mismatch_weights(gap, mask, outputs, correction=correction, level=level, low=low, high=high)
+    if correction != "tis":
+        metrics["mismatch/masked_fraction"] = token_mean((weights == 0).to(mask.dtype), mask, scale)
+    return weights * per_token, metrics
+
+
+def with_entropy_bonus(
+    loss: Tensor, mask: Tensor, outputs: Any, scale: Any, *, coefficient: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``loss - coefficient · H(π)``, H a mean over tokens whatever the reduction of the loss.
+
+    Returns:
+        the loss, and ``policy/entropy`` where ``outputs`` has the entropy.
+    """
+    if outputs.entropy is None:
+        return loss, {}
+    entropy = token_mean(outputs.entropy, mask, scale)
+    total = loss - coefficient * entropy if coefficient > 0 else loss
+    return total, {"policy/entropy": entropy.detach()}
 
 
 def bounded_exp(x: Tensor) -> Tensor:
