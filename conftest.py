@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from support import EXAMPLES, environment
-
-RL = str(Path(sys.executable).with_name("rl"))
+from support import EXAMPLES, RL, environment
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -3,11 +3,13 @@
 import json
 import math
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from support import ROOT, metrics_of
+from support import RL, ROOT, environment, metrics_of
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +34,24 @@ def test_a_run_leaves_everything_in_its_directory(tiny, rl, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(run / "export")
     assert model.config.hidden_size == 32
     assert tokenizer.decode(tokenizer("47+85=")["input_ids"]) == "47+85="
+
+
+def test_without_a_cluster_ray_starts_with_the_run_and_stops_with_it(tiny_sft, tmp_path):
+    def raylets():
+        return {p.pid for p in psutil.process_iter(["name"]) if p.info["name"] == "raylet"}
+
+    before = raylets()
+    alone = {k: v for k, v in environment("").items() if k != "RAY_ADDRESS"}
+    done = subprocess.run([RL, "run", tiny_sft], env=alone, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert raylets() == before
+    logs = tmp_path / "run" / "logs"
+    assert (logs / "ray").is_dir()
+    assert not (logs / "ray").is_symlink(), "Ray's logs are kept with the run"
+    assert (logs / "rl.log").stat().st_size
+    assert (logs / "train-0.log").stat().st_size
+    for noise in ("raylet", "Started a local Ray instance", "FutureWarning"):
+        assert noise not in done.stderr + done.stdout
 
 
 def test_every_metric_that_is_written_is_documented(tiny, tiny_sft, rl, tmp_path):

@@ -68,7 +68,8 @@ def _local_options(config: RunConfig) -> dict[str, Any]:
     needed = largest(config)
     workers = max(len(r.bundles) for r in needed)
     cpus = max(config.stages[0].run.cpus or usable_cpus(), *(int(sum(b["CPU"] for b in r.bundles)) for r in needed))
-    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": max(cpus, workers)}
+    # "local": never join a cluster that happens to run on this machine.
+    options: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": max(cpus, workers)}
     gpus = max(r.gpus for r in needed)
     if gpus:
         options["num_gpus"] = gpus
