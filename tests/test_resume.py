@@ -1,6 +1,8 @@
 """Runs that stop and go on: the metrics after the stop are those of a run that never stopped."""
 
 import json
+import os
+import re
 import signal
 import time
 
@@ -12,6 +14,14 @@ pytestmark = pytest.mark.slow
 
 def without_times(rows):
     return [{k: v for k, v in r.items() if not k.startswith("time/") and "per_second" not in k} for r in rows]
+
+
+def wait_for_checkpoint_of_any_step(process, run, timeout=180):
+    deadline = time.time() + timeout
+    while not list((run / "checkpoints").glob("step-*")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < deadline, "no checkpoint in time"
+        time.sleep(0.02)
 
 
 def wait_for_checkpoint(process, run, step, timeout=180):
@@ -73,3 +83,19 @@ def test_run_with_resume_continues_an_existing_directory(tiny_sft, rl, tmp_path)
     assert [r["step"] for r in metrics_of(tmp_path / "run")] == [1, 2, 3, 4]
     # The config it was started with is kept beside the new one.
     assert len(list((tmp_path / "run").glob("config*.yaml"))) == 2
+
+
+def test_a_dead_training_worker_is_named_and_the_run_can_go_on(tiny_sft, start_rl, rl, tmp_path):
+    run = tmp_path / "run"
+    process = start_rl("run", tiny_sft, "run.steps=100000", "run.checkpoint_every=5")
+    wait_for_checkpoint_of_any_step(process, run)
+    worker = int(re.search(r"pid (\d+)", (run / "logs" / "train-0.log").read_text()).group(1))
+    os.kill(worker, signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "error: a worker process ended during policy train: " in output
+    assert "`rl resume` continues from the last checkpoint" in output
+    assert "Traceback" not in output
+    last = max(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*"))
+    rl("resume", run, f"run.steps={last + 3}")
+    assert [r["step"] for r in metrics_of(run)] == list(range(1, last + 4))

@@ -30,6 +30,7 @@ class Host:
         self._name = name
         if logs:
             _log_to(Path(logs) / f"{name}.log")
+            logger.info("%s: pid %d on %s", name, os.getpid(), socket.gethostname())
         from rl_core.plugins.registry import load_registry
 
         self._registry = load_registry()
