@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_torch.vocab_parallel import VocabShard
+
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, by default: 64 MB in float32."""
 
@@ -31,6 +33,7 @@ def token_outputs(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
+    shard: VocabShard | None = None,
 ) -> dict[str, Tensor]:
     """What the softmax over the vocabulary says about each token, differentiable, in chunks.
 
@@ -44,17 +47,19 @@ def token_outputs(
 
     Args:
         hidden: [N, H]; row n predicts ``targets[n]``.
-        weight: [V, H], the output embedding.
+        weight: [V, H], the output embedding; with ``shard`` this rank's rows of it.
         targets: int64 [N].
         outputs: which of the four to compute.
         bias: [V].
         chunk_tokens: tokens whose logits exist at once; default: :func:`chunk_size`.
+        shard: the vocabulary is spread over ranks, which call this with the same other arguments and all get
+            the same results; ``bias`` is this rank's too.
 
     Returns:
         [N] per name, float32 (float64 for float64 inputs).
     """
     step = chunk_tokens or chunk_size(weight.shape[0])
-    values = _TokenOutputs.apply(hidden, weight, bias, targets, temperature, tuple(outputs), step)
+    values = _TokenOutputs.apply(hidden, weight, bias, targets, temperature, tuple(outputs), step, shard)
     return dict(zip(outputs, values, strict=True))
 
 
@@ -72,6 +77,7 @@ class _TokenOutputs(torch.autograd.Function):
         temperature: float,
         names: tuple[str, ...],
         step: int,
+        shard: VocabShard | None,
     ) -> tuple[Tensor, ...]:
         count = hidden.shape[0]
         results = {name: torch.empty(count, dtype=_accumulator(hidden), device=hidden.device) for name in names}
@@ -81,14 +87,22 @@ class _TokenOutputs(torch.autograd.Function):
         for start in range(0, count, step):
             part = slice(start, start + step)
             z = _logits(hidden[part], weight, bias, temperature)
-            log_p = torch.log_softmax(z, dim=-1)
-            for name, result in results.items():
-                result[part] = _VALUES[name](z, log_p, targets[part, None])
+            if shard is None:
+                log_p = torch.log_softmax(z, dim=-1)
+                for name, result in results.items():
+                    result[part] = _VALUES[name](z, log_p, targets[part, None])
+            else:
+                log_p, logsumexp = shard.log_softmax(z)
+                for name, result in results.items():
+                    result[part] = _sharded_value(name, log_p, logsumexp, targets[part, None], shard)
             if count <= step:
                 kept = log_p
+        if shard is not None and (partial := [r for name, r in results.items() if name != "logsumexp"]):
+            for result, total in zip(partial, shard.sum(torch.stack(partial)), strict=True):
+                result.copy_(total)
         needs_backward = any(ctx.needs_input_grad[:3])
         ctx.save_for_backward(hidden, weight, bias, targets, results.get("entropy"), kept if needs_backward else None)
-        ctx.temperature, ctx.names, ctx.step = temperature, names, step
+        ctx.temperature, ctx.names, ctx.step, ctx.shard = temperature, names, step, shard
         return tuple(results.values())
 
     @staticmethod
@@ -105,10 +119,11 @@ class _TokenOutputs(torch.autograd.Function):
             h = hidden[part]
             log_p = kept
             if log_p is None:
-                log_p = torch.log_softmax(_logits(h, weight, bias, ctx.temperature), dim=-1)
+                z = _logits(h, weight, bias, ctx.temperature)
+                log_p = torch.log_softmax(z, dim=-1) if ctx.shard is None else ctx.shard.log_softmax(z)[0]
             given = dict(zip(ctx.names, (g[part, None] for g in gradients), strict=True))
             entropy = entropies[part, None] if entropies is not None else None
-            grad = _logits_gradient(given, log_p, targets[part, None], entropy)
+            grad = _logits_gradient(given, log_p, targets[part, None], entropy, ctx.shard)
             grad /= ctx.temperature
             if need_bias:
                 grad_bias += grad.sum(0)
@@ -117,10 +132,13 @@ class _TokenOutputs(torch.autograd.Function):
                 grad_hidden[part] = grad @ weight
             if need_weight:
                 grad_weight += grad.T @ h
+        if need_hidden and ctx.shard is not None:
+            ctx.shard.sum(grad_hidden)
         return (
             grad_hidden,
             grad_weight.to(weight.dtype) if need_weight else None,
             grad_bias.to(bias.dtype) if need_bias else None,
+            None,
             None,
             None,
             None,
@@ -137,7 +155,21 @@ _VALUES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def _logits_gradient(given: dict[str, Tensor], log_p: Tensor, target: Tensor, entropy: Tensor | None) -> Tensor:
+def _sharded_value(name: str, log_p: Tensor, logsumexp: Tensor, target: Tensor, shard: VocabShard) -> Tensor:
+    """[N]: this rank's part of an output, to be summed over ranks (``logsumexp``: the whole)."""
+    if name == "logsumexp":
+        return logsumexp
+    if name == "entropy":
+        return -(log_p.exp() * log_p).sum(1)
+    if name == "mean_logprobs":
+        return log_p.sum(1) / shard.total
+    index, mine = shard.locate(target, log_p.shape[1])
+    return torch.where(mine, log_p.gather(1, index), 0.0).squeeze(1)
+
+
+def _logits_gradient(
+    given: dict[str, Tensor], log_p: Tensor, target: Tensor, entropy: Tensor | None, shard: VocabShard | None
+) -> Tensor:
     """[N, V]: the gradient by z from those by the outputs ([N, 1] each); see :class:`_TokenOutputs`."""
     signs = {"logprobs": -1.0, "mean_logprobs": -1.0, "logsumexp": 1.0}
     weight_of_p = sum(sign * given[name] for name, sign in signs.items() if name in given)
@@ -146,9 +178,13 @@ def _logits_gradient(given: dict[str, Tensor], log_p: Tensor, target: Tensor, en
     if "entropy" in given:
         grad -= given["entropy"] * p * (log_p + entropy)
     if "mean_logprobs" in given:
-        grad += given["mean_logprobs"] / log_p.shape[1]
+        grad += given["mean_logprobs"] / (log_p.shape[1] if shard is None else shard.total)
     if "logprobs" in given:
-        grad.scatter_add_(1, target, given["logprobs"])
+        if shard is None:
+            grad.scatter_add_(1, target, given["logprobs"])
+        else:
+            index, mine = shard.locate(target, log_p.shape[1])
+            grad.scatter_add_(1, index, torch.where(mine, given["logprobs"], 0.0))
     return grad
 
 

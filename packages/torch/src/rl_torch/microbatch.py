@@ -64,9 +64,14 @@ class MicroBatch:
 
     @classmethod
     def build(
-        cls, batch: SequenceBatch, *, packing: Packing = "auto", device: str | torch.device = "cpu"
+        cls,
+        batch: SequenceBatch,
+        *,
+        packing: Packing = "auto",
+        device: str | torch.device = "cpu",
+        width_multiple: int = 1,
     ) -> MicroBatch:
-        """Lay ``batch`` out for one forward pass on ``device``.
+        """Lay ``batch`` out for one forward pass on ``device``; L is a multiple of ``width_multiple``.
 
         Raises:
             ValueError: a sequence has no tokens.
@@ -76,22 +81,29 @@ class MicroBatch:
         device = torch.device(device)
         padded = packing == "padded" or (packing == "auto" and device.type == "cpu" and _waste(batch) <= MAX_WASTE)
         rows, starts = _one_per_row(batch) if padded else _shared_rows(batch, device.type)
-        return cls._place(batch, rows, starts, packed=not padded, device=device)
+        return cls._place(batch, rows, starts, packed=not padded, device=device, multiple=width_multiple)
 
     @classmethod
-    def filler(cls, device: str | torch.device = "cpu") -> MicroBatch:
+    def filler(cls, device: str | torch.device = "cpu", *, width_multiple: int = 1) -> MicroBatch:
         """A two-token micro-batch that keeps a rank without data in step with the others' collectives."""
         tokens = SequenceBatch(np.zeros(2, np.int32), np.array([0, 2], np.int64))
-        built = cls.build(tokens, packing="padded", device=device)
+        built = cls.build(tokens, packing="padded", device=device, width_multiple=width_multiple)
         return cls(**{**built.__dict__, "is_filler": True})
 
     @classmethod
     def _place(
-        cls, batch: SequenceBatch, rows: np.ndarray, starts: np.ndarray, *, packed: bool, device: torch.device
+        cls,
+        batch: SequenceBatch,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        *,
+        packed: bool,
+        device: torch.device,
+        multiple: int,
     ) -> MicroBatch:
         """Put sequence i into row ``rows[i]`` from column ``starts[i]`` on."""
         lengths, ids = batch.lengths, batch.sequence_ids
-        width = int((starts + lengths).max(initial=1))
+        width = -(-int((starts + lengths).max(initial=1)) // multiple) * multiple
         height = int(rows.max(initial=0)) + 1
         within = np.arange(len(ids)) - batch.offsets[ids]
         cells = rows[ids] * width + starts[ids] + within

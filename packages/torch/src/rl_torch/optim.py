@@ -11,14 +11,18 @@ from torch.nn import Parameter
 
 
 def build_adamw(parameters: Iterable[Parameter], spec: OptimizerSpec) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), fused on CPU and CUDA. Norms and biases (1-D) are not decayed."""
-    trained = [p for p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW (Loshchilov & Hutter 2019), fused on CPU and CUDA. Norms and biases (1-D) are not decayed.
+
+    Parameters on different device meshes are in groups of their own, because one fused update cannot mix them.
+    """
+    groups: dict[tuple[object, bool], list[Parameter]] = {}
+    for parameter in (p for p in parameters if p.requires_grad):
+        groups.setdefault((getattr(parameter, "device_mesh", None), parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
+        [
+            {"params": members, "weight_decay": spec.weight_decay if decayed else 0.0}
+            for (_, decayed), members in sorted(groups.items(), key=lambda item: not item[0][1])
+        ],
         lr=spec.learning_rate,
         betas=spec.betas,
         eps=spec.eps,

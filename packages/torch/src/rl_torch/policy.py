@@ -6,6 +6,8 @@ embedding in one piece.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from rl_core.contracts.model import Head
 from rl_core.errors import EnvironmentProblem
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel
 from rl_torch.logprobs import token_outputs
 from rl_torch.losses import TokenOutputs
 from rl_torch.microbatch import MicroBatch
+from rl_torch.vocab_parallel import VocabShard
 
 OUTPUTS: dict[Head, tuple[str, ...]] = {
     "lm": ("logprobs", "entropy", "mean_logprobs", "logsumexp"),
@@ -37,6 +40,8 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.model = model
         self.chunk_tokens = chunk_tokens
+        self.vocab_shard: VocabShard | None = None
+        """Set by tensor parallelism, where the output embedding is a DTensor split by rows."""
 
     def forward(
         self,
@@ -48,18 +53,24 @@ class PolicyModel(nn.Module):
         last: Tensor,
         outputs: tuple[str, ...],
         temperature: float,
+        **attention: Any,
     ) -> dict[str, Tensor]:
-        """``outputs``, float32 [N] each; :class:`~rl_torch.microbatch.MicroBatch` has the arguments."""
-        hidden = _hidden(self.model, input_ids, position_ids).index_select(0, predictors)
+        """``outputs``, float32 [N] each; :class:`~rl_torch.microbatch.MicroBatch` has the arguments.
+
+        ``attention`` is passed on to the attention functions of the model's layers.
+        """
+        hidden = _hidden(self.model, input_ids, position_ids, **attention).index_select(0, predictors)
         embedding = self.model.get_output_embeddings()
+        weight = embedding.weight if self.vocab_shard is None else embedding.weight.to_local()
         return token_outputs(
             hidden,
-            embedding.weight,
+            weight,
             targets,
             outputs=outputs,
             bias=getattr(embedding, "bias", None),
             temperature=temperature,
             chunk_tokens=self.chunk_tokens,
+            shard=self.vocab_shard,
         )
 
 
@@ -87,19 +98,15 @@ class ScalarModel(nn.Module):
         last: Tensor,
         outputs: tuple[str, ...],
         temperature: float,
+        **attention: Any,
     ) -> dict[str, Tensor]:
-        """``values`` float32 [N] at ``predictors`` and ``scores`` float32 [B] at ``last``.
-
-        A score stands at the last token that is not the config's padding token, as in
-        transformers, which cannot tell an end token that is also the padding token from padding.
-        """
-        hidden = _hidden(self.model, input_ids, position_ids)
-        cells = {"values": predictors}
-        if "scores" in outputs:
-            cells["scores"] = _last_unpadded(input_ids, position_ids, last, self.model.config.pad_token_id)
+        """``values`` float32 [N] at ``predictors`` and ``scores`` float32 [B] at ``last``."""
+        hidden = _hidden(self.model, input_ids, position_ids, **attention)
+        cells = {"values": predictors, "scores": last}
         weight = self.model.score.weight.float()
         return {
-            name: nn.functional.linear(hidden.index_select(0, cells[name]).float(), weight).squeeze(-1)
+            # Cloned, because FSDP's hooks cannot follow in-place changes of a view.
+            name: nn.functional.linear(hidden.index_select(0, cells[name]).float(), weight).squeeze(-1).clone()
             for name in outputs
         }
 
@@ -117,23 +124,48 @@ def compute_outputs(
     Raises:
         ValueError: the model's head cannot compute one of ``outputs``.
     """
-    possible = OUTPUTS[model.head]
-    odd = [name for name in outputs if name not in possible]
-    if odd:
-        listed = f"{', '.join(possible[:-1])} and {possible[-1]}"
-        raise ValueError(f"a model with a {model.head!r} head computes {listed}, not {odd[0]!r}")
+    check_outputs(model, outputs)
     results = model(
         micro.input_ids,
         micro.position_ids,
         predictors=micro.predictors,
         targets=micro.targets,
-        last=micro.last,
+        last=score_cells(model, micro),
         outputs=tuple(outputs),
         temperature=temperature,
     )
+    return in_batch_order(results, micro)
+
+
+def check_outputs(model: PolicyModel | ScalarModel, outputs: tuple[str, ...]) -> None:
+    """Refuse what the model's head cannot compute.
+
+    Raises:
+        ValueError: names the first such output.
+    """
+    possible = OUTPUTS[model.head]
+    odd = [name for name in outputs if name not in possible]
+    if odd:
+        listed = f"{', '.join(possible[:-1])} and {possible[-1]}"
+        raise ValueError(f"a model with a {model.head!r} head computes {listed}, not {odd[0]!r}")
+
+
+def score_cells(model: PolicyModel | ScalarModel, micro: MicroBatch) -> Tensor:
+    """int64 [B]: the cell at which each sequence's score stands.
+
+    That is its last token that is not the config's padding token, as in transformers, which cannot tell an end
+    token that is also the padding token from padding.
+    """
+    if model.head == "lm":
+        return micro.last
+    return _last_unpadded(micro.input_ids, micro.position_ids, micro.last, model.model.config.pad_token_id)
+
+
+def in_batch_order(results: dict[str, Tensor], micro: MicroBatch) -> TokenOutputs:
+    """What a forward pass gave at ``micro``'s cells ([N] or [B] per name), as the losses see it."""
 
     def per_token(name: str) -> Tensor | None:
-        if name not in outputs:
+        if name not in results:
             return None
         values = results[name]
         return values.new_zeros(len(micro.batch.tokens)).index_copy(0, micro.scored, values)
@@ -200,7 +232,9 @@ def _last_unpadded(input_ids: Tensor, position_ids: Tensor | None, last: Tensor,
     return torch.maximum(unpadded[last], last - within)
 
 
-def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
+def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None, **attention: Any) -> Tensor:
     """[R · L, H]: the last hidden states, cell by cell."""
-    states = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+    states = model.base_model(
+        input_ids=input_ids, position_ids=position_ids, use_cache=False, **attention
+    ).last_hidden_state
     return states.flatten(0, 1)
