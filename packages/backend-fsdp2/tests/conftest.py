@@ -1,4 +1,4 @@
-"""Two worker processes for the whole session, and the helper module on the path (workers import it too)."""
+"""Worker processes for the whole session, and the helper module on the path (workers import it too)."""
 
 from __future__ import annotations
 
@@ -25,5 +25,13 @@ def pair() -> Iterator[Ranks]:
 def single() -> Iterator[Ranks]:
     """One rank, in a process of its own like the others."""
     ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def quad() -> Iterator[Ranks]:
+    """Four ranks."""
+    ranks = Ranks(4)
     yield ranks
     ranks.close()

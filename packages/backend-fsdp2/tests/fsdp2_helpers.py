@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_core.model import reduce_metrics
 from rl_torch.models import build_model
 from rl_torch.weights import from_buckets
 
@@ -25,10 +27,12 @@ POLICY = Role("policy", trainable=True)
 NLL = LossSpec("fsdp2_helpers:nll")
 
 
-def nll(outputs: Any, batch: Any, scale: Scale, *, poison: float = 0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def nll(
+    outputs: Any, batch: Any, scale: Scale, *, poison: float = 0.0, factor: float = 1.0
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Negative log-likelihood with an entropy metric where asked; ``poison`` spoils sequences marked ``bad``."""
     mask = batch["loss_mask"]
-    loss = -(outputs.logprobs * mask).sum() / scale.tokens
+    loss = -factor * (outputs.logprobs * mask).sum() / scale.tokens
     if poison:
         loss = loss * torch.where(batch["bad"].any(), poison, 1.0)
     metrics = {"tokens": mask.sum() / scale.tokens, "max_length": batch.lengths.max()}
@@ -44,7 +48,9 @@ def squared_scores(outputs: Any, batch: Any, scale: Scale) -> tuple[torch.Tensor
     return scores + values, {}
 
 
-def model_spec(*, layers: int = 2, tie: bool = True, architecture: str = "qwen2", seed: int = 3) -> ModelSpec:
+def model_spec(
+    *, layers: int = 2, tie: bool = True, architecture: str = "qwen2", seed: int = 3, vocab: int = VOCAB
+) -> ModelSpec:
     """A model of about 50k parameters."""
     init = {
         "architecture": architecture,
@@ -55,7 +61,7 @@ def model_spec(*, layers: int = 2, tie: bool = True, architecture: str = "qwen2"
         "ffn": 64,
         "tie_embeddings": tie,
     }
-    return ModelSpec(init=init, vocab_size=VOCAB, max_length=128, seed=seed)
+    return ModelSpec(init=init, vocab_size=vocab, max_length=128, seed=seed)
 
 
 def plain_model(spec: ModelSpec) -> torch.nn.Module:
@@ -99,6 +105,12 @@ def shard_of(batch: SequenceBatch, rank: int, world: int) -> SequenceBatch:
     return batch.select(batch.split_balanced(world)[rank])
 
 
+def own_part(made: Fsdp2Backend, batch: SequenceBatch) -> SequenceBatch:
+    """What the controller gives this backend's rank, by its place in the mesh."""
+    place = made._joined().topology
+    return shard_of(batch, place.dp_rank, place.dp_size)
+
+
 def weights_of(made: Fsdp2Backend, role: str = "policy") -> dict[str, np.ndarray]:
     """Streamed weights, by name."""
     return {name: tensor.numpy() for name, tensor in from_buckets(made.weights(role))}
@@ -115,13 +127,14 @@ def train(rank: int, world: int, port: int, *, batch: SequenceBatch, steps: int 
         made.load(role, options.get("spec") or model_spec(), options.get("optimizer") or optimizer_spec())
         if "restore" in options:
             made.restore(role.name, options["restore"])
-        shard = shard_of(batch, rank, world)
+        shard = own_part(made, batch)
         before = weights_of(made, role.name)
         results = [made.train(role.name, shard, loss, Scale.of(batch)) for _ in range(steps)]
         for name in ("save", "export"):
             if name in options:
                 getattr(made, name)(role.name, options[name])
         return {
+            "place": made._joined().topology,
             "results": results,
             "before": before,
             "weights": weights_of(made, role.name),
@@ -136,7 +149,7 @@ def forward(rank: int, world: int, port: int, *, batch: SequenceBatch, **options
     with backend(rank, world, port, **options.get("config", {})) as made:
         made.load(role, options.get("spec") or model_spec(), optimizer_spec())
         outputs = options.get("outputs", ("logprobs", "entropy"))
-        return made.forward(role.name, shard_of(batch, rank, world), outputs, options.get("temperature", 1.0))
+        return made.forward(role.name, own_part(made, batch), outputs, options.get("temperature", 1.0))
 
 
 def forward_after_training(
@@ -157,6 +170,52 @@ def forward_after_training(
     return found
 
 
+def reference_beside_policy(
+    rank: int, world: int, port: int, *, batch: SequenceBatch, spec: ModelSpec, config: dict[str, Any]
+) -> dict[str, Any]:
+    """Log-probs of the policy and of its base, before and after training; and whether memory holds one model."""
+    with backend(rank, world, port, **config) as made:
+        made.load(POLICY, spec, optimizer_spec())
+        made.load(Role("reference", trainable=False, base_of="policy"), model_spec(), None)
+        shard = own_part(made, batch)
+        found: dict[str, Any] = {}
+        for when in ("before", "after"):
+            for role in ("policy", "reference"):
+                found[f"{role} {when}"] = made.forward(role, shard, ("logprobs",), 1.0)["logprobs"]
+            made.train("policy", shard, NLL, Scale.of(batch))
+        found["shared"] = made._roles["policy"].model is made._roles["reference"].model
+        found["reference weights"] = weights_of(made, "reference")
+        return found
+
+
+def train_on_while_saving(
+    rank: int, world: int, port: int, *, batch: SequenceBatch, steps: int, more: int, directory: str, **options: Any
+) -> dict[str, Any]:
+    """Train, save in the background and go on training at once."""
+    with backend(rank, world, port, **options["config"]) as made:
+        made.load(POLICY, model_spec(), options["optimizer"])
+        shard = own_part(made, batch)
+        results = [made.train("policy", shard, NLL, Scale.of(batch)) for _ in range(steps)]
+        made.save("policy", directory)
+        pending = made.is_saving()
+        results += [made.train("policy", shard, NLL, Scale.of(batch)) for _ in range(more)]
+        made.finish_saving()
+        return {
+            "place": made._joined().topology,
+            "results": results,
+            "weights": weights_of(made),
+            "returned before it was written": pending,
+            "written": not made.is_saving(),
+        }
+
+
+def losses_of(ranks: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Metrics per step of what :func:`train` gave on all ranks, as the controller merges them."""
+    reporting = [r for r in ranks if r["place"].is_output]
+    steps = range(len(reporting[0]["results"]))
+    return [reduce_metrics([r["results"][step] for r in reporting]) for step in steps]
+
+
 def two_roles_twice(rank: int, world: int, port: int, *, batch: SequenceBatch) -> list[Topology]:
     """Set up, load a policy and a frozen copy, compare them, close; and all of it again."""
     places = []
@@ -174,34 +233,70 @@ def two_roles_twice(rank: int, world: int, port: int, *, batch: SequenceBatch) -
 
 
 class Ranks:
-    """Processes that run functions of this module as the ranks of a group."""
+    """Processes that run functions of this module as the ranks of a group; started anew after a failure."""
 
     def __init__(self, world: int) -> None:
-        context = mp.get_context("spawn")
         self.world = world
-        self._pipes, self._processes = [], []
-        for rank in range(world):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world, theirs), daemon=True)
-            process.start()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        self._pipes: list[Any] = []
+        self._processes: list[Any] = []
 
     def __call__(self, function: Callable[..., Any], **arguments: Any) -> list[Any]:
         """Run ``function(rank, world, port, **arguments)`` on all ranks; results by rank."""
+        if not self._processes:
+            self._start()
         port = free_port()
         for pipe in self._pipes:
             pipe.send((function, port, arguments))
-        answers = [pipe.recv() for pipe in self._pipes]
-        failures = [text for ok, text in answers if not ok]
-        assert not failures, "\n".join(failures)
-        return [value for _, value in answers]
+        answers, failures = self._answers()
+        if failures:
+            self._kill()
+            raise AssertionError("\n".join(failures))
+        return answers
 
     def close(self) -> None:
         """End the processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
-            pipe.send(None)
-            process.join(10)
+            if process.is_alive():
+                pipe.send(None)
+                process.join(10)
+        self._kill()
+
+    def _start(self) -> None:
+        context = mp.get_context("spawn")
+        for rank in range(self.world):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, self.world, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def _answers(self) -> tuple[list[Any], list[str]]:
+        """By rank; after one rank failed the others, which may wait for it, have a few seconds left."""
+        answers: list[Any] = [None] * self.world
+        failures: list[str] = []
+        waiting = set(range(self.world))
+        deadline = time.monotonic() + 240
+        while waiting and time.monotonic() < deadline:
+            for rank in list(waiting):
+                if self._pipes[rank].poll(0.01):
+                    try:
+                        ok, value = self._pipes[rank].recv()
+                    except EOFError:
+                        ok, value = False, f"the process of rank {rank} ended"
+                    waiting.discard(rank)
+                    answers[rank] = value
+                    if not ok:
+                        failures.append(value)
+                        deadline = min(deadline, time.monotonic() + 3)
+        if waiting and not failures:
+            failures.append(f"ranks {sorted(waiting)} did not answer")
+        return answers, failures
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._pipes, self._processes = [], []
 
 
 def free_port() -> int:

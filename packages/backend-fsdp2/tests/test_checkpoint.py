@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +15,22 @@ from fsdp2_helpers import (
     Ranks,
     backend,
     free_port,
+    losses_of,
     make_directory,
     model_spec,
     optimizer_spec,
     plain_model,
     random_batch,
     train,
+    train_on_while_saving,
 )
+from rl_backend_fsdp2.export import write_safetensors
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_core.contracts.model import ModelSpec, Role
 from rl_core.errors import RLError
 from rl_core.model import reduce_metrics
 from rl_torch.weights import load_buckets_into
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 
@@ -150,3 +155,52 @@ def test_two_roles_do_not_share_a_checkpoint_folder(tmp_path: Path) -> None:
         with pytest.raises(RLError) as caught:
             made.restore("value", str(tmp_path))
         assert str(caught.value) == f"{tmp_path} holds the role 'policy', not 'value'"
+
+
+@pytest.mark.parametrize(
+    ("saved", "read"),
+    [
+        ({"tp": 2}, {"dp": 2}),
+        ({"dp": 2}, {"tp": 2, "sequence": True}),
+        ({"replicate": 2, "dp": 1}, {"cp": 2}),
+        ({"cp": 2}, {"replicate": 2, "dp": 1}),
+    ],
+)
+def test_a_checkpoint_is_read_in_another_layout(
+    pair: Ranks, tmp_path: Path, saved: dict[str, Any], read: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {"batch": random_batch(), "optimizer": optimizer_spec(eps=1e-6)}
+    path = make_directory(tmp_path / "saved")
+    whole = losses_of(pair(train, **options, steps=4))
+    pair(train, **options, steps=2, save=path, config={"parallel": saved})
+    continued = losses_of(pair(train, **options, steps=2, restore=path, config={"parallel": read}))
+    for ours, theirs in zip(continued, whole[2:], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("config", [{}, {"precision": "fp16"}, {"cpu_offload": True}])
+def test_a_checkpoint_written_in_the_background_continues_bit_exactly(
+    pair: Ranks, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {"batch": random_batch(), "optimizer": optimizer_spec()}
+    path = make_directory(tmp_path / "saved")
+    config = {"async_save": True, **config}
+    # The background write must hold the weights of step 2, not those of the steps that follow.
+    whole = pair(train_on_while_saving, **options, steps=2, more=2, directory=path, config=config)
+    assert whole[0]["returned before it was written"] or whole[0]["written"]
+    continued = pair(train, **options, steps=2, restore=path, config=config)
+    assert losses_of(continued) == losses_of(whole)[2:]
+    for name, weight in whole[0]["weights"].items():
+        np.testing.assert_array_equal(continued[0]["weights"][name], weight)
+
+
+def test_an_export_is_written_in_several_files_where_it_is_large(tmp_path: Path) -> None:
+    tensors = {f"w{i}": torch.full((100,), float(i)) for i in range(5)}
+    write_safetensors(tmp_path, tensors.items(), max_bytes=900)
+    files = sorted(p.name for p in tmp_path.glob("*.safetensors"))
+    assert files == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 2000}
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / file)[name], tensors[name])
+    assert index["weight_map"].keys() == tensors.keys()

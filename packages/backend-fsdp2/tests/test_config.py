@@ -5,32 +5,103 @@ from __future__ import annotations
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from rl_backend_fsdp2.config import Fsdp2Config, ParallelConfig
 from rl_backend_fsdp2.plugin import register_backends
 from rl_core.config.problems import Problem
 
 
-def stage(gpus: int, nodes: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(run=SimpleNamespace(gpus=gpus, nodes=nodes))
+def stage(gpus: int, nodes: int = 1, *, init: Any = None, adapter: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(
+        run=SimpleNamespace(gpus=gpus, nodes=nodes),
+        model=SimpleNamespace(init=init, adapter=adapter and SimpleNamespace(name=adapter, rank=6)),
+    )
+
+
+def config(**fields: Any) -> Fsdp2Config:
+    return Fsdp2Config(name="fsdp2", **fields)
 
 
 def test_ranks_follow_the_gpus_or_the_config() -> None:
-    default, two = Fsdp2Config(name="fsdp2"), Fsdp2Config(name="fsdp2", parallel={"dp": 2})
+    default, two = config(), config(parallel={"dp": 2})
     assert (default.world_size(0), default.world_size(8), two.world_size(0)) == (1, 8, 2)
+    assert config(parallel={"dp": 2, "replicate": 3, "tp": 2, "cp": 4}).world_size(0) == 48
 
 
-def test_ranks_that_do_not_match_the_gpus_are_a_problem() -> None:
-    config = Fsdp2Config(name="fsdp2", parallel={"dp": 3})
-    assert list(config.problems(stage(4, nodes=2))) == [
+def test_data_parallel_ranks_are_what_the_other_dimensions_leave() -> None:
+    sizes = ParallelConfig(tp=2, replicate=2).sizes(16)
+    assert sizes == {"replicate": 2, "dp": 4, "cp": 1, "tp": 2}
+
+
+def test_ranks_that_do_not_match_the_gpus_are_a_problem_with_the_arithmetic() -> None:
+    assert list(config(parallel={"dp": 3}).problems(stage(4, nodes=2))) == [
         Problem(
-            path="backend.parallel.dp",
-            message="3 data-parallel ranks do not match 8 GPUs (run.gpus 4 × run.nodes 2)",
+            path="backend.parallel",
+            message="replicate 1 × dp 3 × cp 1 × tp 1 = 3 ranks do not match 8 GPUs (run.gpus 4 × run.nodes 2)",
             fix="leave backend.parallel.dp out to use every GPU",
         )
     ]
-    assert list(config.problems(stage(3))) == []
-    assert list(config.problems(stage(0))) == []
+    assert list(config(parallel={"tp": 3, "replicate": 2}).problems(stage(8))) == [
+        Problem(
+            path="backend.parallel",
+            message="replicate 2 × dp 1 × cp 1 × tp 3 = 6 ranks do not match 8 GPUs (run.gpus 8 × run.nodes 1)",
+            fix="choose replicate, cp and tp whose product divides 8",
+        )
+    ]
+    assert list(config(parallel={"dp": 3}).problems(stage(3))) == []
+    assert list(config(parallel={"dp": 3}).problems(stage(0))) == []
+
+
+def test_heads_that_cannot_be_divided_are_a_problem() -> None:
+    init = SimpleNamespace(heads=8, kv_heads=2)
+    assert list(config(parallel={"tp": 4}).problems(stage(0, init=init))) == [
+        Problem(
+            path="backend.parallel.tp",
+            message="4 tensor-parallel ranks cannot share model.init.kv_heads 2 equally",
+            fix="choose a tp that divides 2",
+        )
+    ]
+    assert list(config(parallel={"tp": 2}).problems(stage(0, init=init))) == []
+
+
+@pytest.mark.parametrize("kind", ["dora", "adalora"])
+def test_adapters_that_tensor_parallelism_cannot_split_are_a_problem(kind: str) -> None:
+    assert list(config(parallel={"tp": 2}).problems(stage(0, adapter=kind))) == [
+        Problem(
+            path="backend.parallel.tp",
+            message=f"{kind} adapters do not work with tensor parallelism (2 ranks)",
+            fix="set model.adapter.name: lora, or backend.parallel.tp: 1",
+        )
+    ]
+    assert list(config(parallel={"tp": 2}).problems(stage(0, adapter="lora"))) == []
+
+
+def test_an_adapter_whose_rank_cannot_be_divided_is_a_problem() -> None:
+    assert list(config(parallel={"tp": 4}).problems(stage(0, adapter="lora"))) == [
+        Problem(
+            path="backend.parallel.tp",
+            message="4 tensor-parallel ranks cannot share model.adapter.rank 6 equally",
+            fix="choose a rank that is a multiple of 4",
+        )
+    ]
+
+
+def test_sequence_parallelism_without_tensor_parallelism_is_a_problem() -> None:
+    assert list(config(parallel={"sequence": True}).problems(stage(0))) == [
+        Problem(
+            path="backend.parallel.sequence",
+            message="sequence has no effect without tensor parallelism",
+            fix="set backend.parallel.tp, or remove sequence",
+        )
+    ]
+
+
+def test_activation_checkpointing_may_be_yes_or_no() -> None:
+    assert config(activation_checkpointing=True).activation_checkpointing == "full"
+    assert config(activation_checkpointing=False).activation_checkpointing == "none"
+    assert config(activation_checkpointing="selective").activation_checkpointing == "selective"
 
 
 def test_every_field_has_a_description() -> None:

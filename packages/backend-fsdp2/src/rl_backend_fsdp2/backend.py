@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +12,18 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult, WeightBucket, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
-from rl_torch.models import build_model
-from rl_torch.optim import build_adamw
-from rl_torch.policy import check_supported, wrap_model
 from rl_torch.seeding import prepare_process
 from rl_torch.weights import to_buckets
 
-from rl_backend_fsdp2 import checkpoint
+from rl_backend_fsdp2 import checkpoint, export
+from rl_backend_fsdp2.build import build_role
 from rl_backend_fsdp2.config import Fsdp2Config
-from rl_backend_fsdp2.mesh import Mesh
-from rl_backend_fsdp2.sharding import gather, hf_state, shard_model
+from rl_backend_fsdp2.mesh import Mesh, Sizes
 from rl_backend_fsdp2.step import Layout, LoadedModel, evaluate_shard, forward_shard, train_shard
 
 
 class Fsdp2Backend:
-    """Implements :class:`rl_core.contracts.backend.Backend` on one rank of a data-parallel group."""
+    """Implements :class:`rl_core.contracts.backend.Backend` on one rank of a replicate × dp × cp × tp mesh."""
 
     def __init__(self, config: Fsdp2Config) -> None:
         self._config = config
@@ -38,37 +36,43 @@ class Fsdp2Backend:
         if self._mesh is not None:
             raise RuntimeError("the backend is set up already; close() it first")
         prepare_process(threads=context.threads, seed=context.seed, rank=context.rank)
-        self._mesh = Mesh(context)
-        return Topology(dp_rank=context.rank, dp_size=context.world_size)
+        parallel = self._config.parallel
+        others = parallel.replicate * parallel.cp * parallel.tp
+        sizes = Sizes(
+            replicate=parallel.replicate,
+            dp=parallel.dp or max(1, context.world_size // others),
+            cp=parallel.cp,
+            tp=parallel.tp,
+        )
+        self._mesh = Mesh(context, sizes)
+        self._layout = Layout(
+            max_tokens=self._config.max_tokens_per_microbatch,
+            packing=self._config.packing,
+            width_multiple=(2 * sizes.cp if sizes.cp > 1 else 1) * (sizes.tp if parallel.sequence else 1),
+        )
+        return self._mesh.topology
 
     def load(self, role: Role, model: ModelSpec, optimizer: OptimizerSpec | None) -> ModelInfo:
-        """Build a role with float32 weights and shard it.
+        """Build a role and shard it; trained weights are float32.
 
         Raises:
             EnvironmentProblem: the model cannot be read, or its architecture is not supported.
+            ConfigError: it cannot be split or adapted as the config asks.
             ValueError: a trainable role without an optimizer.
         """
         if role.trainable and optimizer is None:
             raise ValueError(f"role {role.name!r} is trainable and needs an optimizer")
-        built = build_model(model, dtype=torch.float32, head=role.head)
-        check_supported(built, packed=self._config.packing != "padded")
-        if self._config.activation_checkpointing and role.trainable:
-            # transformers checkpoints its layers in training mode only; dropout is 0 either way.
-            built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            built.train()
-        info = ModelInfo(
-            parameters=sum(p.numel() for p in built.parameters()),
-            max_length=getattr(built.config, "max_position_embeddings", None) or 0,
-            vocab_size=built.config.vocab_size,
+        if role.base_of is not None:
+            source = self._role(role.base_of)
+            self._roles[role.name] = LoadedModel(role=role, model=source.model, adapter=source.adapter, base_only=True)
+        else:
+            self._roles[role.name] = build_role(role, model, optimizer, config=self._config, mesh=self._joined())
+        loaded = self._roles[role.name].model.model
+        return ModelInfo(
+            parameters=sum(math.prod(p.shape) for p in loaded.parameters()),
+            max_length=getattr(loaded.config, "max_position_embeddings", None) or 0,
+            vocab_size=loaded.config.vocab_size,
         )
-        wrapped = wrap_model(built, role.head, chunk_tokens=self._config.logprob_chunk_tokens)
-        wrapped.requires_grad_(role.trainable)
-        wrapped = shard_model(wrapped, self._joined(), precision=self._config.precision)
-        loaded = LoadedModel(role=role, model=wrapped)
-        if role.trainable and optimizer is not None:
-            loaded.optimizer, loaded.spec = build_adamw(wrapped.parameters(), optimizer), optimizer
-        self._roles[role.name] = loaded
-        return info
 
     def forward(
         self, role: str, shard: SequenceBatch, outputs: tuple[str, ...], temperature: float
@@ -87,8 +91,8 @@ class Fsdp2Backend:
         return evaluate_shard(self._role(role), shard, loss, scale, layout=self._layout, mesh=self._joined())
 
     def weights(self, role: str) -> Iterator[WeightBucket]:
-        """Stream float32 parameters under Hugging Face names; one is gathered at a time, rank 0 yields."""
-        full = ((name, gather(tensor)) for name, tensor in hf_state(self._role(role).model))
+        """Stream parameters under Hugging Face names, adapters merged; one is gathered at a time, rank 0 yields."""
+        full = export.full_weights(self._role(role))
         if self._joined().rank == 0:
             yield from to_buckets(full)
         else:
@@ -97,18 +101,27 @@ class Fsdp2Backend:
 
     def save(self, role: str, directory: str) -> None:
         """Write what a bit-exact resume needs; ``directory`` belongs to this role alone."""
-        checkpoint.save(self._role(role), Path(directory), self._joined())
+        checkpoint.save(self._role(role), Path(directory), self._joined(), background=self._config.async_save)
+
+    def is_saving(self) -> bool:
+        """Whether a background write goes on, of any role."""
+        return any(checkpoint.is_saving(loaded) for loaded in self._roles.values())
+
+    def finish_saving(self) -> None:
+        """Wait until everything saved is on disk."""
+        for loaded in self._roles.values():
+            checkpoint.finish(loaded)
 
     def restore(self, role: str, directory: str) -> None:
         """Read what :meth:`save` wrote, on any number of ranks."""
         checkpoint.restore(self._role(role), Path(directory), self._joined())
 
     def export(self, role: str, directory: str) -> None:
-        """Write a Hugging Face folder."""
-        checkpoint.export(self._role(role), Path(directory), self._joined())
+        """Write a Hugging Face folder, adapters merged; the adapter alone goes to ``adapter/`` in it."""
+        export.export(self._role(role), Path(directory), self._joined())
 
     def sleep(self) -> None:
-        """Move parameters and optimizer states to host memory; on CPU there is nothing to free."""
+        """Move parameters and optimizer states to host memory; on CPU they are there already."""
         self._move("cpu")
 
     def wake(self) -> None:
@@ -117,6 +130,7 @@ class Fsdp2Backend:
 
     def close(self) -> None:
         """Drop all models and leave the process group."""
+        self.finish_saving()
         self._roles.clear()
         gc.collect()
         if self._mesh is not None:
@@ -124,7 +138,7 @@ class Fsdp2Backend:
             self._mesh = None
 
     def _move(self, device: str | torch.device) -> None:
-        if self._joined().device.type == "cpu":
+        if self._joined().device.type == "cpu" or self._config.cpu_offload:
             return
         for loaded in self._roles.values():
             loaded.model.to(device)

@@ -1,8 +1,8 @@
-"""Saving, restoring and exporting a role.
+"""Saving and restoring a role.
 
-A checkpoint directory holds ``shards/`` (torch.distributed.checkpoint: parameters and AdamW
-moments under their Hugging Face names, readable on any number of ranks), ``role.json`` (optimizer
-steps taken) and ``rng-<rank>.safetensors`` (random-number state).
+A checkpoint directory holds ``shards/`` (torch.distributed.checkpoint: parameters and AdamW moments, readable on any
+number of ranks in any layout), ``role.json`` (optimizer steps taken, loss scale), ``rng-<rank>.safetensors``
+(random-number state) and for AdaLoRA ``ranks.safetensors``. With an adapter, ``shards/`` holds only what is trained.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -18,18 +19,23 @@ from rl_torch.seeding import rng_state, set_rng_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rl_backend_fsdp2.adapters import is_adapter, outside_name
 from rl_backend_fsdp2.mesh import Mesh
-from rl_backend_fsdp2.sharding import gather, hf_state, release
+from rl_backend_fsdp2.sharding import release, stored_tensors
 from rl_backend_fsdp2.step import LoadedModel
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_RANKS = "ranks.safetensors"
 
 
-def save(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
+def save(loaded: LoadedModel, directory: Path, mesh: Mesh, *, background: bool = False) -> None:
     """Write parameters, optimizer and random-number state; every rank takes part.
+
+    Args:
+        background: return when everything is copied to host memory; :func:`finish` waits for the writing.
 
     Raises:
         RLError: the directory already holds another role.
@@ -37,17 +43,44 @@ def save(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
     facts = directory / "role.json"
     if facts.exists() and json.loads(facts.read_text())["role"] != loaded.role.name:
         raise RLError(f"{directory} already holds another role's checkpoint; save {loaded.role.name!r} elsewhere")
+    finish(loaded)
     mesh.barrier()
-    dcp.save(_sharded_state(loaded), checkpoint_id=directory / "shards")
+    if background:
+        loaded.saving.append(
+            dcp.async_save(_sharded_state(loaded), checkpoint_id=directory / "shards", process_group=mesh.saving_group)
+        )
+    else:
+        dcp.save(_sharded_state(loaded), checkpoint_id=directory / "shards")
     save_file(rng_state(), directory / f"rng-{mesh.rank}.safetensors")
     if mesh.rank == 0:
-        content = {"format": FORMAT, "role": loaded.role.name, "steps": loaded.steps, "ranks": mesh.size}
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "role": loaded.role.name,
+            "steps": loaded.steps,
+            "ranks": mesh.size,
+            "adapter": loaded.adapter.kind if loaded.adapter else None,
+        }
+        if loaded.loss_scale is not None:
+            content["loss_scale"] = [loaded.loss_scale.value, loaded.loss_scale.good_steps]
+        if loaded.ranks is not None:
+            save_file(loaded.ranks.state(), directory / _RANKS)
         facts.write_text(json.dumps(content, indent=1) + "\n")
     mesh.barrier()
 
 
+def is_saving(loaded: LoadedModel) -> bool:
+    """Whether this rank still writes in the background."""
+    return any(not future.done() for future in loaded.saving)
+
+
+def finish(loaded: LoadedModel) -> None:
+    """Wait for background writes; raises what they raised."""
+    while loaded.saving:
+        loaded.saving.pop().result()
+
+
 def restore(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
-    """Read what :func:`save` wrote, resharding where the number of ranks changed.
+    """Read what :func:`save` wrote, resharding where the number of ranks or the layout changed.
 
     Hyper-parameters (learning rate, weight decay) come from the current config, not from the
     checkpoint. A rank that the checkpoint had no counterpart for keeps its own random numbers.
@@ -60,6 +93,10 @@ def restore(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
     loaded.steps = facts["steps"]
     state = _sharded_state(loaded)
     dcp.load(state, checkpoint_id=directory / "shards")
+    if loaded.loss_scale is not None and "loss_scale" in facts:
+        loaded.loss_scale.value, loaded.loss_scale.good_steps = facts["loss_scale"]
+    if loaded.ranks is not None:
+        loaded.ranks.load_state({n: t.to(mesh.device) for n, t in load_file(directory / _RANKS).items()})
     rng = directory / f"rng-{mesh.rank}.safetensors"
     if rng.exists():
         set_rng_state(load_file(rng))
@@ -68,19 +105,7 @@ def restore(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
     mesh.barrier()
 
 
-def export(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
-    """Rank 0 writes ``config.json`` and safetensors in float32; every rank takes part."""
-    state = {}
-    for name, tensor in hf_state(loaded.model):
-        full = gather(tensor)
-        if mesh.rank == 0:
-            state[name] = full.cpu()
-    if mesh.rank == 0:
-        loaded.model.model.save_pretrained(directory, state_dict=state)
-    mesh.barrier()
-
-
-def _read_facts(loaded: LoadedModel, directory: Path) -> dict[str, int]:
+def _read_facts(loaded: LoadedModel, directory: Path) -> dict[str, Any]:
     path = directory / "role.json"
     if not path.exists():
         raise RLError(f"{directory} holds no fsdp2 checkpoint (no role.json)")
@@ -89,19 +114,31 @@ def _read_facts(loaded: LoadedModel, directory: Path) -> dict[str, int]:
         raise RLError(f"{path}: checkpoint format {facts['format']}, this version of rl-backend-fsdp2 reads {FORMAT}")
     if facts["role"] != loaded.role.name:
         raise RLError(f"{directory} holds the role {facts['role']!r}, not {loaded.role.name!r}")
+    ours = loaded.adapter.kind if loaded.adapter else None
+    if facts.get("adapter") != ours:
+        theirs = facts.get("adapter")
+        raise RLError(
+            f"{directory} was saved with {f'a {theirs} adapter' if theirs else 'no adapter'}, "
+            f"this run has {f'a {ours} adapter' if ours else 'none'}\n    resume with the model.adapter of that run"
+        )
     return facts
 
 
 def _sharded_state(loaded: LoadedModel) -> dict[str, Tensor]:
     """The tensors to save, or to load into in place: nothing here is a copy."""
-    state = {f"model.{name}": tensor for name, tensor in hf_state(loaded.model)}
+    trained = {n for n, p in loaded.model.model.named_parameters() if p.requires_grad}
+    state = {
+        f"model.{outside_name(name)}": tensor
+        for name, tensor in stored_tensors(loaded.model)
+        if loaded.adapter is None or name in trained or is_adapter(name)
+    }
     if loaded.optimizer is None:
         return state
     for name, parameter in loaded.model.model.named_parameters():
         if not parameter.requires_grad:
             continue
         moments = _moments(loaded.optimizer, parameter, loaded.steps)
-        state |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS}
+        state |= {f"{moment}.{outside_name(name)}": moments[moment] for moment in _MOMENTS}
     return state
 
 

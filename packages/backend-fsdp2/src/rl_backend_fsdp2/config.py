@@ -3,52 +3,144 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
 
+if TYPE_CHECKING:
+    from rl_core.contracts.rating import BackendJob, MemoryEstimate
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Recompute = Literal["none", "selective", "full"]
+
 
 class ParallelConfig(Section):
-    """How the ranks divide the work."""
+    """How the ranks divide the work: replicate × dp × cp × tp is their number."""
 
     dp: int | None = Field(
         None,
         ge=1,
-        description="Data-parallel ranks that share parameters, gradients and data; default: all GPUs, or 1.",
+        description="Data-parallel ranks that share parameters, gradients and data; default: what the others leave.",
     )
+    replicate: int = Field(
+        1, ge=1, description="Copies of the sharded model (HSDP); each works on data of its own. 1: plain FSDP."
+    )
+    tp: int = Field(1, ge=1, description="Tensor-parallel ranks that split every matrix between them.")
+    cp: int = Field(1, ge=1, description="Context-parallel ranks that split every sequence between them.")
+    sequence: bool = Field(
+        False, description="With tp: also split activations between the layers' matrices over tokens (less memory)."
+    )
+
+    def sizes(self, gpus: int) -> dict[str, int]:
+        """``replicate, dp, cp, tp`` for a job with ``gpus`` GPUs in all (0: CPU)."""
+        others = self.replicate * self.cp * self.tp
+        return {
+            "replicate": self.replicate,
+            "dp": self.dp or max(1, gpus // others),
+            "cp": self.cp,
+            "tp": self.tp,
+        }
 
 
 class Fsdp2Config(BackendConfig):
     """Training on PyTorch FSDP2."""
 
+    adapters: ClassVar[frozenset[str]] = frozenset({"lora", "dora", "adalora"})
+
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="How the ranks divide the work.")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16 computes in bfloat16; weights, gradient sums and optimizer stay float32."
+    precision: Precision = Field(
+        "fp32",
+        description="bf16 and fp16 compute in 16 bits; trained weights, gradient sums and optimizer stay float32. "
+        "fp16 scales the loss.",
     )
     packing: Literal["auto", "packed", "padded"] = Field(
         "auto",
         description="How sequences are laid out: several per row, one per row, or what is faster on the device.",
     )
-    activation_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, about a third more compute."
+    activation_checkpointing: Recompute = Field(
+        "none",
+        description="What the backward pass recomputes: nothing; all but matrix products and attention (selective); "
+        "everything inside a layer (full, about a third more compute).",
+    )
+    cpu_offload: bool = Field(
+        False, description="Keep parameters, gradients and optimizer in host memory, and update them there."
+    )
+    compile: bool = Field(
+        False, description="torch.compile every layer; the first step takes a minute, later runs use a cache on disk."
+    )
+    async_save: bool = Field(
+        False, description="Write checkpoints in the background; training goes on after a copy to host memory."
     )
     logprob_chunk_tokens: int | None = Field(
         None, ge=1, description="Tokens whose logits exist at once; default: as many as fit 64 MB in float32."
     )
 
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _yes_or_no(cls, given: Any) -> Any:
+        return ("none", "full")[given] if isinstance(given, bool) else given
+
     def world_size(self, gpus: int) -> int:
-        """One rank per GPU; on CPU as many as ``parallel.dp``."""
-        return gpus or self.parallel.dp or 1
+        """One rank per GPU; on CPU the product of ``parallel``."""
+        sizes = self.parallel.sizes(gpus)
+        return gpus or sizes["replicate"] * sizes["dp"] * sizes["cp"] * sizes["tp"]
+
+    def memory_per_rank(self, job: BackendJob) -> MemoryEstimate | None:
+        """See :func:`rl_backend_fsdp2.rating.memory_per_rank`."""
+        from rl_backend_fsdp2.rating import memory_per_rank
+
+        return memory_per_rank(self, job)
 
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Findings that need the rest of the stage's config."""
-        gpus = stage.run.gpus * stage.run.nodes
-        if gpus and self.parallel.dp not in (None, gpus):
+        yield from self._layout_problems(stage)
+        if self.parallel.sequence and self.parallel.tp == 1:
             yield Problem(
-                path="backend.parallel.dp",
-                message=f"{self.parallel.dp} data-parallel ranks do not match {gpus} GPUs "
-                f"(run.gpus {stage.run.gpus} × run.nodes {stage.run.nodes})",
-                fix="leave backend.parallel.dp out to use every GPU",
+                path="backend.parallel.sequence",
+                message="sequence has no effect without tensor parallelism",
+                fix="set backend.parallel.tp, or remove sequence",
             )
+        init = stage.model.init
+        if init is not None and self.parallel.tp > 1:
+            yield from self._head_problems(init.heads, init.kv_heads or init.heads)
+        adapter = stage.model.adapter
+        if adapter is not None and adapter.rank % self.parallel.tp:
+            yield Problem(
+                path="backend.parallel.tp",
+                message=f"{self.parallel.tp} tensor-parallel ranks cannot share "
+                f"model.adapter.rank {adapter.rank} equally",
+                fix=f"choose a rank that is a multiple of {self.parallel.tp}",
+            )
+        if adapter is not None and adapter.name != "lora" and self.parallel.tp > 1:
+            yield Problem(
+                path="backend.parallel.tp",
+                message=f"{adapter.name} adapters do not work with tensor parallelism ({self.parallel.tp} ranks)",
+                fix="set model.adapter.name: lora, or backend.parallel.tp: 1",
+            )
+
+    def _layout_problems(self, stage: Any) -> Iterator[Problem]:
+        gpus = stage.run.gpus * stage.run.nodes
+        sizes = self.parallel.sizes(gpus)
+        world = sizes["replicate"] * sizes["dp"] * sizes["cp"] * sizes["tp"]
+        if gpus and world != gpus:
+            product = " × ".join(f"{name} {size}" for name, size in sizes.items())
+            yield Problem(
+                path="backend.parallel",
+                message=f"{product} = {world} ranks do not match {gpus} GPUs "
+                f"(run.gpus {stage.run.gpus} × run.nodes {stage.run.nodes})",
+                fix="leave backend.parallel.dp out to use every GPU"
+                if gpus % (sizes["replicate"] * sizes["cp"] * sizes["tp"]) == 0
+                else f"choose replicate, cp and tp whose product divides {gpus}",
+            )
+
+    def _head_problems(self, heads: int, kv_heads: int) -> Iterator[Problem]:
+        tp = self.parallel.tp
+        for name, count in (("heads", heads), ("kv_heads", kv_heads)):
+            if count % tp:
+                yield Problem(
+                    path="backend.parallel.tp",
+                    message=f"{tp} tensor-parallel ranks cannot share model.init.{name} {count} equally",
+                    fix=f"choose a tp that divides {count}",
+                )

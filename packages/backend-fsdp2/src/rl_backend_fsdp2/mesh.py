@@ -1,36 +1,99 @@
-"""The process group of the ranks, and what they agree on through it."""
+"""The process groups of the ranks, and what they agree on through them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from rl_core.contracts.backend import WorkerContext
+from rl_core.contracts.backend import Topology, WorkerContext
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
-class Mesh:
-    """All ranks in one data-parallel dimension ``dp``.
+@dataclass(frozen=True)
+class Sizes:
+    """Ranks per dimension, slowest first; their product is the world size."""
 
-    Joins the process group (nccl on CUDA, gloo on CPU) when built; :meth:`close` leaves it.
+    replicate: int = 1
+    dp: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.replicate * self.dp * self.cp * self.tp
+
+
+class Mesh:
+    """All ranks in the dimensions ``replicate × shard × tp``, where ``shard`` is dp × cp.
+
+    Parameters are sharded over ``shard``: context-parallel ranks hold different tokens of the same sequences, so
+    their gradients add up like those of data-parallel ranks. Joins the process group (nccl on CUDA, gloo on CPU)
+    when built; :meth:`close` leaves it.
     """
 
-    def __init__(self, context: WorkerContext, *, timeout: timedelta = timedelta(minutes=30)) -> None:
+    def __init__(
+        self, context: WorkerContext, sizes: Sizes | None = None, *, timeout: timedelta = timedelta(minutes=30)
+    ) -> None:
         self.rank = context.rank
         self.size = context.world_size
+        self.sizes = sizes or Sizes(dp=context.world_size)
+        if self.sizes.world != self.size:
+            raise ValueError(f"{self.sizes} are {self.sizes.world} ranks, but the group has {self.size}")
         self.device = torch.device("cuda", 0) if context.device == "cuda" else torch.device("cpu")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         host = f"[{context.master_address}]" if ":" in context.master_address else context.master_address
         dist.init_process_group(
-            "nccl" if self.device.type == "cuda" else "gloo",
+            # gloo beside nccl: checkpoints are written from host memory.
+            "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
             init_method=f"tcp://{host}:{context.master_port}",
             rank=context.rank,
             world_size=context.world_size,
             timeout=timeout,
         )
-        self.dp: DeviceMesh = init_device_mesh(self.device.type, (context.world_size,), mesh_dim_names=("dp",))
+        shape = (self.sizes.replicate, self.sizes.dp * self.sizes.cp, self.sizes.tp)
+        self._ranks: DeviceMesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
+        self.cp_group = self._context_group()
+        # Background writes talk to each other while training does: a group of their own, in host memory.
+        self.saving_group = dist.new_group(backend="gloo", timeout=timeout)
+
+    @property
+    def topology(self) -> Topology:
+        """Context- and tensor-parallel peers work on the same data; the first of them reports."""
+        places = self.sizes
+        outer, tp_rank = divmod(self.rank, places.tp)
+        dp_rank, cp_rank = divmod(outer, places.cp)
+        return Topology(dp_rank=dp_rank, dp_size=places.replicate * places.dp, is_output=cp_rank == 0 and tp_rank == 0)
+
+    @property
+    def fsdp(self) -> DeviceMesh:
+        """The dimensions that parameters are sharded over, and replicated over before them (HSDP)."""
+        return self._ranks["replicate", "shard"] if self.sizes.replicate > 1 else self._ranks["shard"]
+
+    @property
+    def tp(self) -> DeviceMesh:
+        """The tensor-parallel dimension."""
+        return self._ranks["tp"]
+
+    @property
+    def cp_rank(self) -> int:
+        return (self.rank // self.sizes.tp) % self.sizes.cp
+
+    def _context_group(self) -> dist.ProcessGroup | None:
+        """The ranks that share this rank's sequences."""
+        cp, tp = self.sizes.cp, self.sizes.tp
+        if cp == 1:
+            return None
+        mine = None
+        for first in range(0, self.size, cp * tp):
+            for offset in range(tp):
+                members = [first + offset + i * tp for i in range(cp)]
+                group = dist.new_group(members)  # every rank creates every group, in the same order
+                if self.rank in members:
+                    mine = group
+        return mine
 
     def maximum(self, value: int) -> int:
         """The largest ``value`` of all ranks."""

@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from rl_torch.policy import PolicyModel, ScalarModel
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from rl_backend_fsdp2.config import Fsdp2Config, Precision, Recompute
+from rl_backend_fsdp2.layers import decoder_layers
 from rl_backend_fsdp2.mesh import Mesh
 
 Wrapped = PolicyModel | ScalarModel
 
+COMPUTE_DTYPE: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
-def shard_model(model: Wrapped, mesh: Mesh, *, precision: Literal["fp32", "bf16"]) -> Wrapped:
-    """Shard ``model`` in place over ``mesh`` and return it; moves it to the mesh's device.
 
-    A single rank that computes in float32 has nothing to shard or cast and stays a plain module:
-    FSDP's hooks and DTensor updates cost 13 ms of 50 ms per step of a 0.4M-parameter model on CPU.
+def is_plain(mesh: Mesh, config: Fsdp2Config) -> bool:
+    """Whether there is nothing for FSDP to do.
+
+    A single rank that computes in float32 has nothing to shard or cast and stays a plain module: FSDP's hooks and
+    DTensor updates cost 13 ms of 50 ms per step of a 0.4M-parameter model on CPU.
     """
-    model.to(mesh.device)
-    if mesh.size == 1 and precision == "fp32":
+    return mesh.size == 1 and config.precision == "fp32" and not config.cpu_offload
+
+
+def shard_model(model: Wrapped, mesh: Mesh, config: Fsdp2Config, *, whole: set[nn.Parameter]) -> Wrapped:
+    """Shard ``model`` in place over ``mesh`` and return it; parameters in ``whole`` stay on every rank.
+
+    A model with storage is moved to the mesh's device first.
+    """
+    if not any(p.is_meta for p in model.parameters()):
+        model.to(mesh.device)
+    if is_plain(mesh, config):
         return model
-    policy = MixedPrecisionPolicy()
-    if precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    dtype = COMPUTE_DTYPE[config.precision]
+    # Float32 compute needs no policy; casting would cost a copy of every parameter.
+    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if config.cpu_offload else OffloadPolicy()
+    shard = functools.partial(
+        fully_shard,
+        mesh=mesh.fsdp,
+        mp_policy=MixedPrecisionPolicy() if dtype == torch.float32 else mixed,
+        offload_policy=offload,
+        ignored_params=whole,
+    )
     for layer in decoder_layers(model.model):
-        fully_shard(layer, mesh=mesh.dp, mp_policy=policy)
-    fully_shard(model, mesh=mesh.dp, mp_policy=policy)
+        shard(layer)
+    shard(model)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # Losses are divided by global counts already, so gradients add up over ranks; gloo has
@@ -40,15 +65,38 @@ def shard_model(model: Wrapped, mesh: Mesh, *, precision: Literal["fp32", "bf16"
     return model
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a transformer: the longest list of modules that is not inside another one."""
-    lists: list[nn.ModuleList] = []
-    inside: set[nn.Module] = set()
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and module not in inside:
-            lists.append(module)
-            inside.update(module.modules())
-    return list(max(lists, key=len, default=nn.ModuleList()))
+def recompute_activations(model: nn.Module, how: Recompute) -> None:
+    """Have the backward pass of a transformers model recompute what ``how`` says, layer by layer."""
+    if how == "none":
+        return
+    options: dict[str, object] = {"use_reentrant": False}
+    if how == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_expensive)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    model.train()  # transformers checkpoints its layers in training mode only; dropout is 0 either way
+
+
+_ATEN = torch.ops.aten
+_EXPENSIVE = {
+    _ATEN.mm.default,
+    _ATEN.addmm.default,
+    _ATEN.bmm.default,
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def _keep_expensive(_context: object, operation: object, *_args: object, **_kwargs: object) -> CheckpointPolicy:
+    """Matrix products and attention are kept; norms, activations and the like are cheap to repeat."""
+    return CheckpointPolicy.MUST_SAVE if operation in _EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def compile_layers(model: nn.Module) -> None:
+    """torch.compile each decoder layer; they share one compiled graph, cached on disk by torch."""
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=True)
 
 
 def release(model: Wrapped) -> None:
@@ -60,20 +108,10 @@ def release(model: Wrapped) -> None:
         model.reshard()
 
 
-def hf_state(model: Wrapped) -> Iterator[tuple[str, Tensor]]:
-    """Stored parameters and persistent buffers under their Hugging Face names, tied ones once."""
+def stored_tensors(model: Wrapped) -> Iterator[tuple[str, Tensor]]:
+    """Stored parameters and persistent buffers, tied ones once."""
     seen: set[int] = set()
     for name, tensor in model.model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield name, tensor.detach()
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """The full tensor; a collective for sharded ones."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

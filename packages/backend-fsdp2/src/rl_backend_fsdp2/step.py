@@ -4,32 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, TrainResult
-from rl_core.contracts.model import OptimizerSpec, Role
+from rl_core.contracts.model import AdapterSpec, OptimizerSpec, Role
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
 from rl_torch.microbatch import MicroBatch, Packing, plan
 from rl_torch.optim import learning_rate, set_learning_rate
-from rl_torch.policy import compute_outputs
+from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_cells
 from torch import Tensor
 
+from rl_backend_fsdp2.adalora import RankSchedule
+from rl_backend_fsdp2.adapters import sum_replicated_gradients, switched_off
+from rl_backend_fsdp2.context_parallel import ContextSplit, split_forward
+from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.mesh import Mesh
-from rl_backend_fsdp2.sharding import Wrapped, local, release
+from rl_backend_fsdp2.placement import copies, local
+from rl_backend_fsdp2.sharding import Wrapped, release
 
 
 @dataclass
 class LoadedModel:
-    """A role on this rank. ``steps`` counts the optimizer steps taken."""
+    """A role on this rank.
+
+    Attributes:
+        adapter: what is trained in place of the model's own weights.
+        base_only: compute with the adapter off (``model`` is then another role's).
+        steps: optimizer steps taken.
+        loss_scale: for float16.
+        ranks: for AdaLoRA.
+        saving: checkpoint writes that are still going on.
+    """
 
     role: Role
     model: Wrapped
+    adapter: AdapterSpec | None = None
+    base_only: bool = False
     optimizer: torch.optim.Optimizer | None = None
     spec: OptimizerSpec | None = None
     steps: int = 0
+    loss_scale: LossScale | None = None
+    ranks: RankSchedule | None = None
+    saving: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,7 @@ class Layout:
 
     max_tokens: int
     packing: Packing
+    width_multiple: int = 1
 
     def micro_batches(self, shard: SequenceBatch, mesh: Mesh) -> Iterator[tuple[np.ndarray, MicroBatch]]:
         """``(sequence indices, micro-batch)``; equally many on every rank, made up with fillers."""
@@ -46,9 +67,12 @@ class Layout:
         whole = len(parts) == 1
         for part in parts:
             batch = shard if whole and _is_everything(part, shard) else shard.select(part)
-            yield part, MicroBatch.build(batch, packing=self.packing, device=mesh.device)
+            yield (
+                part,
+                MicroBatch.build(batch, packing=self.packing, device=mesh.device, width_multiple=self.width_multiple),
+            )
         for _ in range(count - len(parts)):
-            yield np.zeros(0, np.int64), MicroBatch.filler(mesh.device)
+            yield np.zeros(0, np.int64), MicroBatch.filler(mesh.device, width_multiple=self.width_multiple)
 
 
 @torch.no_grad()
@@ -64,7 +88,7 @@ def forward_shard(
     """``outputs`` of every sequence in shard order: float32 [T], or [B] for ``scores``."""
     result = {n: np.zeros(len(shard) if n == "scores" else len(shard.tokens), np.float32) for n in outputs}
     for part, micro in layout.micro_batches(shard, mesh):
-        computed = compute_outputs(loaded.model, micro, outputs, temperature=temperature)
+        computed = _outputs(loaded, micro, outputs, temperature=temperature, mesh=mesh)
         if micro.is_filler:
             continue
         tokens = shard.token_index(part)
@@ -85,19 +109,48 @@ def train_shard(
     optimizer, spec = loaded.optimizer, loaded.spec
     if optimizer is None or spec is None:
         raise ValueError(f"role {loaded.role.name!r} was loaded without an optimizer, so it cannot be trained")
-    metrics = _accumulate(loaded, shard, loss, scale, layout=layout, mesh=mesh, backward=True)
+    while True:
+        metrics = _accumulate(loaded, shard, loss, scale, layout=layout, mesh=mesh, backward=True)
+        norm, losses_finite = _finish_gradients(loaded, metrics["loss"], mesh)
+        finite = losses_finite and math.isfinite(norm)
+        too_large = losses_finite and not finite and loaded.loss_scale is not None and loaded.loss_scale.overflowed()
+        if not too_large:
+            break
+        optimizer.zero_grad(set_to_none=True)
     rate = learning_rate(spec, loaded.steps)
-    with torch.no_grad():
-        gradients = [local(p.grad) for p in loaded.model.parameters() if p.grad is not None]
-        norm, finite = _agree(gradients, metrics["loss"], mesh)
-        if finite:
-            if spec.max_grad_norm is not None and norm > spec.max_grad_norm:
-                torch._foreach_mul_(gradients, spec.max_grad_norm / (norm + 1e-6))
-            set_learning_rate(optimizer, rate)
-            optimizer.step()
-            loaded.steps += 1
+    if finite:
+        _step(loaded, optimizer, rate, shrink=_clipping(norm, spec.max_grad_norm))
     optimizer.zero_grad(set_to_none=True)
-    return TrainResult(partial=metrics, shared={"grad_norm": norm, "learning_rate": rate}, finite=finite)
+    return TrainResult(
+        partial=metrics, shared={"grad_norm": norm, "learning_rate": rate, **_state(loaded)}, finite=finite
+    )
+
+
+def _clipping(norm: float, limit: float | None) -> float:
+    """The factor that brings a gradient down to ``limit``."""
+    return limit / (norm + 1e-6) if limit is not None and norm > limit else 1.0
+
+
+@torch.no_grad()
+def _step(loaded: LoadedModel, optimizer: torch.optim.Optimizer, rate: float, *, shrink: float) -> None:
+    if shrink != 1.0:
+        torch._foreach_mul_(_gradients(loaded), shrink)
+    set_learning_rate(optimizer, rate)
+    optimizer.step()
+    loaded.steps += 1
+    if loaded.loss_scale is not None:
+        loaded.loss_scale.stepped()
+    if loaded.ranks is not None:
+        loaded.ranks.after_step(loaded.steps)
+
+
+def _state(loaded: LoadedModel) -> dict[str, float]:
+    found = {}
+    if loaded.loss_scale is not None:
+        found["loss_scale"] = loaded.loss_scale.value
+    if loaded.ranks is not None:
+        found["adapter_rank"] = loaded.ranks.kept()
+    return found
 
 
 @torch.no_grad()
@@ -128,13 +181,36 @@ def _accumulate(
     function = load_loss(loss.function)
     sums = MetricSums()
     sums.add({"loss": 0.0})
+    factor = loaded.loss_scale.value if loaded.loss_scale is not None else 1.0
     for _, micro in layout.micro_batches(shard, mesh):
-        outputs = compute_outputs(loaded.model, micro, loss.outputs, temperature=loss.temperature)
+        outputs = _outputs(loaded, micro, loss.outputs, temperature=loss.temperature, mesh=mesh)
         value, metrics = _loss(function, loss, outputs, micro, scale)
         if backward:
-            value.backward()
+            (value * factor if factor != 1.0 else value).backward()
         sums.add({**metrics, "loss": value})
+    if backward and loaded.ranks is not None:
+        # Once per step and not once per rank: gradients are added up.
+        (loaded.ranks.penalty() * (factor / mesh.size)).backward()
     return sums.result()
+
+
+def _outputs(
+    loaded: LoadedModel, micro: MicroBatch, outputs: tuple[str, ...], *, temperature: float, mesh: Mesh
+) -> TokenOutputs:
+    """``outputs`` of a micro-batch, over all context-parallel ranks."""
+    with switched_off(loaded.model, loaded.base_only):
+        if mesh.cp_group is None:
+            return compute_outputs(loaded.model, micro, outputs, temperature=temperature)
+        check_outputs(loaded.model, outputs)
+        results = split_forward(
+            loaded.model,
+            micro,
+            ContextSplit.of(micro, mesh.cp_group),
+            outputs=outputs,
+            temperature=temperature,
+            scores=score_cells(loaded.model, micro),
+        )
+        return in_batch_order(results, micro)
 
 
 def _loss(
@@ -151,16 +227,30 @@ def _loss(
     return value, dict(metrics)
 
 
-def _agree(gradients: list[Tensor], loss: float, mesh: Mesh) -> tuple[float, bool]:
-    """Norm of the whole gradient, and whether it and every rank's loss are finite; one collective.
+@torch.no_grad()
+def _finish_gradients(loaded: LoadedModel, loss: float, mesh: Mesh) -> tuple[float, bool]:
+    """Bring the gradients to their final values; their norm, and whether every rank's loss is finite.
 
     Computed on local shards, because a DTensor operation costs more than a small model's update.
     """
-    squares = torch.zeros(2, dtype=torch.float64, device=mesh.device)
-    squares[0] = torch.nn.utils.get_total_norm(gradients).double().square()
-    squares[1] = 0.0 if math.isfinite(loss) else 1.0
-    total, broken = mesh.sum(squares).tolist()
-    return math.sqrt(total) if total >= 0 else math.nan, math.isfinite(total) and not broken
+    if loaded.ranks is not None:
+        sum_replicated_gradients(loaded.model, mesh.sum)
+    trained = [p for p in loaded.model.parameters() if p.grad is not None]
+    gradients = _gradients(loaded)
+    if loaded.loss_scale is not None:
+        torch._foreach_mul_(gradients, 1 / loaded.loss_scale.value)
+    totals = torch.zeros(2, dtype=torch.float64)
+    if gradients:
+        squares = torch.stack([n.double() for n in torch._foreach_norm(gradients)]).square().cpu()
+        # Ranks that hold the same element report a fraction of it each.
+        totals[0] = (squares / torch.tensor([copies(p, mesh.size) for p in trained], dtype=torch.float64)).sum()
+    totals[1] = 0.0 if math.isfinite(loss) else 1.0
+    total, broken = mesh.sum(totals.to(mesh.device)).tolist()
+    return math.sqrt(total) if total >= 0 else math.nan, not broken
+
+
+def _gradients(loaded: LoadedModel) -> list[Tensor]:
+    return [local(p.grad) for p in loaded.model.parameters() if p.grad is not None]
 
 
 def _is_everything(part: np.ndarray, shard: SequenceBatch) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from rl_core.component import Component
+    from rl_core.contracts.rating import BackendJob, BackendRating
 
 PROJECT = "rl_core"
 ENTRY_POINT_GROUP = "rl_core.plugins"
@@ -88,6 +89,17 @@ def validate_config(config: Any) -> Iterable[Any]:  # type: ignore[empty-body]
     :class:`rl_core.config.stage.StageConfig`. Returns
     :class:`rl_core.config.problems.Problem` objects; an exception is itself reported as a problem
     that names the plugin.
+    """
+
+
+@hookspec
+def rate_backends(job: BackendJob) -> Iterable[BackendRating]:  # type: ignore[empty-body]
+    """Say how well the package's backends would run a job; ``backend: {name: auto}`` takes the best.
+
+    Called in the ``rl`` process, before anything starts, once for each stage whose backend is ``auto``. It may
+    import pydantic models but neither torch nor transformers, and must not touch the network or a GPU: what it may
+    use is in ``job``. A failure, or a rating of a backend that the package does not register, is reported as a
+    warning that names the package, and its backends are left out of the choice.
     """
 
 

@@ -80,6 +80,16 @@ class Model:
         """All ranks write what a bit-exact resume needs."""
         self._everywhere("save", directory)
 
+    def is_saving(self) -> bool:
+        """Whether any rank still writes in the background, for any role."""
+        calls = [w.call.remote("is_saving") for w in self._workers]
+        return any(self._pool.get(calls, what=f"{self.role.name} is_saving"))
+
+    def finish_saving(self) -> None:
+        """Wait until every rank has written what it was asked to."""
+        calls = [w.call.remote("finish_saving") for w in self._workers]
+        self._pool.get(calls, what=f"writing the {self.role.name} checkpoint")
+
     def restore(self, directory: str) -> None:
         """All ranks read what :meth:`save` wrote."""
         self._everywhere("restore", directory)

@@ -97,7 +97,7 @@ def test_warnings_are_shown_and_the_config_is_ok(config, monkeypatch, capsys):
 
     def with_a_warning(path, overrides, registry):
         problem = Problem("run.steps", "only 3 steps", "run.steps=100", severity="warning", where="c.yaml:6")
-        return SimpleNamespace(config=real(path, overrides, registry).config, problems=(problem,))
+        return SimpleNamespace(config=real(path, overrides, registry).config, problems=(problem,), backends={})
 
     monkeypatch.setattr(config_check, "check", with_a_warning)
     assert main(["check", "c.yaml"]) == 0

@@ -21,5 +21,5 @@ def check_command(context: typer.Context, config: ConfigArgument, overrides: Ove
         raise typer.Exit(2)
     from rl_core.config.plan import render_plan
 
-    stdout().print(render_plan(result.config, context.obj))
+    stdout().print(render_plan(result.config, context.obj, result.backends))
     typer.echo("config ok")

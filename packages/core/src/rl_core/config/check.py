@@ -8,16 +8,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rl_core.config import crosscheck
 from rl_core.config.assemble import build_stage, run_document
+from rl_core.config.backend_job import stage_shape
+from rl_core.config.backend_report import BackendReport, report_backend
 from rl_core.config.compose import Composition, StageTree, compose
 from rl_core.config.document import Node
 from rl_core.config.findings import Findings
 from rl_core.config.interpolate import Interpolator, escape
+from rl_core.config.machine import Machine
+from rl_core.config.model_shape import FoundShape
 from rl_core.config.paths import SourceText, absolute
 from rl_core.config.problems import Problem
 from rl_core.config.sections import ModelConfig, RunSection
@@ -33,10 +37,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The config, None if anything is an error, and every problem in the order of the lines they stand on."""
+    """What a check found.
+
+    Attributes:
+        config: None if anything is an error.
+        problems: in the order of the lines they stand on.
+        backends: stage → what is known about its backend; only stages about which something is.
+    """
 
     config: RunConfig | None
     problems: tuple[Problem, ...]
+    backends: Mapping[str, BackendReport] = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -59,6 +70,7 @@ def check(path: str | os.PathLike[str], overrides: Sequence[str], registry: Regi
     now = time.strftime("%Y%m%d-%H%M%S")
     name, directory = _identity(composition.root, findings, now)
     stages = _select_stages(composition, name, directory, registry, now)
+    backends = _report_backends(stages, directory, registry, multi_stage=composition.multi_stage)
     reads = [crosscheck.sections_read(stage) for stage in stages]
     known = all(stage.all_found and "algorithm" in stage.nodes for stage in stages)
     for stage, read in zip(stages, reads, strict=True):
@@ -77,7 +89,7 @@ def check(path: str | os.PathLike[str], overrides: Sequence[str], registry: Regi
         name, directory, [(stage.name, sections) for stage, sections in built], multi_stage=composition.multi_stage
     )
     config = RunConfig(name, directory, tuple(stage for stage, _ in built), document, composition.multi_stage)
-    return CheckResult(config, findings.in_order(composition.files))
+    return CheckResult(config, findings.in_order(composition.files), backends)
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str], registry: Registry) -> RunConfig:
@@ -130,6 +142,23 @@ def _select_stages(composition: Composition, name: str, directory: str, registry
     return stages
 
 
+def _report_backends(
+    stages: Sequence[Selected], directory: str, registry: Registry, *, multi_stage: bool
+) -> dict[str, BackendReport]:
+    """Choose backends that are ``auto`` and estimate memory, stage by stage: a stage may start from an earlier one."""
+    exports: dict[str, FoundShape] = {}
+    reports: dict[str, BackendReport] = {}
+    machine = Machine()
+    for selected in stages:
+        name = selected.tree.name
+        findings = selected.findings.setdefault("backend", Findings())
+        if (report := report_backend(selected, registry, exports, machine, findings)) is not None:
+            reports[name] = report
+        folder = stage_directory(directory, name, multi_stage=multi_stage)
+        exports[os.path.join(folder, "export")] = stage_shape(selected, exports)
+    return reports
+
+
 def _with_directory(tree: StageTree, directory: str) -> StageTree:
     """The stage with the absolute run directory in its section ``run``, unless what stands there is no text."""
     run = tree.root.get("run")
@@ -168,6 +197,7 @@ def _build_stages(
         built.append(result)
         stage = result[0]
         crosscheck.check_plans(selected, stage, findings)
+        crosscheck.check_adapter(selected, stage, findings)
         crosscheck.check_components(selected, stage, read, findings)
         crosscheck.check_hooks(selected, stage, registry, findings)
     return built

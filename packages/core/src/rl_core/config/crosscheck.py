@@ -119,6 +119,23 @@ def check_plans(selected: Selected, stage: StageConfig, findings: Findings) -> N
     _guarded(backend, findings, "world_size()", lambda: stage.backend.config.world_size(gpus))  # type: ignore[attr-defined]
 
 
+def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) -> None:
+    """The backend can train the adapter that the model asks for."""
+    adapter = stage.model.adapter
+    if adapter is None:
+        return
+    can: frozenset[str] = stage.backend.config.adapters
+    if adapter.name not in can:
+        node = selected.nodes["model"]
+        where = node.get("adapter") or node
+        findings.add(
+            where.where,
+            where.path,
+            f"the backend {stage.backend.name!r} cannot train {adapter.name} adapters",
+            fix=f"choose {' or '.join(sorted(can))}" if can else "remove model.adapter, or choose another backend",
+        )
+
+
 def check_components(selected: Selected, stage: StageConfig, read: frozenset[str], findings: Findings) -> None:
     """What the components' own ``problems(stage)`` find."""
     for section in (s for s in SECTIONS if s in read):

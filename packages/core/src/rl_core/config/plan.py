@@ -11,24 +11,35 @@ from rl_core.plugins.lookup import ComponentNotFound
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from rl_core.config.backend_report import BackendReport
     from rl_core.contracts.algorithm import BatchPlan
     from rl_core.plugins.registry import Registry
 
 
-def render_plan(config: RunConfig, registry: Registry | None = None) -> RenderableType:
-    """One small table per stage: components with their packages, sequences per step, optimizer steps, ranks.
+def render_plan(
+    config: RunConfig, registry: Registry | None = None, backends: Mapping[str, BackendReport] | None = None
+) -> RenderableType:
+    """One small table per stage: components with their packages, sequences per step, optimizer steps, ranks, memory.
 
-    With ``registry`` the packages' versions are shown.
+    With ``registry`` the packages' versions are shown, with ``backends`` (see
+    :class:`rl_core.config.check.CheckResult`) memory estimates and the ratings that ``auto`` chose from.
     Nothing is built: the numbers come from ``AlgorithmConfig.plan`` and ``BackendConfig.world_size``.
     """
     from rich.console import Group
     from rich.text import Text
 
-    tables = [_table(config, stage, registry) for stage in config.stages]
-    return Group(*tables, Text(f"run directory: {config.directory}", overflow="fold"))
+    parts: list[RenderableType] = []
+    for stage in config.stages:
+        report = (backends or {}).get(stage.name)
+        parts.append(_table(config, stage, registry, report))
+        if report is not None and (ratings := report.table()) is not None:
+            parts.append(ratings)
+    return Group(*parts, Text(f"run directory: {config.directory}", overflow="fold"))
 
 
-def plan_rows(config: RunConfig, stage: StageConfig, registry: Registry | None) -> list[tuple[str, str]]:
+def plan_rows(
+    config: RunConfig, stage: StageConfig, registry: Registry | None, report: BackendReport | None = None
+) -> list[tuple[str, str]]:
     """The lines of a stage's table as ``(label, text)``."""
     plan: BatchPlan = stage.algorithm.config.plan()  # type: ignore[attr-defined]
     backend: Any = stage.backend.config
@@ -45,12 +56,20 @@ def plan_rows(config: RunConfig, stage: StageConfig, registry: Registry | None) 
         ("optimizer steps", f"{plan.optimizer_steps:,} per step × {stage.run.steps:,} steps = {total:,}"),
         ("micro-batch", f"at most {backend.max_tokens_per_microbatch:,} tokens per rank"),
         ("ranks", f"{ranks} ({stage.run.nodes} × {stage.run.gpus} GPUs)" if gpus else f"{ranks} on CPU"),
+        *_memory(report),
         *((("generators", str(stage.generator.config.replicas)),) if stage.generator else ()),  # type: ignore[attr-defined]
         ("seed", str(stage.run.seed)),
         *(("require", gate) for gate in stage.run.require),
         *((("export", config.export_directory(stage.name)),) if config.multi_stage else ()),
         *(("note", note) for note in plan.notes),
     ]
+
+
+def _memory(report: BackendReport | None) -> list[tuple[str, str]]:
+    line = report.memory_line() if report is not None else None
+    if report is None or line is None:
+        return []
+    return [("memory", line), *(("", note) for note in report.job.notes)]
 
 
 def _preset(stage: StageConfig) -> list[tuple[str, str]]:
@@ -71,7 +90,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _table(config: RunConfig, stage: StageConfig, registry: Registry | None = None) -> RenderableType:
+def _table(
+    config: RunConfig, stage: StageConfig, registry: Registry | None, report: BackendReport | None
+) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
@@ -79,7 +100,7 @@ def _table(config: RunConfig, stage: StageConfig, registry: Registry | None = No
     table = Table(title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in plan_rows(config, stage, registry):
+    for label, text in plan_rows(config, stage, registry, report):
         table.add_row(label, Text(text))
     return table
 

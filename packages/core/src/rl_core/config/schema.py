@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from rl_core.config.compose import LISTS, STAGE_SECTIONS
 from rl_core.config.crosscheck import REQUIRED
-from rl_core.config.sections import ModelConfig, RunSection
-from rl_core.config.select import KIND_OF, describe_error
+from rl_core.config.sections import BackendConfig, ModelConfig, RunSection
+from rl_core.config.select import AUTO, KIND_OF, describe_error
 
 if TYPE_CHECKING:
     from rl_core.plugins.registry import Registered, Registry
@@ -85,6 +85,8 @@ def _section(section: str, registry: Registry, definitions: dict[str, Any]) -> d
         variant = _component_schema(registered, registry, definitions)
         if variant is not None:
             variants.append(variant)
+    if kind == "backend" and variants:
+        variants.append(_auto_schema(definitions))
     one = {"oneOf": variants} if variants else {"not": {}, "description": f"no {kind} is installed"}
     return {"type": "array", "items": one} if section in LISTS else one
 
@@ -108,6 +110,14 @@ def _component_schema(registered: Registered, registry: Registry, definitions: d
     schema["required"] = list(dict.fromkeys(["name", *schema.get("required", ())]))
     schema["title"] = f"{component.kind.replace('_', ' ')} {component.name}"
     return schema
+
+
+def _auto_schema(definitions: dict[str, Any]) -> dict[str, Any]:
+    """``backend: {name: auto}``: fields of whichever backend is chosen are allowed."""
+    schema = _model_schema(BackendConfig, "auto", definitions)
+    name = {"const": AUTO, "description": "The installed backend that rates the job best (`rl check` shows why)."}
+    schema["properties"] = {**schema["properties"], "name": name}
+    return {**schema, "title": "backend auto", "additionalProperties": True}
 
 
 def _model_schema(model: type[BaseModel], prefix: str, definitions: dict[str, Any]) -> dict[str, Any]:

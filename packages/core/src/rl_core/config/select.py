@@ -53,6 +53,9 @@ BASE_OF: dict[str, type[ComponentConfig]] = {
 }
 """What the config model of a kind derives from; :class:`ComponentConfig` for the others."""
 
+AUTO = "auto"
+"""``backend.name`` that leaves the choice to :mod:`rl_core.config.auto_backend`."""
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -64,6 +67,12 @@ class Selection:
     node: Node
     registered: Registered | None = None
     config: ComponentConfig | None = None
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether it is a backend that is still to be chosen."""
+        name = self.node.get("name") if self.section == "backend" else None
+        return name is not None and name.value == AUTO
 
     @property
     def what(self) -> str:
@@ -163,16 +172,21 @@ def _select_one(section: str, node: Node, registry: Registry, findings: Findings
     if not isinstance(name.value, str):
         findings.add(name.where, name.path, f"must be text, found {_show(name)}")
         return selection
-    if isinstance(name.value, BrokenText):
-        return selection
+    if not isinstance(name.value, BrokenText) and not selection.is_auto:
+        complete(selection, registry, findings)
+    return selection
+
+
+def complete(selection: Selection, registry: Registry, findings: Findings) -> None:
+    """Find the component that the section names, and validate the section with its config model."""
+    name = selection.node.value["name"]
     try:
-        selection.registered = registry.find(kind, name.value)
+        selection.registered = registry.find(KIND_OF[selection.section], name.value)
     except ComponentNotFound as error:
         findings.add(name.where, name.path, error.message, fix=error.fix)
-        return selection
+        return
     _check_imports(selection, name, registry, findings)
     selection.config = _validate_component(selection, registry, findings)
-    return selection
 
 
 def _check_imports(selection: Selection, name: Node, registry: Registry, findings: Findings) -> None:

@@ -164,7 +164,21 @@ class Backend(Protocol):
         ...
 
     def save(self, role: str, directory: str) -> None:
-        """Write everything that resuming ``role`` bit-exactly needs into ``directory`` (shared, exists)."""
+        """Write everything that resuming ``role`` bit-exactly needs into ``directory`` (shared, exists).
+
+        May return when the state is copied and go on writing in the background (see :meth:`is_saving`).
+        """
+        ...
+
+    def is_saving(self) -> bool:
+        """Whether something that ``save`` was asked for is still being written in the background.
+
+        What is written is the state at the time of ``save``, whatever happens afterwards.
+        """
+        ...
+
+    def finish_saving(self) -> None:
+        """Wait until everything that ``save`` was asked for is written; raises what the writing raised."""
         ...
 
     def restore(self, role: str, directory: str) -> None:

@@ -7,6 +7,37 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Head = Literal["lm", "scalar"]
+AdapterKind = Literal["lora", "dora", "adalora"]
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Low-rank matrices that are trained in place of a model's own weights.
+
+    Attributes:
+        kind: ``lora`` (Hu et al. 2022: W + alpha/rank · B·A), ``dora`` (Liu et al. 2024: the same with
+            trained row norms) or ``adalora`` (Zhang et al. 2023: P·Λ·Q whose rank is pruned in training).
+        rank: of the matrices; for ``adalora`` the average rank that is left at the end.
+        alpha: the numerator of LoRA's factor.
+        target_modules: last parts of the names of the linear layers that get one, under their Hugging
+            Face names; empty for every linear layer of the decoder blocks.
+        initial_rank: rank that AdaLoRA starts from.
+        prune_from_step, prune_to_step, prune_every: optimizer steps between which AdaLoRA lowers its budget, and
+            how often.
+        orthogonality: weight of AdaLoRA's penalty on P and Q that are not orthogonal.
+        seed: for drawing the first weights.
+    """
+
+    kind: AdapterKind
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...] = ()
+    initial_rank: int = 0
+    prune_from_step: int = 0
+    prune_to_step: int = 0
+    prune_every: int = 1
+    orthogonality: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -21,6 +52,8 @@ class ModelSpec:
         trust_remote_code: passed to transformers; off unless the user asks.
         seed: seed for initialising weights (``init``, and new heads).
         max_length: context length in tokens.
+        adapter: trained instead of the model's own weights, which then stay as they are; set only where the
+            role is trainable.
     """
 
     path: str | None = None
@@ -30,6 +63,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     seed: int = 0
     max_length: int = 0
+    adapter: AdapterSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +75,15 @@ class Role:
         trainable: whether it gets gradients and an optimizer.
         head: ``lm`` (log-probs, entropy) or ``scalar`` (one value per token).
         path: a Hugging Face folder or hub id of its own; None for the stage's model.
+        base_of: name of a role that was loaded before with an adapter: this one is the same model with
+            the adapter off, and needs no weights of its own. Set by the framework, not by algorithms.
     """
 
     name: str
     trainable: bool
     head: Head = "lm"
     path: str | None = None
+    base_of: str | None = None
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def _register(manager: pluggy.PluginManager, plugin: Any, name: str, module: str
         raise _Defect("broken", f"hook signature: {str(error).splitlines()[-1].strip()}") from error
     callers = manager.get_hookcallers(plugin) or []
     defect = "" if callers else f"{module} implements no hook; mark functions with rl_core.hookspecs.hookimpl"
-    hooks = [hook for hook in vars(hookspecs) if hook.startswith(("register_", "validate_", "on_"))]
+    hooks = [hook for hook in vars(hookspecs) if hook.startswith(("register_", "validate_", "rate_", "on_"))]
     for caller in callers:
         implementations = [impl for impl in caller.get_hookimpls() if impl.plugin is plugin]
         if not caller.has_spec() and not all(impl.optionalhook for impl in implementations):

@@ -13,7 +13,7 @@ from rl_core.cluster.resources import Resources, resources_of
 from rl_core.cluster.workers import WorkerPool, group_topologies
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
-from rl_core.contracts.model import ModelInfo, ModelSpec, Role
+from rl_core.contracts.model import AdapterSpec, ModelInfo, ModelSpec, Role
 from rl_core.errors import ConfigError, RLError
 from rl_core.model import Model
 from rl_core.rollout.cursor import DataCursor
@@ -21,6 +21,7 @@ from rl_core.rollout.feed import ExamplesFeed, Feed
 from rl_core.rollout.rewards import RewardPipeline
 from rl_core.rollout.rollouts import RolloutFeed
 from rl_core.rollout.router import Router
+from rl_core.run.colocation import Colocation
 from rl_core.run.progress import working
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Assembly:
     models: Mapping[str, Model]
     router: Router | None
     sampling: SamplingParams | None
+    turns: Colocation
 
     @property
     def policy(self) -> Model:
@@ -69,6 +71,7 @@ class Assembly:
     def publish_weights(self, version: int) -> None:
         """Give the generator the policy's current weights."""
         if self.router is not None:
+            self.turns.both()
             self.router.update_weights(self.policy.weight_references(), version)
 
     def feed(self, position: int) -> Feed:
@@ -186,6 +189,7 @@ def assemble(
         models=models,
         router=router,
         sampling=_sampling(stage, driver.tokenizer),
+        turns=Colocation(pool, shared=bool(resources.gpus) and router is not None),
     )
     logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
     return assembly
@@ -207,18 +211,28 @@ def _load_models(
     steps = stage.run.steps * algorithm.plan().optimizer_steps
     models = {}
     policy = policy_role(algorithm).name
-    for role in algorithm.roles():
+    for role in sorted(algorithm.roles(), key=lambda role: role.name != policy):
         if role.name == policy and policy_path:
             role = replace(role, path=policy_path)
         if not training:
             role = replace(role, trainable=False)
         optimizer = algorithm.optimizer(role.name, steps) if role.trainable else None
         source = replace(spec, path=role.path, init=None) if role.path else spec
+        if training and stage.model.adapter is not None:
+            role, source = _with_adapter(role, source, stage.model.adapter.spec(steps, seed=stage.run.seed), policy)
         calls = [w.call.remote("load", role, source, optimizer) for w in pool.trainers]
         info: ModelInfo = pool.get(calls, starting=True, what=f"loading {role.name}")[0]
         _check_fit(stage, spec, info)
         models[role.name] = Model(role, info=info, pool=pool, workers=pool.trainers, topology=topology)
     return models
+
+
+def _with_adapter(role: Role, source: ModelSpec, adapter: AdapterSpec, policy: str) -> tuple[Role, ModelSpec]:
+    """Trainable roles get ``adapter``; a frozen copy of the policy's model becomes the policy without it."""
+    if role.trainable:
+        return role, replace(source, adapter=adapter)
+    same_model = role.path is None and role.head == "lm"
+    return (replace(role, base_of=policy) if same_model else role), source
 
 
 def _load_generator(

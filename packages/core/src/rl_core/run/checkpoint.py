@@ -54,19 +54,31 @@ class CheckpointStore:
 
     def save(self, state: RunState, write: Callable[[Path], None]) -> Path:
         """Write one checkpoint: ``write(directory)`` puts the models there."""
-        final = self.folder / f"step-{state.step:06d}"
-        temporary = self.folder / f".tmp-step-{state.step:06d}"
+        self.begin(state, write)
+        return self.commit(state.step)
+
+    def begin(self, state: RunState, write: Callable[[Path], None]) -> None:
+        """Start a checkpoint: ``write(directory)`` may go on in the background until :meth:`commit`."""
+        temporary = self._temporary(state.step)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)
         (temporary / STATE).write_text(json.dumps(asdict(state), indent=2))
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f".tmp-step-{step:06d}"
+
+    def commit(self, step: int) -> Path:
+        """Make the checkpoint of ``step``, which is written completely, visible."""
+        final = self.folder / f"step-{step:06d}"
+        temporary = self._temporary(step)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(temporary)): _describe(p) for p in files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*files, temporary / MANIFEST, temporary):
             _fsync(path)
         if final.exists():  # the same step saved again after a resume: replace it in one rename
-            final.rename(temporary.with_name(f".old-step-{state.step:06d}"))
+            final.rename(temporary.with_name(f".old-step-{step:06d}"))
         temporary.rename(final)
         _fsync(self.folder)
         self._prune()

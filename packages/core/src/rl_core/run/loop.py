@@ -48,6 +48,7 @@ class Loop:
     stop: StopRequest
     directory: Path
     resume_from: Path | None = None
+    _unfinished: int | None = None  # the step whose checkpoint is being written in the background
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the last step; returns the samples of the final evaluation.
@@ -71,7 +72,10 @@ class Loop:
         samples = self._evaluate_before(done.step)
         for step in range(done.step + 1, steps + 1):
             started = time.perf_counter()
+            if feed.samples:
+                parts.turns.generating()
             draw = feed.next(step)
+            parts.turns.training()
             metrics = draw.metrics | self._train(step, draw.batch)
             trained = time.perf_counter()
             version += 1
@@ -81,6 +85,7 @@ class Loop:
             evaluated, samples_now = self._evaluate(step)
             samples = samples_now or samples
             metrics |= evaluated
+            self._commit_if_written()
             metrics["time/step_s"] = time.perf_counter() - started
             self.loggers.log(step, metrics)
             self.loggers.log_samples(step, [*draw.samples, *samples_now])
@@ -140,6 +145,7 @@ class Loop:
         if not chosen:
             return {}, []
         started = time.perf_counter()
+        self.parts.turns.both()  # evaluators may ask the model as well as the generator
         metrics, samples = evaluate(self.parts, chosen, step)
         return metrics | {"time/eval_s": time.perf_counter() - started}, samples
 
@@ -160,13 +166,30 @@ class Loop:
                 fingerprint=self.parts.driver.fingerprint,
                 algorithm=dict(self.parts.driver.algorithm.state()),
             )
-            path = self.checkpoints.save(state, self._write_models)
-            self.hooks.checkpoint(step, str(path))
+            self._commit()
+            self.parts.turns.training()
+            self.checkpoints.begin(state, self._write_models)
+            self._unfinished = step
+            if last or self.stop or not self.parts.policy.is_saving():
+                self._commit()
         if self.stop and not last:
             raise Interrupted(
                 f"stopped after step {step} of stage {self.parts.stage.name!r}; a checkpoint is saved\n"
                 f"    continue with: rl resume {self.directory}"
             )
+
+    def _commit_if_written(self) -> None:
+        """Publish a checkpoint that was written in the background, once it is complete."""
+        if self._unfinished is not None and not self.parts.policy.is_saving():
+            self._commit()
+
+    def _commit(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and publish it."""
+        if self._unfinished is None:
+            return
+        step, self._unfinished = self._unfinished, None
+        self.parts.policy.finish_saving()
+        self.hooks.checkpoint(step, str(self.checkpoints.commit(step)))
 
     def _write_models(self, folder: Path) -> None:
         for model in self.parts.models.values():

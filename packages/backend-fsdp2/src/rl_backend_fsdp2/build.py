@@ -1,0 +1,103 @@
+"""From a model's description to a role on this rank: read, adapted, split, sharded, with its optimizer."""
+
+from __future__ import annotations
+
+import torch
+from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_torch.models import build_config, build_model
+from rl_torch.optim import build_adamw
+from rl_torch.policy import check_supported, wrap_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from rl_backend_fsdp2 import adapters, loading
+from rl_backend_fsdp2.adalora import RankSchedule
+from rl_backend_fsdp2.config import Fsdp2Config
+from rl_backend_fsdp2.context_parallel import use_context_parallel_attention
+from rl_backend_fsdp2.loss_scale import LossScale
+from rl_backend_fsdp2.mesh import Mesh
+from rl_backend_fsdp2.sharding import (
+    COMPUTE_DTYPE,
+    Wrapped,
+    compile_layers,
+    is_plain,
+    recompute_activations,
+    shard_model,
+)
+from rl_backend_fsdp2.step import LoadedModel
+from rl_backend_fsdp2.tensor_parallel import check_tensor_parallel, split_over_ranks
+
+
+def build_role(
+    role: Role, spec: ModelSpec, optimizer: OptimizerSpec | None, *, config: Fsdp2Config, mesh: Mesh
+) -> LoadedModel:
+    """See :meth:`rl_backend_fsdp2.backend.Fsdp2Backend.load`."""
+    model, source = _open(role, spec, config=config, mesh=mesh)
+    if spec.adapter is not None:
+        adapters.attach(model, spec.adapter)
+    else:
+        model.requires_grad_(role.trainable)
+    if not is_plain(mesh, config):
+        # What is not trained is only ever used after a cast to this.
+        _cast_frozen(model, COMPUTE_DTYPE[config.precision])
+    if role.trainable:
+        recompute_activations(model, config.activation_checkpointing)
+    wrapped = _split(wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens), spec, config, mesh)
+    if source is not None:
+        loading.fill(wrapped, source, torch.device("cpu") if config.cpu_offload else mesh.device)
+    if spec.adapter is not None:
+        adapters.initialise(model, spec.adapter)
+    loaded = LoadedModel(role=role, model=wrapped, adapter=spec.adapter)
+    if role.trainable and optimizer is not None:
+        loaded.optimizer, loaded.spec = build_adamw(wrapped.parameters(), optimizer), optimizer
+        if config.precision == "fp16":
+            loaded.loss_scale = LossScale()
+        if spec.adapter is not None and spec.adapter.kind == "adalora":
+            loaded.ranks = RankSchedule(model, spec.adapter)
+    return loaded
+
+
+def _open(
+    role: Role, spec: ModelSpec, *, config: Fsdp2Config, mesh: Mesh
+) -> tuple[PreTrainedModel, loading.Source | None]:
+    """The model; without storage, and with the files to read it from, where each rank reads its own part."""
+    packed = config.packing != "padded"
+    found = None if is_plain(mesh, config) else loading.empty_model(spec, role.head)
+    if found is None:
+        model, source = build_model(spec, dtype=torch.float32, head=role.head), None
+        check_supported(model, packed=packed)
+    else:
+        model, source = found
+        check_supported(_sample_of(spec, role), packed=packed)
+    if config.parallel.tp > 1:
+        check_tensor_parallel(model.config, config.parallel.tp)
+    return model, source
+
+
+def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:
+    """Two layers of the same architecture with random weights and a small vocabulary, to try what needs numbers."""
+    config = build_config(spec)
+    layers = min(2, config.num_hidden_layers)
+    shape = {**config.to_dict(), "num_hidden_layers": layers, "vocab_size": 64}
+    shape |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if shape.get("layer_types"):
+        shape["layer_types"] = shape["layer_types"][:layers]
+    auto = AutoModelForCausalLM if role.head == "lm" else AutoModelForSequenceClassification
+    with torch.random.fork_rng(devices=[]):
+        return auto.from_config(type(config).from_dict(shape), attn_implementation="sdpa").eval()
+
+
+def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -> Wrapped:
+    """Over tensor-, context- and data-parallel ranks."""
+    if mesh.sizes.tp > 1:
+        split_over_ranks(wrapped, mesh.tp, sequence=config.parallel.sequence)
+    if mesh.sizes.cp > 1:
+        use_context_parallel_attention(wrapped.model)
+    if config.compile:
+        compile_layers(wrapped.model)
+    return shard_model(wrapped, mesh, config, whole=adapters.replicated(wrapped.model, spec.adapter))
+
+
+def _cast_frozen(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,304 @@
+"""Estimates against the measured peak of real training, and the arithmetic behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fsdp2_helpers import free_port
+from rl_backend_fsdp2.config import Fsdp2Config
+from rl_backend_fsdp2.memory import CHUNK_ELEMENTS, Layout, adapter_parameters, estimate_memory, kept_per_token
+from rl_backend_fsdp2.rating import CPU_ROW_TOKENS, memory_per_rank
+from rl_core.config.model_shape import shape_of_config
+from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
+from rl_core.contracts.rating import BackendJob, JobRole, MemoryEstimate, ModelShape
+from rl_torch import logprobs, microbatch
+from rl_torch.models import build_model
+
+POLICY, REFERENCE = Role("policy", trainable=True), Role("reference", trainable=False)
+VALUE = Role("value", trainable=True, head="scalar")
+
+SMALL = {"architecture": "qwen2", "hidden_size": 192, "layers": 6, "heads": 6, "kv_heads": 2, "ffn": 512}
+MEDIUM = {"architecture": "qwen2", "hidden_size": 384, "layers": 6, "heads": 6, "kv_heads": 2, "ffn": 1024}
+LARGE = {"architecture": "llama", "hidden_size": 512, "layers": 6, "heads": 8, "kv_heads": 8, "ffn": 1408}
+LARGE |= {"tie_embeddings": False}
+LORA = AdapterSpec("lora", rank=8, alpha=16.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training run of two steps; ``tokens`` per micro-batch."""
+
+    init: dict[str, Any]
+    vocab: int
+    tokens: int
+    sequences: int
+    length: int
+    config: dict[str, Any] = field(default_factory=dict)
+    roles: tuple[Role, ...] = (POLICY,)
+    entropy: bool = False
+    adapter: AdapterSpec | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "config": self.settings()}
+
+    def settings(self) -> dict[str, Any]:
+        return {"max_tokens_per_microbatch": self.tokens, **self.config}
+
+    def estimate(self) -> MemoryEstimate:
+        job = BackendJob(
+            algorithm="test",
+            roles=tuple(JobRole(role, shape_of(self.init, self.vocab)) for role in self.roles),
+            gpus=0,
+            nodes=1,
+            max_length=self.length,
+            input="rollouts" if self.entropy else "examples",
+            tokens_per_step=self.sequences * self.length,
+            adapter=self.adapter,
+        )
+        found = memory_per_rank(Fsdp2Config(name="fsdp2", **self.settings()), job)
+        assert found is not None
+        return found
+
+
+ALONE = {
+    "3M, long micro-batches": Case(SMALL, 1024, tokens=1536, sequences=12, length=256),
+    "3M, short micro-batches": Case(SMALL, 1024, tokens=256, sequences=8, length=64),
+    "3M, entropy, logits in chunks": Case(
+        SMALL, 8192, tokens=768, sequences=12, length=128, entropy=True, config={"logprob_chunk_tokens": 192}
+    ),
+    "12M, reference, everything recomputed": Case(
+        MEDIUM,
+        8192,
+        tokens=512,
+        sequences=8,
+        length=128,
+        roles=(POLICY, REFERENCE),
+        config={"activation_checkpointing": "full", "logprob_chunk_tokens": 128},
+    ),
+    "12M, cheap activations recomputed": Case(
+        MEDIUM, 4096, tokens=512, sequences=16, length=64, config={"activation_checkpointing": "selective"}
+    ),
+    "12M, packed rows": Case(MEDIUM, 4096, tokens=384, sequences=12, length=64, config={"packing": "packed"}),
+    "12M, policy and value": Case(MEDIUM, 4096, tokens=256, sequences=8, length=64, roles=(POLICY, VALUE)),
+    "12M, bf16": Case(MEDIUM, 4096, tokens=256, sequences=8, length=64, config={"precision": "bf16"}),
+    "12M, LoRA, reference without weights": Case(
+        MEDIUM,
+        4096,
+        tokens=512,
+        sequences=8,
+        length=128,
+        roles=(POLICY, replace(REFERENCE, base_of="policy")),
+        adapter=LORA,
+    ),
+    "28M, one micro-batch": Case(LARGE, 8192, tokens=1024, sequences=4, length=128),
+}
+SHARED = {
+    "12M, dp 2": Case(MEDIUM, 4096, tokens=256, sequences=16, length=64, config={"parallel": {"dp": 2}}),
+    "28M, dp 2, bf16, everything recomputed": Case(
+        LARGE,
+        8192,
+        tokens=256,
+        sequences=16,
+        length=64,
+        config={"parallel": {"dp": 2}, "precision": "bf16", "activation_checkpointing": "full"},
+    ),
+    "12M, tp 2": Case(MEDIUM, 4096, tokens=512, sequences=8, length=128, config={"parallel": {"tp": 2}}),
+}
+
+
+def shape_of(init: dict[str, Any], vocabulary: int) -> ModelShape:
+    return shape_of_config(
+        {
+            "model_type": init["architecture"],
+            "hidden_size": init["hidden_size"],
+            "num_hidden_layers": init["layers"],
+            "num_attention_heads": init["heads"],
+            "num_key_value_heads": init["kv_heads"],
+            "intermediate_size": init["ffn"],
+            "tie_word_embeddings": init.get("tie_embeddings", True),
+            "vocab_size": vocabulary,
+        }
+    )
+
+
+class Probe:
+    """Processes that run cases as the ranks of a group."""
+
+    def __init__(self, cases: dict[str, Case], world: int) -> None:
+        here = Path(__file__).parent
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(here),
+            "OMP_NUM_THREADS": "1",
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+            "MALLOC_TRIM_THRESHOLD_": "65536",
+        }
+        self.cases, port = cases, free_port()
+        self.ranks = [
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", str(here / "memory_probe.py"), str(rank), str(world), str(port)],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        for process in self.ranks:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps([case.to_json() for case in cases.values()]))
+            process.stdin.close()
+            process.stdin = None
+
+    def peaks(self) -> dict[str, int]:
+        """Bytes of each case on the rank that needs most."""
+        found = []
+        for process in self.ranks:
+            out, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+            found.append(json.loads(out.splitlines()[-1]))
+        return dict(zip(self.cases, map(max, zip(*found, strict=True)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def peaks() -> dict[str, int]:
+    probes = [Probe(ALONE, 1), Probe(SHARED, 2)]
+    return probes[0].peaks() | probes[1].peaks()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("name", [*ALONE, *SHARED])
+def test_the_estimate_is_within_a_fifth_of_the_measured_peak(name: str, peaks: dict[str, int]) -> None:
+    estimate, peak = (ALONE | SHARED)[name].estimate().peak, peaks[name]
+    print(f"{name}: measured {peak / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f} MiB, {estimate / peak:.3f}")
+    assert abs(estimate - peak) <= 0.2 * peak, f"measured {peak:,} bytes, estimated {estimate:,}"
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "qwen3", "gpt2", "mixtral", "gemma"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("head", ["lm", "scalar"])
+def test_parameters_are_counted_exactly(architecture: str, tied: bool, head: Any) -> None:
+    init = {"architecture": architecture, "hidden_size": 64, "layers": 3, "heads": 4, "kv_heads": 2, "ffn": 96}
+    init |= {"tie_embeddings": tied}
+    if architecture == "gpt2":
+        init |= {"kv_heads": 4, "ffn": 4 * 64}  # its class knows no other
+    extra = {"num_local_experts": 4} if architecture == "mixtral" else {}
+    model = build_model(
+        ModelSpec(init={**init, "extra": extra}, vocab_size=100, max_length=32), dtype=torch.float32, head=head
+    )
+    shape = shape_of_config({**model.config.to_dict(), "tie_word_embeddings": tied})
+    assert shape.parameters(head).total == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_block_keeps_the_tensors_that_are_counted(architecture: str, packed: bool) -> None:
+    init = {**SMALL, "architecture": architecture}
+    kept = [_saved_bytes({**init, "layers": layers}, packed=packed) for layers in (1, 2)]
+    layout = Layout(row_tokens=64 if packed else 0)
+    assert (kept[1] - kept[0]) / (4 * 64) == kept_per_token(shape_of(init, 128), layout)
+
+
+def _saved_bytes(init: dict[str, Any], *, packed: bool) -> int:
+    """Of all tensors that autograd keeps for 4 rows of 64 tokens, parameters apart."""
+    model = build_model(ModelSpec(init=init, vocab_size=128, max_length=64), dtype=torch.float32)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # holding them keeps their addresses apart
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    positions = torch.arange(32).repeat(4, 2) if packed else None
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ids = torch.zeros(4, 64, dtype=torch.int64)
+        out = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+    assert out.last_hidden_state.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_constants_are_those_of_the_code_that_runs() -> None:
+    assert (CHUNK_ELEMENTS, CPU_ROW_TOKENS) == (logprobs.CHUNK_ELEMENTS, microbatch.CPU_ROW_TOKENS)
+
+
+def roles(*given: Role) -> list[JobRole]:
+    return [JobRole(role, shape_of(MEDIUM, 1000)) for role in given]
+
+
+def test_states_of_a_trained_model_take_sixteen_bytes_a_parameter() -> None:
+    count = shape_of(MEDIUM, 1000).parameters().total
+    found = estimate_memory(roles(POLICY), Layout(tokens=16))
+    assert (found.parameters, found.gradients, found.optimizer) == (4 * count, 4 * count, 8 * count)
+    with_reference = estimate_memory(roles(POLICY, REFERENCE), Layout(tokens=16))
+    assert with_reference.parameters - found.parameters == 4 * count
+    assert with_reference.optimizer == found.optimizer
+
+
+def test_a_reference_that_is_the_policy_without_its_adapter_takes_nothing() -> None:
+    adapted = estimate_memory(roles(POLICY), Layout(tokens=16), adapter=LORA)
+    both = estimate_memory(roles(POLICY, replace(REFERENCE, base_of="policy")), Layout(tokens=16), adapter=LORA)
+    assert both == adapted
+    trained = adapter_parameters(shape_of(MEDIUM, 1000), LORA)
+    assert (adapted.gradients, adapted.optimizer) == (4 * trained, 8 * trained)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "adalora"])
+def test_adapter_parameters_are_those_that_peft_adds(kind: Any) -> None:
+    from rl_backend_fsdp2.adapters import attach
+
+    adapter = AdapterSpec(kind, rank=4, alpha=8.0, initial_rank=6, prune_to_step=10)
+    model = build_model(ModelSpec(init=SMALL, vocab_size=64, max_length=32), dtype=torch.float32)
+    attach(model, adapter)
+    added = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapter_parameters(shape_of(SMALL, 64), adapter) == added
+
+
+def test_only_the_named_layers_get_an_adapter() -> None:
+    adapter = replace(LORA, target_modules=("q_proj", "v_proj"))
+    assert adapter_parameters(shape_of(MEDIUM, 64), adapter) == 6 * 8 * ((384 + 384) + (384 + 128))
+
+
+def test_sharding_divides_what_lasts_and_adds_gathered_copies() -> None:
+    one, four = (estimate_memory(roles(POLICY), Layout(tokens=16, shards=n)) for n in (1, 4))
+    count = shape_of(MEDIUM, 1000).parameters()
+    assert four.optimizer == one.optimizer // 4
+    ends = count.total - count.layer * count.layers
+    assert four.parameters == one.parameters // 4 + 4 * (ends + 3 * count.layer)
+
+
+def test_each_way_to_save_memory_saves_what_it_says() -> None:
+    base = Layout(tokens=4096)
+    plain = estimate_memory(roles(POLICY), base)
+    selective, full = (estimate_memory(roles(POLICY), replace(base, recompute=how)) for how in ("selective", "full"))
+    assert plain.activations > selective.activations > full.activations
+    assert plain.optimizer == selective.optimizer == full.optimizer
+    half = estimate_memory(roles(POLICY), replace(base, tokens=2048))
+    assert half.activations * 2 == pytest.approx(plain.activations)
+    chunked = estimate_memory(roles(POLICY), replace(base, chunk_tokens=64))
+    assert chunked.logits < plain.logits / 4
+    offloaded = estimate_memory(roles(POLICY), replace(base, cpu_offload=True))
+    assert (offloaded.optimizer, offloaded.gradients - 8 * shape_of(MEDIUM, 1000).parameters().layer) == (0, 0)
+
+
+def test_logits_grow_with_a_chunk_and_not_with_the_micro_batch() -> None:
+    def logits(tokens: int) -> int:
+        found = estimate_memory(roles(POLICY), Layout(tokens=tokens, chunk_tokens=512)).logits
+        return found - tokens * MEDIUM["hidden_size"] * 4  # the gradient by the hidden states
+
+    assert logits(2048) == logits(16384)
+
+
+def test_a_shape_that_is_unknown_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^the shape of role 'policy' is unknown$"):
+        estimate_memory([JobRole(POLICY, None)], Layout())

@@ -1,0 +1,136 @@
+"""Every way to divide the work gives the losses, gradient norms and weights of one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fsdp2_helpers import (
+    POLICY,
+    Ranks,
+    forward,
+    losses_of,
+    model_spec,
+    optimizer_spec,
+    random_batch,
+    train,
+)
+from rl_core.contracts.backend import LossSpec
+from rl_core.contracts.model import ModelSpec, Role
+
+STEPS = 5
+LOSS = LossSpec("fsdp2_helpers:nll", outputs=("logprobs", "entropy"), temperature=0.8)
+
+MESHES: dict[str, dict[str, Any]] = {
+    "dp4": {"dp": 4},
+    "hsdp2x2": {"replicate": 2, "dp": 2},
+    "replicate4": {"replicate": 4, "dp": 1},
+    "tp2": {"tp": 2},
+    "tp2 sequence": {"tp": 2, "sequence": True},
+    "tp2 dp2": {"tp": 2, "dp": 2},
+    "tp2 dp2 sequence": {"tp": 2, "dp": 2, "sequence": True},
+    "tp2 replicate2": {"tp": 2, "replicate": 2, "dp": 1},
+    "cp2": {"cp": 2},
+    "cp4": {"cp": 4},
+    "cp2 dp2": {"cp": 2, "dp": 2},
+    "cp2 tp2 sequence": {"cp": 2, "tp": 2, "sequence": True},
+}
+
+
+# Adam divides by the root of the second moment: with the usual 1e-8 a gradient that is nothing but rounding moves its
+# weight as far as any other.
+OPTIMIZER = optimizer_spec(eps=1e-6)
+
+
+def size(parallel: dict[str, Any]) -> int:
+    return int(np.prod([v for k, v in parallel.items() if k != "sequence"]))
+
+
+@pytest.fixture(scope="module")
+def expected(single: Ranks) -> Any:
+    """Losses and weights of one process, by model."""
+    known: dict[Any, Any] = {}
+
+    def of(spec: ModelSpec) -> Any:
+        key = repr(spec)
+        if key not in known:
+            (ran,) = single(train, batch=random_batch(), steps=STEPS, loss=LOSS, spec=spec, optimizer=OPTIMIZER)
+            known[key] = ran
+        return known[key]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("mesh", "packing"),
+    [
+        *((mesh, ("padded", "packed")[index % 2]) for index, mesh in enumerate(MESHES)),
+        ("tp2 dp2 sequence", "padded"),
+        ("cp2 tp2 sequence", "padded"),
+        ("cp2", "packed"),
+    ],
+)
+def test_five_steps_on_a_mesh_equal_one_process(
+    pair: Ranks, quad: Ranks, expected: Any, mesh: str, packing: str
+) -> None:
+    parallel = MESHES[mesh]
+    # An odd number of words, so that tensor-parallel ranks hold unequal parts of the vocabulary.
+    spec = model_spec(tie=packing == "packed", architecture="qwen3" if packing == "packed" else "llama", vocab=97)
+    ranks = (pair if size(parallel) == 2 else quad)(
+        train,
+        batch=random_batch(),
+        steps=STEPS,
+        loss=LOSS,
+        spec=spec,
+        optimizer=OPTIMIZER,
+        config={"parallel": parallel, "packing": packing, "max_tokens_per_microbatch": 90},
+    )
+    plain = expected(spec)
+    for ours, theirs in zip(losses_of(ranks), losses_of([plain]), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert set(ranks[0]["weights"]) == set(plain["weights"])
+    for name, weight in plain["weights"].items():
+        np.testing.assert_allclose(ranks[0]["weights"][name], weight, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", ["tp2 dp2 sequence", "cp2 dp2", "cp2 tp2 sequence"])
+def test_a_scalar_head_on_a_mesh_equals_one_process(single: Ranks, quad: Ranks, mesh: str) -> None:
+    options: dict[str, Any] = {
+        "batch": random_batch(),
+        "steps": STEPS,
+        "role": Role("value", trainable=True, head="scalar"),
+        "loss": LossSpec("fsdp2_helpers:squared_scores", outputs=("scores", "values")),
+        "optimizer": OPTIMIZER,
+    }
+    ranks = quad(train, **options, config={"parallel": MESHES[mesh]})
+    for ours, theirs in zip(losses_of(ranks), losses_of(single(train, **options)), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("mesh", ["tp2 sequence", "cp2"])
+def test_log_probs_on_a_mesh_equal_one_process(single: Ranks, pair: Ranks, mesh: str) -> None:
+    options = {"batch": random_batch(), "outputs": ("logprobs", "entropy", "mean_logprobs", "logsumexp")}
+    (plain,) = single(forward, **options)
+    for found in pair(forward, **options, config={"parallel": MESHES[mesh]}):
+        for name, values in plain.items():
+            np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
+def test_an_architecture_without_a_plan_is_refused(pair: Ranks) -> None:
+    spec = model_spec(architecture="mistral")
+    with pytest.raises(AssertionError) as caught:
+        pair(train, batch=random_batch(), spec=spec, role=POLICY, config={"parallel": {"tp": 2}})
+    assert (
+        "tensor parallelism has no plan for 'mistral' models; it has for llama, qwen2, qwen3\n"
+        "    set backend.parallel.tp: 1"
+    ) in str(caught.value)
+
+
+def test_heads_that_cannot_be_divided_are_refused(quad: Ranks) -> None:
+    with pytest.raises(AssertionError) as caught:
+        quad(train, batch=random_batch(), config={"parallel": {"tp": 4}})
+    assert (
+        "backend.parallel.tp: the model's num_key_value_heads 2 cannot be divided over 4 ranks\n"
+        "    choose a tp that divides 2"
+    ) in str(caught.value)

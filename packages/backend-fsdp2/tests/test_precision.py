@@ -1,0 +1,100 @@
+"""Precision, recomputation, offloading and compilation leave the training what it is in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fsdp2_helpers import Ranks, losses_of, optimizer_spec, random_batch, train
+from rl_backend_fsdp2.loss_scale import LossScale
+from rl_backend_fsdp2.sharding import COMPUTE_DTYPE
+from rl_core.contracts.backend import LossSpec
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def plain(single: Ranks) -> list[dict[str, float]]:
+    """Five steps of one float32 process."""
+    return losses_of(run(single))
+
+
+def run(ranks: Ranks, **config: Any) -> list[dict[str, Any]]:
+    return ranks(train, batch=random_batch(), steps=STEPS, optimizer=optimizer_spec(), config=config)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("parallel", [{"dp": 2}, {"tp": 2, "sequence": True}, {"cp": 2}])
+def test_five_steps_in_16_bits_stay_close_to_float32(
+    pair: Ranks, plain: list[dict[str, float]], precision: str, parallel: dict[str, Any]
+) -> None:
+    ranks = run(pair, precision=precision, parallel=parallel)
+    for ours, theirs in zip(losses_of(ranks), plain, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-2)
+        assert ours["loss"] != theirs["loss"]
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-2)
+    assert {w.dtype for w in ranks[0]["weights"].values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("how", ["selective", "full"])
+@pytest.mark.parametrize("parallel", [{"dp": 2}, {"tp": 2}, {"cp": 2}])
+def test_recomputed_activations_change_no_number(
+    pair: Ranks, plain: list[dict[str, float]], how: str, parallel: dict[str, Any]
+) -> None:
+    ranks = run(pair, activation_checkpointing=how, parallel=parallel)
+    for ours, theirs in zip(losses_of(ranks), plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("config", [{"precision": "fp32"}, {"precision": "bf16"}])
+def test_offloading_to_the_host_changes_no_number(pair: Ranks, config: dict[str, Any]) -> None:
+    kept, offloaded = (losses_of(run(pair, cpu_offload=off, **config)) for off in (False, True))
+    for ours, theirs in zip(offloaded, kept, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_losses(single: Ranks, plain: list[dict[str, float]]) -> None:
+    for ours, theirs in zip(losses_of(run(single, compile=True)), plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_float16_overflow_lowers_the_scale_and_repeats_the_batch(single: Ranks) -> None:
+    large = LossSpec("fsdp2_helpers:nll", options={"factor": 1e3})
+    options: dict[str, Any] = {"batch": random_batch(), "steps": 1, "loss": large, "optimizer": optimizer_spec()}
+    (ran,) = single(train, **options, config={"precision": "fp16"})
+    (exact,) = single(train, **options)
+    (result,), (theirs,) = ran["results"], exact["results"]
+    assert result.finite
+    assert result.shared["loss_scale"] < 2.0**16
+    assert result.shared["grad_norm"] == pytest.approx(theirs.shared["grad_norm"], rel=5e-2)
+    assert any((ran["weights"][n] != w).any() for n, w in ran["before"].items())
+
+
+def test_a_float16_gradient_that_no_scale_brings_down_is_reported(single: Ranks) -> None:
+    loss = LossSpec("fsdp2_helpers:nll", options={"factor": 1e9})
+    (ran,) = single(train, batch=random_batch(), loss=loss, config={"precision": "fp16"})
+    assert not ran["results"][0].finite
+    for name, weight in ran["before"].items():
+        np.testing.assert_array_equal(ran["weights"][name], weight)
+
+
+def test_the_loss_scale_falls_on_overflows_and_rises_after_good_steps() -> None:
+    scale = LossScale(value=4.0, growth_interval=2)
+    assert scale.overflowed()
+    assert scale.value == 2.0
+    scale.stepped()
+    scale.stepped()
+    assert scale.value == 4.0
+    scale.stepped()
+    assert scale.overflowed()
+    assert scale.good_steps == 0
+    assert scale.overflowed()
+    assert not scale.overflowed()  # as low as it gets: something else is wrong
+    assert scale.value == 1.0
+
+
+def test_every_precision_has_a_compute_type() -> None:
+    assert {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16} == COMPUTE_DTYPE
