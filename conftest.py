@@ -13,6 +13,19 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+def pytest_collection_modifyitems(items):
+    """Whole files go to one of two processes, in this order: the longest first, so that both end together."""
+    files = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    first = ["test_examples.py", "test_resume.py", "test_run.py"]
+
+    def rank(path):
+        return first.index(path.name) if path.name in first else len(first)
+
+    items[:] = [item for path in sorted(files, key=rank) for item in files[path]]
+
+
 @pytest.fixture(scope="session")
 def cluster():
     """A Ray cluster that runs started by tests join; returns its address."""

@@ -50,6 +50,10 @@ class Host:
         """Process id, for messages and tests."""
         return os.getpid()
 
+    def warm(self, factory: str) -> None:
+        """Import what a later :meth:`build` needs, while others are at work."""
+        self._registry.resolve(factory)
+
     def build(self, factory: str, config: Any, context: WorkerContext, kind: str) -> Any:
         """Create the component and ``setup`` it; returns what ``setup`` returns."""
         self.unload()

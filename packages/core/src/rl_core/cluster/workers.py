@@ -84,6 +84,11 @@ class WorkerPool:
         )
         return actor.remote(name, self._manifest, str(self._logs), threads)
 
+    def warm(self, actors: Sequence[Any], choice: ComponentChoice) -> None:
+        """Have ``actors`` import ``choice`` in the background; a failure shows when it is built."""
+        for actor in actors:
+            actor.warm.remote(choice.component.factory)
+
     def build(self, actors: Sequence[Any], choice: ComponentChoice, *, kind: str, context: WorkerContext) -> list[Any]:
         """Build ``choice`` on each actor; returns what each ``setup`` gave. Ranks follow the actors' order."""
         address, port = self.get([actors[0].address.remote()], starting=True)[0]

@@ -179,6 +179,8 @@ def assemble(
     )
     with working(f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"):
         pool.prepare(resources)
+        if stage.generator is not None:
+            pool.warm(pool.generators[: resources.replicas], stage.generator)
         models = _load_models(stage, driver, pool, resources, spec, training=training, policy_path=policy_path)
         router = _load_generator(stage, pool, resources, spec, tokenizer_path)
     assembly = Assembly(
