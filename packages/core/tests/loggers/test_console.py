@@ -153,3 +153,36 @@ def test_durations_are_readable():
 def test_the_config_is_light():
     code = "import sys, rl_core.loggers.config\nassert not {'rich', 'torch', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_redirected_output_says_how_long_an_evaluation_took(clock):
+    out = io.StringIO()
+    logger = ConsoleLogger(ConsoleConfig(name="console"), console=Console(file=out, force_terminal=False), clock=clock)
+    logger.start(info())
+    for what, seconds in (("sampling", 5.0), ("evaluating", 0.5), ("evaluating", 3.0), ("saving a checkpoint", 90.0)):
+        logger.doing(what)
+        clock.now += seconds
+        logger.doing(None)
+    assert out.getvalue().splitlines() == ["sft  evaluating took 3 s", "sft  saving a checkpoint took 1:30 min"]
+
+
+def test_a_terminal_names_what_takes_longer_than_a_second(clock):
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    logger = ConsoleLogger(ConsoleConfig(name="console"), console=console, clock=clock)
+    logger.start(info())
+    try:
+        logger.doing("evaluating")
+        clock.now += 0.5
+        assert "evaluating" not in rendered(logger)
+        clock.now += 11.5
+        assert "evaluating 12 s" in rendered(logger)
+        logger.doing(None)
+        assert "evaluating" not in rendered(logger)
+    finally:
+        logger.close()
+
+
+def rendered(logger):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(logger._view.render())
+    return console.file.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -47,6 +48,7 @@ def ray_session(config: RunConfig, logs: Path) -> Iterator[None]:
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
+        _check_client(address)
         options["address"] = address
     else:
         options |= _local_options(config)
@@ -62,6 +64,15 @@ def ray_session(config: RunConfig, logs: Path) -> Iterator[None]:
         ray.shutdown()
         if session_logs is not None:
             _keep_logs(session_logs, logs / "ray")
+
+
+def _check_client(address: str) -> None:
+    """``ray://`` addresses need what ``ray[client]`` installs."""
+    if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
+        raise EnvironmentProblem(
+            f"the address {address!r} (run.address or RAY_ADDRESS) needs Ray's client, which is not installed\n"
+            "    pip install 'ray[client]'"
+        )
 
 
 def _local_options(config: RunConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,15 @@ class RunInfo:
     total_steps: int
     first_step: int
     config: Mapping[str, Any]
+
+
+@runtime_checkable
+class ShowsActivity(Protocol):
+    """What a logger may implement besides :class:`Logger` to show what a step is busy with."""
+
+    def doing(self, what: str | None) -> None:
+        """``evaluating``, ``saving a checkpoint`` and the like begins, or (None) what began last has ended."""
+        ...
 
 
 class Logger(Protocol):

@@ -36,6 +36,9 @@ class LiveView:
             self._evaluated = (step, metrics)
         self._rows = [*self._rows, (step, metrics)][-_ROWS:]
 
+    def ended(self, what: str, took_s: float) -> None:
+        """The bar no longer names it."""
+
     def close(self) -> None:
         self._live.stop()
 
@@ -53,6 +56,7 @@ class LiveView:
             ProgressBar(total=progress.total, completed=progress.step, width=30),
             Text(f"step {progress.step}/{progress.total}"),
             Text(f"{duration(progress.elapsed_s)}{left}", style="dim"),
+            Text(progress.activity, style="cyan"),
         )
         return line
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO
 
-from rl_core.loggers._stage import COLUMNS, Column, StageProgress, duration, is_evaluation
+from rl_core.loggers._stage import COLUMNS, EVERY_STEP, SHORT_S, Column, StageProgress, duration, is_evaluation
 
 _SHARE_OF_STAGE = 0.1
 _LONGEST_SILENCE_S = 60.0
@@ -32,6 +32,12 @@ class PlainView:
         if self._is_due(step, metrics):
             self._print(step, metrics)
             self._last = (step, self._progress.elapsed_s)
+
+    def ended(self, what: str, took_s: float) -> None:
+        """Say how long an activity took, unless it is a part of every step."""
+        if took_s > SHORT_S and what not in EVERY_STEP:
+            self._file.write(f"{self._progress.info.stage}  {what} took {duration(took_s)}\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Nothing is open."""

@@ -22,6 +22,14 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
+SHORT_S = 1.0
+"""Activities that take less are not mentioned."""
+
+
+EVERY_STEP = frozenset({"sampling", "training"})
+"""Activities whose time is in every step's line."""
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
@@ -85,7 +93,8 @@ class StageProgress:
         self.info = info
         self.step = info.first_step - 1
         self._clock = clock
-        self._started = self._last = clock()
+        self._started = self._last = self._since = clock()
+        self._activity: str | None = None
 
     @property
     def total(self) -> int:
@@ -105,6 +114,18 @@ class StageProgress:
         """``step`` is complete; step 0 is the evaluation before training."""
         self.step = max(step, self.step)
         self._last = self._clock()
+
+    def begin(self, what: str | None) -> tuple[str | None, float]:
+        """An activity begins, or (None) nothing goes on; returns the one that ended, and its seconds."""
+        ended, self._activity = self._activity, what
+        took, self._since = self._clock() - self._since, self._clock()
+        return ended, took
+
+    @property
+    def activity(self) -> str:
+        """What has been going on for more than a second: ``evaluating 4 s``; else an empty string."""
+        took = self._clock() - self._since
+        return f"{self._activity} {duration(took)}" if self._activity and took > SHORT_S else ""
 
     @property
     def heading(self) -> str:

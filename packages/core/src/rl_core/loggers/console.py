@@ -47,6 +47,12 @@ class ConsoleLogger:
             self._progress.advance(step)
             self._view.update(step, metrics)
 
+    def doing(self, what: str | None) -> None:
+        if self._progress is not None and self._view is not None:
+            ended, took_s = self._progress.begin(what)
+            if ended is not None:
+                self._view.ended(ended, took_s)
+
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Samples are in samples.jsonl; in the terminal they would push the progress away."""
 

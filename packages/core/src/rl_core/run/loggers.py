@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from rl_core.contracts.logger import Logger, RunInfo
+from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
 
 logger = logging.getLogger("rl")
 
@@ -26,6 +27,15 @@ class Loggers:
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
             self._each(lambda one: one.log_samples(step, rows))
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Tell the loggers that show activities what goes on inside the block."""
+        self._each(lambda one: one.doing(what) if isinstance(one, ShowsActivity) else None)
+        try:
+            yield
+        finally:
+            self._each(lambda one: one.doing(None) if isinstance(one, ShowsActivity) else None)
 
     def close(self) -> None:
         self._each(lambda one: one.close())

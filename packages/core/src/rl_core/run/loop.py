@@ -74,9 +74,11 @@ class Loop:
             started = time.perf_counter()
             if feed.samples:
                 parts.turns.generating()
-            draw = feed.next(step)
+            with self.loggers.doing("sampling"):
+                draw = feed.next(step)
             parts.turns.training()
-            metrics = draw.metrics | self._train(step, draw.batch)
+            with self.loggers.doing("training"):
+                metrics = draw.metrics | self._train(step, draw.batch)
             trained = time.perf_counter()
             version += 1
             if feed.samples or self._due(step):
@@ -146,7 +148,8 @@ class Loop:
             return {}, []
         started = time.perf_counter()
         self.parts.turns.both()  # evaluators may ask the model as well as the generator
-        metrics, samples = evaluate(self.parts, chosen, step)
+        with self.loggers.doing("evaluating"):
+            metrics, samples = evaluate(self.parts, chosen, step)
         return metrics | {"time/eval_s": time.perf_counter() - started}, samples
 
     def _due(self, step: int) -> list[tuple[ComponentChoice, Evaluator]]:
@@ -166,17 +169,21 @@ class Loop:
                 fingerprint=self.parts.driver.fingerprint,
                 algorithm=dict(self.parts.driver.algorithm.state()),
             )
-            self._commit()
-            self.parts.turns.training()
-            self.checkpoints.begin(state, self._write_models)
-            self._unfinished = step
-            if last or self.stop or not self.parts.policy.is_saving():
-                self._commit()
+            with self.loggers.doing("saving a checkpoint"):
+                self._begin_checkpoint(state, wait=last or bool(self.stop))
         if self.stop and not last:
             raise Interrupted(
                 f"stopped after step {step} of stage {self.parts.stage.name!r}; a checkpoint is saved\n"
                 f"    continue with: rl resume {self.directory}"
             )
+
+    def _begin_checkpoint(self, state: RunState, *, wait: bool) -> None:
+        self._commit()
+        self.parts.turns.training()
+        self.checkpoints.begin(state, self._write_models)
+        self._unfinished = state.step
+        if wait or not self.parts.policy.is_saving():
+            self._commit()
 
     def _commit_if_written(self) -> None:
         """Publish a checkpoint that was written in the background, once it is complete."""

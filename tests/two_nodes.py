@@ -1,0 +1,30 @@
+"""A Ray cluster of two simulated machines: prints its addresses and lives until its standard input ends."""
+
+import os
+import socket
+import sys
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from ray.cluster_utils import Cluster
+
+
+def main() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = {"object_store_memory": 128 * 2**20}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, "ray_client_server_port": port, **store},
+    )
+    cluster.add_node(num_cpus=2, **store)
+    cluster.wait_for_nodes()
+    sys.stdout.write(f"{cluster.address} ray://127.0.0.1:{port}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
