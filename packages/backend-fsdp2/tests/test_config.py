@@ -98,6 +98,30 @@ def test_sequence_parallelism_without_tensor_parallelism_is_a_problem() -> None:
     ]
 
 
+def test_the_kind_of_attention_where_it_does_nothing_is_a_problem() -> None:
+    assert list(config(attention="varlen", packing="padded").problems(stage(0))) == [
+        Problem(
+            path="backend.attention",
+            message="attention has no effect on padded rows",
+            fix="remove backend.attention",
+        )
+    ]
+    assert list(config(attention="dense", parallel={"cp": 2}).problems(stage(0))) == [
+        Problem(
+            path="backend.attention",
+            message="attention has no effect with context parallelism, which has its own",
+            fix="remove backend.attention",
+        )
+    ]
+
+
+def test_flash_attention_is_taken_on_gpus_in_16_bits() -> None:
+    assert config(precision="bf16").uses_varlen(cuda=True)
+    assert not config(precision="bf16").uses_varlen(cuda=False)
+    assert not config().uses_varlen(cuda=True)
+    assert not config(precision="bf16", attention="dense").uses_varlen(cuda=True)
+
+
 def test_activation_checkpointing_may_be_yes_or_no() -> None:
     assert config(activation_checkpointing=True).activation_checkpointing == "full"
     assert config(activation_checkpointing=False).activation_checkpointing == "none"

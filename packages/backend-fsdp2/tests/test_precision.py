@@ -55,6 +55,15 @@ def test_offloading_to_the_host_changes_no_number(pair: Ranks, config: dict[str,
         assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+@pytest.mark.parametrize("parallel", [{"dp": 2}, {"tp": 2, "sequence": True}])
+def test_attention_sequence_by_sequence_changes_no_number(
+    pair: Ranks, plain: list[dict[str, float]], parallel: dict[str, Any]
+) -> None:
+    config = {"attention": "varlen", "packing": "packed", "activation_checkpointing": "full", "parallel": parallel}
+    for ours, theirs in zip(losses_of(run(pair, **config)), plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_compiled_layers_give_the_same_losses(single: Ranks, plain: list[dict[str, float]]) -> None:
     for ours, theirs in zip(losses_of(run(single, compile=True)), plain, strict=True):

@@ -158,7 +158,9 @@ def test_on_cpu_nothing_is_offloaded_and_packed_rows_have_a_mask() -> None:
     config = Fsdp2Config(name="fsdp2", cpu_offload=True, packing="packed")
     found = layout_of(config, job(gpus=0, max_length=64))
     assert (found.cpu_offload, found.row_tokens) == (False, 128)
-    assert layout_of(config, job(max_length=64)).row_tokens == 0
+    on_gpu = Fsdp2Config(name="fsdp2", packing="packed", precision="bf16")
+    assert layout_of(on_gpu, job(max_length=64)).row_tokens == 0  # flash attention needs no mask
+    assert layout_of(config, job(max_length=64)).row_tokens == config.max_tokens_per_microbatch
 
 
 def test_advice_is_the_cheapest_setting_that_helps() -> None:

@@ -7,6 +7,7 @@ from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_torch.models import build_config, build_model
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
+from rl_torch.varlen import use_varlen_attention
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from rl_backend_fsdp2 import adapters, loading
@@ -92,6 +93,8 @@ def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -
         split_over_ranks(wrapped, mesh.tp, sequence=config.parallel.sequence)
     if mesh.sizes.cp > 1:
         use_context_parallel_attention(wrapped.model)
+    if config.uses_varlen(cuda=mesh.device.type == "cuda"):
+        use_varlen_attention(wrapped.model)
     if config.compile:
         compile_layers(wrapped.model)
     return shard_model(wrapped, mesh, config, whole=adapters.replicated(wrapped.model, spec.adapter))

@@ -59,6 +59,11 @@ class Fsdp2Config(BackendConfig):
         "auto",
         description="How sequences are laid out: several per row, one per row, or what is faster on the device.",
     )
+    attention: Literal["auto", "dense", "varlen"] = Field(
+        "auto",
+        description="Attention in packed rows: under a dense mask, or sequence by sequence (varlen: flash attention on "
+        "GPUs in 16 bits). auto takes varlen there and dense elsewhere.",
+    )
     activation_checkpointing: Recompute = Field(
         "none",
         description="What the backward pass recomputes: nothing; all but matrix products and attention (selective); "
@@ -82,6 +87,12 @@ class Fsdp2Config(BackendConfig):
     def _yes_or_no(cls, given: Any) -> Any:
         return ("none", "full")[given] if isinstance(given, bool) else given
 
+    def uses_varlen(self, *, cuda: bool) -> bool:
+        """Whether packed rows are attended to without a dense mask."""
+        if self.parallel.cp > 1 or self.packing == "padded":
+            return False
+        return self.attention == "varlen" or (self.attention == "auto" and cuda and self.precision != "fp32")
+
     def world_size(self, gpus: int) -> int:
         """One rank per GPU; on CPU the product of ``parallel``."""
         sizes = self.parallel.sizes(gpus)
@@ -101,6 +112,11 @@ class Fsdp2Config(BackendConfig):
                 path="backend.parallel.sequence",
                 message="sequence has no effect without tensor parallelism",
                 fix="set backend.parallel.tp, or remove sequence",
+            )
+        if self.attention != "auto" and (self.parallel.cp > 1 or self.packing == "padded"):
+            why = "with context parallelism, which has its own" if self.parallel.cp > 1 else "on padded rows"
+            yield Problem(
+                path="backend.attention", message=f"attention has no effect {why}", fix="remove backend.attention"
             )
         init = stage.model.init
         if init is not None and self.parallel.tp > 1:

@@ -78,10 +78,14 @@ def layout_of(config: Fsdp2Config, job: BackendJob) -> Layout:
 
 
 def _row_tokens(config: Fsdp2Config, job: BackendJob) -> int:
-    """Width of rows under a dense mask: packed rows on CPU, and rows that are spread over ranks."""
+    """Width of rows under a dense mask: packed rows without varlen attention, and rows that are spread over ranks."""
     if config.parallel.cp > 1:
         return job.max_length
-    if config.packing == "packed" and not job.gpus:
+    if config.uses_varlen(cuda=job.gpus > 0):
+        return 0
+    if job.gpus and config.packing != "padded":
+        return max(config.max_tokens_per_microbatch, job.max_length)
+    if config.packing == "packed":
         return max(CPU_ROW_TOKENS, job.max_length)
     return 0
 

@@ -16,6 +16,8 @@ from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, c
 from rl_torch.microbatch import MicroBatch, Packing, plan
 from rl_torch.optim import learning_rate, set_learning_rate
 from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_cells
+from rl_torch.varlen import ATTENTION as VARLEN
+from rl_torch.varlen import Segments
 from torch import Tensor
 
 from rl_backend_fsdp2.adalora import RankSchedule
@@ -200,7 +202,9 @@ def _outputs(
     """``outputs`` of a micro-batch, over all context-parallel ranks."""
     with switched_off(loaded.model, loaded.base_only):
         if mesh.cp_group is None:
-            return compute_outputs(loaded.model, micro, outputs, temperature=temperature)
+            uses_varlen = loaded.model.model.config._attn_implementation == VARLEN
+            extra = {"segments": Segments.of(micro)} if uses_varlen else {}
+            return compute_outputs(loaded.model, micro, outputs, temperature=temperature, **extra)
         check_outputs(loaded.model, outputs)
         results = split_forward(
             loaded.model,

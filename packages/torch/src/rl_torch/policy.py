@@ -117,9 +117,16 @@ def wrap_model(model: PreTrainedModel, head: Head, *, chunk_tokens: int | None =
 
 
 def compute_outputs(
-    model: PolicyModel | ScalarModel, micro: MicroBatch, outputs: tuple[str, ...], *, temperature: float = 1.0
+    model: PolicyModel | ScalarModel,
+    micro: MicroBatch,
+    outputs: tuple[str, ...],
+    *,
+    temperature: float = 1.0,
+    **attention: Any,
 ) -> TokenOutputs:
     """One forward pass; the results go back to batch order, free of padding.
+
+    ``attention`` goes to the attention functions of the model's layers.
 
     Raises:
         ValueError: the model's head cannot compute one of ``outputs``.
@@ -133,6 +140,7 @@ def compute_outputs(
         last=score_cells(model, micro),
         outputs=tuple(outputs),
         temperature=temperature,
+        **attention,
     )
     return in_batch_order(results, micro)
 
