@@ -37,6 +37,8 @@ class RankSchedule:
         if step < end:
             self._allocator.update_and_allocate(self._model, step)
         elif step == end or self._pattern is None:
+            if not self._allocator.ipt:  # a training so short that pruning ends with the first step
+                self._allocator.update_ipt(self._model)
             _, self._pattern = self._allocator.update_and_allocate(self._model, step, force_mask=True)
         else:
             self._allocator.mask_using_rank_pattern(self._model, self._pattern)
