@@ -184,3 +184,17 @@ def test_a_broken_plugin_is_one_warning_and_the_command_runs(api, install, capsy
     assert capsys.readouterr().err == (
         "warning: plugin rl-x-broken 1.0 is broken: importing rl_x_broken.plugin failed: ValueError: no (plugin.py:1)\n"
     )
+
+
+def test_a_plugin_cannot_replace_a_command_group_of_the_core(install, capsys):
+    source = (
+        "import typer\nfrom rl_core.hookspecs import hookimpl\n"
+        "@hookimpl\ndef register_commands(app):\n    app.add_typer(typer.Typer(), name='plugin')\n"
+        "    @app.command('plugin')\n    def mine(): pass\n"
+    )
+    install("rl-x-commands", source)
+    assert main(["plugin", "new", "--help"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: command 'plugin' of rl_x_commands.plugin is left out: rl has its own\n"
+        "warning: command group 'plugin' of a plugin is left out: rl has a command of that name\n"
+    )

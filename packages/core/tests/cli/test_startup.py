@@ -27,7 +27,9 @@ def start(*arguments: str) -> dict:
     return json.loads(done.stderr.rpartition("PROBE")[2]) | {"stdout": done.stdout}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["run", "--help"], ["plugin", "new", "--help"]]
+)
 def test_listing_commands_import_nothing_heavy(arguments):
     seen = start(*arguments)
     assert seen["code"] == 0
@@ -50,6 +52,6 @@ def test_the_core_imports_no_pytest():
 
 def test_every_command_is_in_the_help():
     text = start("--help")["stdout"]
-    for command in ("run", "check", "resume", "eval", "export", "plugins", "schema", "doctor", "runs"):
+    for command in ("run", "check", "resume", "eval", "export", "plugins", "schema", "doctor", "runs", "plugin"):
         assert f"\n  {command} " in text
     assert "..." not in text.partition("Commands:")[2]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.main
 
-from rl_core.cli import check, doctor, evaluate, export, plugins, resume, run, runs, schema
+from rl_core.cli import check, doctor, evaluate, export, plugin_check, plugin_new, plugins, resume, run, runs, schema
 from rl_core.cli.framework import Command, Group, warn
 from rl_core.errors import Interrupted, RLError
 
@@ -34,7 +34,12 @@ _COMMANDS = {
     "doctor": doctor.doctor_command,
     "runs": runs.runs_command,
 }
-_LIST_BROKEN_PLUGINS_THEMSELVES = ("plugins", "doctor")
+_PLUGIN_COMMANDS = {
+    "new": plugin_new.new_command,
+    "check": plugin_check.check_command,
+}
+_GROUPS = {"plugin": (_PLUGIN_COMMANDS, "Write and check plugin packages.")}
+_LIST_BROKEN_PLUGINS_THEMSELVES = ("plugins", "plugin", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,12 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_command(registry: Registry) -> Any:
     """The application with the core's commands and those of plugins; a plugin's failure becomes a warning."""
     app = _application()
+    own = {id(one) for one in (*app.registered_commands, *app.registered_groups)}
     outcomes = registry.call("register_commands", app=app)
     for outcome in outcomes:
         if outcome.error is not None:
             error = outcome.error
             warn(f"{outcome.package}: register_commands failed: {type(error).__name__}: {error}")
-    _drop_taken_names(app)
+    _drop_taken_names(app, own)
     try:
         return typer.main.get_command(app)
     except Exception as error:  # noqa: BLE001 - the plugin boundary: typer looks at their signatures only here
@@ -88,6 +94,11 @@ def _application() -> typer.Typer:
     app.callback()(_root)
     for name, function in _COMMANDS.items():
         app.command(name, cls=Command)(function)  # type: ignore[type-var]
+    for name, (commands, summary) in _GROUPS.items():
+        group = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None, help=summary)
+        for command, function in commands.items():
+            group.command(command, cls=Command)(function)  # type: ignore[type-var]
+        app.add_typer(group, name=name)
     return app
 
 
@@ -111,16 +122,16 @@ def _root(
     """Post-training of language models, assembled from plugins."""
 
 
-def _drop_taken_names(app: typer.Typer) -> None:
-    """A plugin must not replace a command of the core."""
-    core = set(_COMMANDS.values())
+def _drop_taken_names(app: typer.Typer, own: set[int]) -> None:
+    """A plugin must not replace a command of the core; ``own`` are the ids of the core's."""
+    taken = {*_COMMANDS, *_GROUPS}
     for one in list(app.registered_commands):
         name = one.name or getattr(one.callback, "__name__", "").replace("_", "-")
-        if name in _COMMANDS and one.callback not in core:
+        if name in taken and id(one) not in own:
             app.registered_commands.remove(one)
             warn(f"command {name!r} of {getattr(one.callback, '__module__', 'a plugin')} is left out: rl has its own")
     for group in list(app.registered_groups):
-        if group.name in _COMMANDS:
+        if group.name in taken and id(group) not in own:
             app.registered_groups.remove(group)
             warn(f"command group {group.name!r} of a plugin is left out: rl has a command of that name")
 
