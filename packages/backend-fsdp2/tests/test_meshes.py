@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -133,4 +134,15 @@ def test_heads_that_cannot_be_divided_are_refused(quad: Ranks) -> None:
     assert (
         "backend.parallel.tp: the model's num_key_value_heads 2 cannot be divided over 4 ranks\n"
         "    choose a tp that divides 2"
+    ) in str(caught.value)
+
+
+def test_a_sliding_window_is_refused_under_context_parallelism(pair: Ranks) -> None:
+    spec = model_spec(architecture="mistral")
+    spec = dataclasses.replace(spec, init={**spec.init, "extra": {"sliding_window": 8}})
+    with pytest.raises(AssertionError) as caught:
+        pair(train, batch=random_batch(), spec=spec, config={"parallel": {"cp": 2}})
+    assert (
+        "context parallelism does not know the sliding window of 'mistral' models (8 tokens)\n"
+        "    set backend.parallel.cp: 1"
     ) in str(caught.value)

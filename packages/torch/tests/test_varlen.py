@@ -10,7 +10,7 @@ from rl_core.contracts.model import ModelSpec
 from rl_torch.microbatch import MicroBatch
 from rl_torch.models import build_model
 from rl_torch.policy import PolicyModel, compute_outputs
-from rl_torch.varlen import Segments, attention, use_varlen_attention
+from rl_torch.varlen import Segments, attention, flash_is_available, use_varlen_attention
 
 torch.set_num_threads(1)
 
@@ -60,3 +60,7 @@ def test_a_forward_pass_without_segments_is_refused() -> None:
     with pytest.raises(RuntimeError) as caught:
         attention(None, x, x, x, None)
     assert str(caught.value) == "variable-length attention needs the segments of the micro-batch"
+
+
+def test_the_pytorch_these_tests_run_on_has_what_flash_attention_needs() -> None:
+    assert flash_is_available()

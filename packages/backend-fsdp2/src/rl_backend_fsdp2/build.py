@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_core.errors import EnvironmentProblem
 from rl_torch.models import build_config, build_model
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
-from rl_torch.varlen import use_varlen_attention
+from rl_torch.varlen import flash_is_available, use_varlen_attention
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from rl_backend_fsdp2 import adapters, loading
@@ -93,11 +94,21 @@ def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -
         split_over_ranks(wrapped, mesh.tp, sequence=config.parallel.sequence)
     if mesh.sizes.cp > 1:
         use_context_parallel_attention(wrapped.model)
-    if config.uses_varlen(cuda=mesh.device.type == "cuda"):
-        use_varlen_attention(wrapped.model)
+    _choose_attention(wrapped, config, cuda=mesh.device.type == "cuda")
     if config.compile:
         compile_layers(wrapped.model)
     return shard_model(wrapped, mesh, config, whole=adapters.replicated(wrapped.model, spec.adapter))
+
+
+def _choose_attention(wrapped: Wrapped, config: Fsdp2Config, *, cuda: bool) -> None:
+    if not config.uses_varlen(cuda=cuda):
+        return
+    if not cuda or flash_is_available():
+        use_varlen_attention(wrapped.model)
+    elif config.attention == "varlen":
+        raise EnvironmentProblem(
+            f"backend.attention: varlen needs a newer PyTorch than {torch.__version__}\n    pip install --upgrade torch"
+        )
 
 
 def _cast_frozen(model: PreTrainedModel, dtype: torch.dtype) -> None:

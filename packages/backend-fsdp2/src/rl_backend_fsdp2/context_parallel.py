@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rl_core.errors import EnvironmentProblem
 from rl_torch.microbatch import MicroBatch
 from torch import Tensor
 from transformers import AttentionInterface
@@ -124,7 +125,17 @@ def attention(
 
 
 def use_context_parallel_attention(model: Any) -> None:
-    """Have ``model`` (a transformers model) use :func:`attention`."""
+    """Have ``model`` (a transformers model) use :func:`attention`.
+
+    Raises:
+        EnvironmentProblem: its layers look back over a limited window only.
+    """
+    config = model.config
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise EnvironmentProblem(
+            f"context parallelism does not know the sliding window of {config.model_type!r} models "
+            f"({config.sliding_window} tokens)\n    set backend.parallel.cp: 1"
+        )
     AttentionInterface.register(ATTENTION, attention)
     model.config._attn_implementation = ATTENTION
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from rl_torch.policy import PolicyModel, ScalarModel
@@ -90,11 +92,15 @@ _EXPENSIVE = {
 
 def _keep_expensive(_context: object, operation: object, *_args: object, **_kwargs: object) -> CheckpointPolicy:
     """Matrix products and attention are kept; norms, activations and the like are cheap to repeat."""
-    return CheckpointPolicy.MUST_SAVE if operation in _EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
+    # Variable-length attention is registered only when it is first imported.
+    expensive = operation in _EXPENSIVE or str(operation).startswith("torch_attn._varlen_attn.")
+    return CheckpointPolicy.MUST_SAVE if expensive else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def compile_layers(model: nn.Module) -> None:
-    """torch.compile each decoder layer; they share one compiled graph, cached on disk by torch."""
+    """torch.compile each decoder layer; they share one compiled graph, cached on disk for later runs."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "rl" / "inductor"))
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 

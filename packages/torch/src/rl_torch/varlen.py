@@ -6,6 +6,7 @@ attended to one after the other, which is what tests compare with.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,15 @@ def attention(
     attend = _flash if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) else _one_by_one
     result = attend(*flat, segments, scaling, sliding_window)
     return result.unflatten(0, (rows, width)), None
+
+
+def flash_is_available() -> bool:
+    """Whether this PyTorch's variable-length attention knows what is asked of it here."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"window_size", "enable_gqa", "scale"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
 def use_varlen_attention(model: Any) -> None:

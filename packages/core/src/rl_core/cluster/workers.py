@@ -57,20 +57,33 @@ class WorkerPool:
                 f"no room for the workers after {self.deadlines.start_s:.0f} s: they need {_total(resources)}, "
                 f"the cluster has {have}\n    lower backend.parallel or generator.replicas, or add machines"
             )
+        order = self._bundles_by_machine(len(resources.bundles)) if resources.nodes > 1 else None
         self.trainers = [
-            self._start(f"train-{i}", resources.rank_bundle(i), resources.threads, gpus=0.6 if resources.gpus else 0)
+            self._start(
+                f"train-{i}",
+                _placed(resources.rank_bundle(i), order),
+                resources.threads,
+                gpus=0.6 if resources.gpus else 0,
+            )
             for i in range(resources.ranks)
         ]
         self.generators = [
             self._start(
                 f"generate-{i}",
-                resources.replica_bundle(i),
+                _placed(resources.replica_bundle(i), order),
                 resources.generator_threads,
                 gpus=0.4 if resources.gpus else 0,
             )
             for i in range(resources.replicas)
         ]
         self._resources = resources
+
+    def _bundles_by_machine(self, count: int) -> list[int]:
+        """Bundle indices machine by machine, so that neighbouring ranks, which talk most, share one."""
+        from ray.util import placement_group_table
+
+        machines: dict[int, str] = placement_group_table(self._placement)["bundles_to_node_id"]
+        return sorted(range(count), key=lambda index: (machines[index], index))
 
     def _start(self, name: str, bundle: int, threads: int, *, gpus: float) -> Any:
         import ray
@@ -161,6 +174,10 @@ def group_topologies(raw: Sequence[Topology]) -> tuple[Topology, ...]:
     if len(sizes) != 1 or outputs != list(range(raw[0].dp_size)):
         raise RLError(f"the backend's ranks disagree on the data-parallel layout: {list(raw)}")
     return tuple(raw)
+
+
+def _placed(bundle: int, order: Sequence[int] | None) -> int:
+    return bundle if order is None else order[bundle]
 
 
 def _total(resources: Resources) -> dict[str, float]:
