@@ -1,0 +1,1 @@
+"""Generator on vLLM engines, updated in place between training steps."""

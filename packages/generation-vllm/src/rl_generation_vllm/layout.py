@@ -1,0 +1,83 @@
+"""Which parameters a model has, under their Hugging Face names, known without allocating any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rl_core.contracts.backend import WeightBucket
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Names and shapes that weights for a model must have.
+
+    Attributes:
+        architecture: the model's class, as vLLM's registry knows it.
+        shapes: Hugging Face name → shape.
+        first_name: name → the first name of the same parameter; only tied parameters have several.
+    """
+
+    architecture: str
+    shapes: dict[str, tuple[int, ...]]
+    first_name: dict[str, str]
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, *, trust_remote_code: bool) -> ParameterLayout:
+        """The layout of the causal language model of ``config``."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model.tie_weights()
+        state = model.state_dict(keep_vars=True)
+        first: dict[int, str] = {}
+        for name, tensor in state.items():
+            first.setdefault(id(tensor), name)
+        return cls(
+            architecture=type(model).__name__,
+            shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
+            first_name={name: first[id(tensor)] for name, tensor in state.items()},
+        )
+
+    def check(self, buckets: Sequence[WeightBucket]) -> None:
+        """Raise ValueError that lists missing names, unexpected names and wrong shapes.
+
+        Of tied parameters any one name is enough.
+        """
+        given = _shapes(buckets)
+        have = {self.first_name[name] for name in given if name in self.shapes}
+        wrong = [
+            f"{name} is {list(shape)}, the model's is {list(self.shapes[name])}"
+            for name, shape in given.items()
+            if name in self.shapes and self.shapes[name] != shape
+        ]
+        findings = [
+            f"{label}: {', '.join(names)}"
+            for label, names in (
+                ("missing", [name for name, first in self.first_name.items() if first not in have]),
+                ("unexpected", [name for name in given if name not in self.shapes]),
+                ("wrong shape", wrong),
+            )
+            if names
+        ]
+        if findings:
+            raise ValueError("weights do not fit the model; " + "; ".join(findings))
+
+    def renamed(self, buckets: Sequence[WeightBucket]) -> dict[str, str | None]:
+        """What vLLM, which knows a tied parameter by its first name alone, must be told about the others.
+
+        Maps a name to the first one, or to None where the first one is among ``buckets`` as well.
+        """
+        given = _shapes(buckets)
+        renamed: dict[str, str | None] = {}
+        for name in given:
+            first = self.first_name[name]
+            if first != name:
+                taken = first in given or first in renamed.values()
+                renamed[name] = None if taken else first
+        return renamed
+
+
+def _shapes(buckets: Sequence[WeightBucket]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for b in buckets for name, shape in zip(b.names, b.shapes, strict=True)}
