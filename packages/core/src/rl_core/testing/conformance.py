@@ -20,20 +20,39 @@ import os
 import subprocess
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytest
-from packaging.utils import canonicalize_name
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from rl_core import hookspecs
-from rl_core.component import Component
 from rl_core.config import sections
-from rl_core.errors import EnvironmentProblem
-from rl_core.plugins.registry import PluginStatus, Registry, load_registry
+from rl_core.plugins.registry import load_registry
 from rl_core.plugins.status import describe
+from rl_core.testing.building import check_building_twice, check_pickling, check_unknown_keys
+from rl_core.testing.inspection import components_of, config_model, label, resolve, statuses, with_nested
+
+__all__ = [
+    "CONFIG_BASES",
+    "HEAVY_FOR_CONFIG",
+    "HEAVY_FOR_PLUGIN",
+    "PluginConformance",
+    "check_building_twice",
+    "check_config_bases",
+    "check_config_round_trips",
+    "check_discovery",
+    "check_field_descriptions",
+    "check_hook_signatures",
+    "check_json_schemas",
+    "check_light_configs",
+    "check_light_import",
+    "check_pickling",
+    "check_references",
+    "check_unknown_keys",
+    "components_of",
+]
 
 HEAVY_FOR_PLUGIN = ("torch", "transformers", "ray", "vllm", "pydantic")
 """Modules that importing a plugin's light module must not import."""
@@ -52,9 +71,16 @@ CONFIG_BASES: dict[str, type[sections.ComponentConfig]] = {
 
 
 class PluginConformance:
-    """Subclass it in a test module and set ``package``; pytest runs every check."""
+    """Subclass it in a test module and set ``package``; pytest runs every check.
+
+    Attributes:
+        package: the distribution's name.
+        settings: component name → fields for its config, for the checks that build it. Without them a component
+            whose config has required fields is left out of those checks.
+    """
 
     package: ClassVar[str] = ""
+    settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def test_plugin_is_discovered(self) -> None:
         check_discovery(self.package)
@@ -82,19 +108,28 @@ class PluginConformance:
     def test_config_defaults_survive_a_round_trip(self) -> None:
         check_config_round_trips(self.package)
 
+    def test_configs_refuse_unknown_keys(self) -> None:
+        check_unknown_keys(self.package)
+
+    def test_configs_can_be_sent_to_another_process(self) -> None:
+        check_pickling(self.package, self.settings)
+
+    def test_components_can_be_built_twice_in_one_process(self) -> None:
+        check_building_twice(self.package, self.settings)
+
     def test_hook_implementations_have_no_default_arguments(self) -> None:
         check_hook_signatures(self.package)
 
 
 def check_discovery(package: str) -> None:
     """Every entry point of the package is found, imports, and registers."""
-    for plugin in _statuses(load_registry(), package):
+    for plugin in statuses(load_registry(), package):
         assert plugin.status == "ok", f"{package}: plugin {plugin.name!r} is {plugin.status}: {plugin.reason}"
 
 
 def check_light_import(package: str) -> None:
     """Importing the plugin module imports none of :data:`HEAVY_FOR_PLUGIN`: every ``rl`` command imports it."""
-    for plugin in _statuses(load_registry(), package):
+    for plugin in statuses(load_registry(), package):
         _assert_light(package, plugin.module, HEAVY_FOR_PLUGIN, "move the import into the factory's module")
 
 
@@ -113,23 +148,23 @@ def check_references(package: str) -> tuple[str, ...]:
     registry = load_registry()
     skipped = []
     for component in components_of(package):
-        _config_model(package, component)
+        config_model(package, component)
         missing = registry.missing_imports(component)
         if missing:
-            skipped.append(f"{_label(component)} needs {', '.join(missing)}")
+            skipped.append(f"{label(component)} needs {', '.join(missing)}")
             continue
-        factory = _resolve(package, component, component.factory)
-        assert callable(factory), f"{package}: {_label(component)}: factory {component.factory!r} is not callable"
+        factory = resolve(package, component, component.factory)
+        assert callable(factory), f"{package}: {label(component)}: factory {component.factory!r} is not callable"
     return tuple(skipped)
 
 
 def check_config_bases(package: str) -> None:
     """Every config model derives from ``ComponentConfig``, or the base of its kind (:data:`CONFIG_BASES`)."""
     for component in components_of(package):
-        model = _config_model(package, component)
+        model = config_model(package, component)
         base = CONFIG_BASES.get(component.kind, sections.ComponentConfig)
         assert issubclass(model, base), (
-            f"{package}: {_label(component)}: {component.config!r} must derive from "
+            f"{package}: {label(component)}: {component.config!r} must derive from "
             f"rl_core.config.sections.{base.__name__}"
         )
 
@@ -137,10 +172,10 @@ def check_config_bases(package: str) -> None:
 def check_field_descriptions(package: str) -> None:
     """Every field of every config model, nested ones included, has a description."""
     for component in components_of(package):
-        for model in _with_nested(_config_model(package, component)):
+        for model in with_nested(config_model(package, component)):
             for name, field in model.model_fields.items():
                 assert field.description, (
-                    f"{package}: {_label(component)}: field {model.__name__}.{name} has no description; "
+                    f"{package}: {label(component)}: field {model.__name__}.{name} has no description; "
                     "give it one with Field(description=...)"
                 )
 
@@ -148,12 +183,12 @@ def check_field_descriptions(package: str) -> None:
 def check_json_schemas(package: str) -> None:
     """Every config model has a JSON schema (``rl schema``)."""
     for component in components_of(package):
-        model = _config_model(package, component)
+        model = config_model(package, component)
         try:
             json.dumps(model.model_json_schema())
         except Exception as error:
             raise AssertionError(
-                f"{package}: {_label(component)}: {model.__name__} has no JSON schema: {error}"
+                f"{package}: {label(component)}: {model.__name__} has no JSON schema: {error}"
             ) from error
 
 
@@ -164,9 +199,9 @@ def check_config_round_trips(package: str) -> None:
     out for a model with required fields.
     """
     for component in components_of(package):
-        model = _config_model(package, component)
-        for one in _with_nested(model):
-            _check_defaults(f"{package}: {_label(component)}", one)
+        model = config_model(package, component)
+        for one in with_nested(model):
+            _check_defaults(f"{package}: {label(component)}", one)
         if any(field.is_required() for name, field in model.model_fields.items() if name != "name"):
             continue
         try:
@@ -175,9 +210,9 @@ def check_config_round_trips(package: str) -> None:
             again = model.model_validate_json(built.model_dump_json(exclude_unset=True))
         except ValueError as error:  # pydantic's validation and serialization errors are ValueErrors
             raise AssertionError(
-                f"{package}: {_label(component)}: {model.__name__} cannot be built from its defaults: {error}"
+                f"{package}: {label(component)}: {model.__name__} cannot be built from its defaults: {error}"
             ) from error
-        assert again == built, f"{package}: {_label(component)}: {model.__name__} changes on a trip through JSON"
+        assert again == built, f"{package}: {label(component)}: {model.__name__} changes on a trip through JSON"
 
 
 def _check_defaults(where: str, model: type[BaseModel]) -> None:
@@ -202,7 +237,7 @@ def _check_defaults(where: str, model: type[BaseModel]) -> None:
 
 def check_hook_signatures(package: str) -> None:
     """No hook implementation gives an argument a default: pluggy would then never pass that argument."""
-    for plugin in _statuses(load_registry(), package):
+    for plugin in statuses(load_registry(), package):
         try:
             module = importlib.import_module(plugin.module)
         except Exception as error:
@@ -215,20 +250,6 @@ def check_hook_signatures(package: str) -> None:
                     f"{package}: hook {name} gives its argument {parameter.name!r} a default, "
                     "so it would always get the default; remove it"
                 )
-
-
-def components_of(package: str) -> tuple[Component, ...]:
-    """What the package offers, whether or not it could be registered completely."""
-    return tuple(c for plugin in _statuses(load_registry(), package) for c in plugin.components)
-
-
-def _statuses(registry: Registry, package: str) -> list[PluginStatus]:
-    found = [plugin for plugin in registry.plugins if plugin.package == canonicalize_name(package)]
-    assert found, (
-        f"{package}: no entry point in the group {hookspecs.ENTRY_POINT_GROUP!r} is installed; "
-        "check [project.entry-points] in pyproject.toml and install the package"
-    )
-    return found
 
 
 def _assert_light(package: str, module: str, heavy: tuple[str, ...], advice: str) -> None:
@@ -245,34 +266,3 @@ def _assert_light(package: str, module: str, heavy: tuple[str, ...], advice: str
     imported = set(json.loads(done.stdout.splitlines()[-1]))
     found = [name for name in heavy if name in imported]
     assert not found, f"{package}: importing {module} imports {', '.join(found)}; {advice}"
-
-
-def _resolve(package: str, component: Component, reference: str) -> Any:
-    try:
-        return load_registry().resolve(reference)
-    except EnvironmentProblem as error:
-        raise AssertionError(f"{package}: {_label(component)}: {error}") from error
-
-
-def _config_model(package: str, component: Component) -> type[BaseModel]:
-    model = _resolve(package, component, component.config)
-    is_model = isinstance(model, type) and issubclass(model, BaseModel)
-    assert is_model, f"{package}: {_label(component)}: {component.config!r} is not a pydantic model"
-    return model
-
-
-def _with_nested(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """The model and every model its fields hold, each once."""
-    seen: set[type[BaseModel]] = set()
-    waiting: list[Any] = [model]
-    while waiting:
-        one = waiting.pop()
-        waiting.extend(typing.get_args(one))
-        if isinstance(one, type) and issubclass(one, BaseModel) and one not in seen:
-            seen.add(one)
-            yield one
-            waiting.extend(field.annotation for field in one.model_fields.values())
-
-
-def _label(component: Component) -> str:
-    return f"{component.kind.replace('_', ' ')} {component.name!r}"

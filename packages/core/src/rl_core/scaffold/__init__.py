@@ -1,0 +1,1 @@
+"""Writing new plugin packages (``rl plugin new``) from the templates in ``templates/``."""

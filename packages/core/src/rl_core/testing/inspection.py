@@ -1,0 +1,60 @@
+"""Looking into an installed plugin package: what the checks of the conformance kit share."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from packaging.utils import canonicalize_name
+from pydantic import BaseModel
+
+from rl_core import hookspecs
+from rl_core.component import Component
+from rl_core.errors import EnvironmentProblem
+from rl_core.plugins.registry import PluginStatus, Registry, load_registry
+
+
+def components_of(package: str) -> tuple[Component, ...]:
+    """What the package offers, whether or not it could be registered completely."""
+    return tuple(c for plugin in statuses(load_registry(), package) for c in plugin.components)
+
+
+def statuses(registry: Registry, package: str) -> list[PluginStatus]:
+    found = [plugin for plugin in registry.plugins if plugin.package == canonicalize_name(package)]
+    assert found, (
+        f"{package}: no entry point in the group {hookspecs.ENTRY_POINT_GROUP!r} is installed; "
+        "check [project.entry-points] in pyproject.toml and install the package"
+    )
+    return found
+
+
+def resolve(package: str, component: Component, reference: str) -> Any:
+    try:
+        return load_registry().resolve(reference)
+    except EnvironmentProblem as error:
+        raise AssertionError(f"{package}: {label(component)}: {error}") from error
+
+
+def config_model(package: str, component: Component) -> type[BaseModel]:
+    model = resolve(package, component, component.config)
+    is_model = isinstance(model, type) and issubclass(model, BaseModel)
+    assert is_model, f"{package}: {label(component)}: {component.config!r} is not a pydantic model"
+    return model
+
+
+def with_nested(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The model and every model its fields hold, each once."""
+    seen: set[type[BaseModel]] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        one = waiting.pop()
+        waiting.extend(typing.get_args(one))
+        if isinstance(one, type) and issubclass(one, BaseModel) and one not in seen:
+            seen.add(one)
+            yield one
+            waiting.extend(field.annotation for field in one.model_fields.values())
+
+
+def label(component: Component) -> str:
+    return f"{component.kind.replace('_', ' ')} {component.name!r}"

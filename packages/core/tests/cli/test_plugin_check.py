@@ -1,0 +1,99 @@
+"""``rl plugin check``."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from rl_core.cli.main import main
+
+PLUGIN = """
+from rl_core.component import Component
+from rl_core.hookspecs import hookimpl
+
+@hookimpl
+def register_rewards():
+    return [Component("reward", "one", "rl_x_one.parts:One", "rl_x_one.parts:Config", "One", imports=({imports}))]
+"""
+PARTS = """
+from pydantic import Field
+from rl_core.config.sections import RewardConfig
+
+class Config(RewardConfig):
+    target: int = Field(1{description})
+
+class One:
+    def __init__(self, config):
+        pass
+"""
+
+
+@pytest.fixture
+def plugin(install):
+    def plugin(*, imports: str = "", description: str = ", description='Wanted.'") -> str:
+        install("rl-x-one", PLUGIN.format(imports=imports), files={"parts.py": PARTS.format(description=description)})
+        return "rl-x-one"
+
+    return plugin
+
+
+def rows(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_a_package_that_keeps_every_rule_is_ok(plugin, capsys):
+    assert main(["plugin", "check", plugin()]) == 0
+    printed = capsys.readouterr()
+    assert rows(printed.out)[4:] == [
+        "plugin is discovered ok",
+        "importing the plugin module is light ok",
+        "importing the config models is light ok",
+        "references resolve ok",
+        "config models have the right base ok",
+        "every config field is described ok",
+        "config models have a json schema ok",
+        "config defaults survive a round trip ok",
+        "configs refuse unknown keys ok",
+        "configs can be sent to another process ok",
+        "components can be built twice in one process ok",
+        "hook implementations have no default arguments ok",
+        "",
+        "rl-x-one ok",
+    ]
+    assert printed.err == ""
+
+
+def test_a_broken_rule_is_shown_with_its_reason_and_exit_code_1(plugin, capsys):
+    assert main(["plugin", "check", plugin(description="")]) == 1
+    printed = capsys.readouterr()
+    text = " ".join(printed.out.split())
+    assert (
+        "every config field is described failed rl-x-one: reward 'one': field Config.target has no description; give it"
+    ) in text
+    assert printed.err == "rl-x-one breaks 1 of 12 rules\n"
+
+
+def test_what_needs_a_module_that_is_not_installed_is_skipped(plugin, capsys):
+    assert main(["plugin", "check", plugin(imports="'unheard_of',")]) == 0
+    printed = capsys.readouterr().out
+    assert "references resolve skipped not checked: reward 'one' needs unheard_of" in rows(printed)
+    assert printed.endswith("\nrl-x-one ok, 1 not checked completely\n")
+
+
+def test_a_package_that_is_not_installed_gets_a_proposal(plugin, capsys):
+    plugin()
+    assert main(["plugin", "check", "rl-x-ome"]) == 2
+    assert capsys.readouterr().err == "error: no plugin package 'rl-x-ome' is installed\n    did you mean 'rl-x-one'?\n"
+
+
+def test_the_name_is_compared_as_pip_compares_it(plugin, capsys):
+    plugin()
+    assert main(["plugin", "check", "RL_X.one"]) == 0
+    assert capsys.readouterr().out.endswith("\nRL_X.one ok\n")
+
+
+def test_without_pytest_it_says_what_to_install(plugin, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pytest" else found(name))
+    assert main(["plugin", "check", plugin()]) == 3
+    assert capsys.readouterr().err == 'error: rl plugin check needs pytest\n    pip install "rl-core[testing]"\n'
