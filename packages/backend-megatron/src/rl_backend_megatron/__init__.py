@@ -1,0 +1,1 @@
+"""Training backend on Megatron Core: tensor, pipeline, data and sequence parallelism."""

@@ -1,0 +1,159 @@
+"""The Megatron backend: several models in one process, each split over tensor, pipeline and data-parallel ranks."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult, WeightBucket, WorkerContext
+from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+from rl_torch.weights import to_buckets
+
+from rl_backend_megatron import checkpoint
+from rl_backend_megatron.build import build_role, share_base
+from rl_backend_megatron.config import MegatronConfig
+from rl_backend_megatron.export import export
+from rl_backend_megatron.microbatches import Layout
+from rl_backend_megatron.modules import has_packed_kernels
+from rl_backend_megatron.runtime import Runtime
+from rl_backend_megatron.step import LoadedModel, evaluate_shard, forward_shard, train_shard
+
+
+class MegatronBackend:
+    """Implements :class:`rl_core.contracts.backend.Backend` on one rank of a dp × pp × tp grid."""
+
+    def __init__(self, config: MegatronConfig) -> None:
+        self._config = config
+        self._layout = Layout(max_tokens=config.max_tokens_per_microbatch)
+        self._roles: dict[str, LoadedModel] = {}
+        self._runtime: Runtime | None = None
+
+    def setup(self, context: WorkerContext) -> Topology:
+        """Join the process groups and set threads and seeds."""
+        if self._runtime is not None:
+            raise RuntimeError("the backend is set up already; close() it first")
+        self._runtime = Runtime(context, self._config.parallel)
+        self._layout = layout_of(self._config, self._runtime.device)
+        return self._runtime.topology()
+
+    def load(self, role: Role, model: ModelSpec, optimizer: OptimizerSpec | None) -> ModelInfo:
+        """Build this rank's part of a role.
+
+        Raises:
+            EnvironmentProblem: the model cannot be read, or its architecture is not supported.
+            ConfigError: the layout does not divide it, or its adapter is not LoRA.
+            ValueError: a trainable role without an optimizer, or the base of a role without an adapter.
+        """
+        if role.trainable and optimizer is None:
+            raise ValueError(f"role {role.name!r} is trainable and needs an optimizer")
+        runtime = self._joined()
+        with runtime.active():
+            if role.base_of is not None:
+                loaded = share_base(role, self._role(role.base_of))
+            else:
+                loaded = build_role(role, model, optimizer, config=self._config, runtime=runtime)
+        self._roles[role.name] = loaded
+        return loaded.info
+
+    def forward(
+        self, role: str, shard: SequenceBatch, outputs: tuple[str, ...], temperature: float
+    ) -> dict[str, np.ndarray]:
+        """``outputs`` without gradients, in shard order; meaningful on output ranks."""
+        loaded, runtime = self._role(role), self._joined()
+        with runtime.active():
+            return forward_shard(
+                loaded, shard, tuple(outputs), temperature=temperature, layout=self._layout, runtime=runtime
+            )
+
+    def train(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
+        """One optimizer step on the union of all data-parallel ranks' shards."""
+        loaded, runtime = self._role(role), self._joined()
+        with runtime.active():
+            return train_shard(loaded, shard, loss, scale, layout=self._layout, runtime=runtime)
+
+    def evaluate(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
+        """Loss and metrics without a step."""
+        loaded, runtime = self._role(role), self._joined()
+        with runtime.active():
+            return evaluate_shard(loaded, shard, loss, scale, layout=self._layout, runtime=runtime)
+
+    def weights(self, role: str) -> Iterator[WeightBucket]:
+        """Stream parameters under Hugging Face names, LoRA merged in; rank 0 yields, the others take part."""
+        loaded = self._role(role)
+        yield from to_buckets(loaded.weights.stream(loaded.stage, merged=loaded.base_of is None))
+
+    def save(self, role: str, directory: str) -> None:
+        """Write what a bit-exact resume needs; ``directory`` belongs to this role alone."""
+        loaded, runtime = self._role(role), self._joined()
+        with runtime.active():
+            checkpoint.save(loaded, Path(directory), runtime, background=self._config.async_save)
+
+    def is_saving(self) -> bool:
+        """Whether a background write goes on, of any role."""
+        return any(checkpoint.is_saving(loaded) for loaded in self._roles.values())
+
+    def finish_saving(self) -> None:
+        """Wait until everything saved is on disk."""
+        with self._joined().active():
+            for loaded in self._roles.values():
+                checkpoint.finish(loaded, self._joined())
+
+    def restore(self, role: str, directory: str) -> None:
+        """Read what :meth:`save` wrote, in any layout."""
+        with self._joined().active():
+            checkpoint.restore(self._role(role), Path(directory), self._joined())
+
+    def export(self, role: str, directory: str) -> None:
+        """Write a Hugging Face folder."""
+        export(self._role(role), Path(directory), self._joined())
+
+    def sleep(self) -> None:
+        """Move optimizer state to host memory; on CPU there is nothing to free."""
+        self._offload(away=True)
+
+    def wake(self) -> None:
+        """Move it back."""
+        self._offload(away=False)
+
+    def close(self) -> None:
+        """Drop all models and leave the process groups; a checkpoint nobody finished stays without its index."""
+        for loaded in self._roles.values():
+            if loaded.saving is not None:
+                loaded.saving.wait()
+        self._roles.clear()
+        gc.collect()
+        if self._runtime is not None:
+            self._runtime.close()
+            self._runtime = None
+
+    def _offload(self, *, away: bool) -> None:
+        if self._joined().device.type == "cpu":
+            return
+        for loaded in self._roles.values():
+            if loaded.trainer is not None:
+                optimizer = loaded.trainer.optimizer
+                optimizer.offload_to_cpu() if away else optimizer.restore_from_cpu()
+        torch.cuda.empty_cache()
+
+    def _joined(self) -> Runtime:
+        if self._runtime is None:
+            raise RuntimeError("the backend is not set up; call setup() first")
+        return self._runtime
+
+    def _role(self, name: str) -> LoadedModel:
+        if name not in self._roles:
+            raise ValueError(f"no role {name!r} is loaded; loaded: {', '.join(sorted(self._roles)) or 'none'}")
+        return self._roles[name]
+
+
+def layout_of(config: MegatronConfig, device: torch.device) -> Layout:
+    """How shards become micro-batches; ``auto`` packs where attention has a kernel for it."""
+    packing = config.packing
+    if packing == "auto":
+        packing = "packed" if has_packed_kernels(device) else "padded"
+    split = config.parallel.tp if config.parallel.sequence else 1
+    return Layout(max_tokens=config.max_tokens_per_microbatch, multiple=split, packing=packing)

@@ -1,0 +1,70 @@
+"""The ``backend`` section for ``name: megatron``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from rl_core.config.problems import Problem
+from rl_core.config.sections import BackendConfig, Section
+
+from rl_backend_megatron.layout import Shape, layout_problems, ranks_problems
+
+
+class ParallelConfig(Section):
+    """How the ranks divide the work: dp × tp × pp × cp of them."""
+
+    dp: int | None = Field(
+        None, ge=1, description="Data-parallel copies of the model; default: as many as the GPUs allow, or 1."
+    )
+    tp: int = Field(1, ge=1, description="Tensor parallel: ranks that share every layer's matrices.")
+    pp: int = Field(1, ge=1, description="Pipeline parallel: groups of layers on different ranks.")
+    cp: int = Field(1, ge=1, description="Context parallel: ranks that share a sequence. Only 1 is supported.")
+    ep: int = Field(1, ge=1, description="Expert parallel, for mixtures of experts. Only 1 is supported.")
+    sequence: bool = Field(
+        False, description="Split activations between layers over the tensor-parallel ranks too: less memory."
+    )
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tp * self.pp * self.cp
+
+
+class MegatronConfig(BackendConfig):
+    """Training on Megatron Core."""
+
+    adapters: ClassVar[frozenset[str]] = frozenset({"lora"})
+
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="How the ranks divide the work.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 keeps the model in bfloat16; gradient sums and the optimizer's copy stay float32."
+    )
+    packing: Literal["auto", "packed", "padded"] = Field(
+        "auto",
+        description="How sequences are laid out: all in one row, one per row, or what is faster on the device.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more compute."
+    )
+    distributed_optimizer: bool = Field(
+        True, description="Split the optimizer's state over data-parallel ranks (ZeRO-1): less memory, same result."
+    )
+    async_save: bool = Field(
+        False, description="Write checkpoints in the background; training goes on after a copy to host memory."
+    )
+    logprob_chunk_tokens: int | None = Field(
+        None, ge=1, description="Tokens whose logits exist at once; default: as many as fit 64 MB in float32."
+    )
+
+    def world_size(self, gpus: int) -> int:
+        """One rank per GPU; on CPU as many as ``parallel`` multiplies to."""
+        return gpus or (self.parallel.dp or 1) * self.parallel.model_ranks
+
+    def problems(self, stage: Any) -> Iterator[Problem]:
+        """Layouts that cannot work, with the arithmetic."""
+        yield from ranks_problems(self.parallel, gpus=stage.run.gpus, nodes=stage.run.nodes)
+        shape = Shape.of(stage.model)
+        if shape is not None:
+            yield from layout_problems(self.parallel, shape)

@@ -1,0 +1,129 @@
+"""Which layouts can work for which models: arithmetic for the config check, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl_core.config.problems import Problem
+
+if TYPE_CHECKING:
+    from rl_backend_megatron.config import ParallelConfig
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""Hugging Face model types that can be built and converted."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a model that a layout must divide.
+
+    Attributes:
+        source: config keys they come from, e.g. ``model.init`` or a ``config.json``.
+        ffn: width of the feed-forward part.
+    """
+
+    source: str
+    architecture: str
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int
+
+    @classmethod
+    def of(cls, model: Any) -> Shape | None:
+        """The shape of a :class:`~rl_core.config.sections.ModelConfig`; None for a model that is not here to be read.
+
+        A hub id, or the export of an earlier stage that has not run yet, is checked when it is loaded.
+        """
+        if model.init is not None:
+            init = model.init
+            ffn = init.ffn or 4 * init.hidden_size
+            return cls("model.init", init.architecture, init.layers, init.heads, init.kv_heads or init.heads, ffn)
+        path = Path(model.path) / "config.json"
+        if not path.is_file():
+            return None
+        return cls.of_config(json.loads(path.read_text()), source=str(path))
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], *, source: str) -> Shape:
+        """The shape in a Hugging Face config; fields it lacks become 0, which everything divides."""
+        heads = config.get("num_attention_heads") or 0
+        return cls(
+            source,
+            config.get("model_type") or "unknown",
+            config.get("num_hidden_layers") or 0,
+            heads,
+            config.get("num_key_value_heads") or heads,
+            config.get("intermediate_size") or 0,
+        )
+
+
+def ranks_problems(parallel: ParallelConfig, *, gpus: int, nodes: int) -> Iterator[Problem]:
+    """Whether ``parallel`` and the number of GPUs (``gpus`` on each of ``nodes``) go together."""
+    if parallel.cp > 1:
+        yield Problem(
+            path="backend.parallel.cp",
+            message=f"cp {parallel.cp}: this version does not split sequences over ranks",
+            fix="set backend.parallel.cp=1 and use tp with sequence: true for long sequences",
+        )
+    if parallel.ep > 1:
+        yield Problem(
+            path="backend.parallel.ep",
+            message=f"ep {parallel.ep}: this version has no mixtures of experts to spread",
+            fix="set backend.parallel.ep=1",
+        )
+    if parallel.sequence and parallel.tp == 1:
+        yield Problem(
+            path="backend.parallel.sequence",
+            message="sequence: true splits activations over tensor-parallel ranks, and tp is 1",
+            fix="set backend.parallel.tp to 2 or more, or remove sequence",
+        )
+    total, per_copy = gpus * nodes, parallel.model_ranks
+    if not total:
+        return
+    found = f"{total} GPUs (run.gpus {gpus} × run.nodes {nodes})"
+    needs = f"tp {parallel.tp} × pp {parallel.pp} × cp {parallel.cp} = {per_copy}"
+    if total % per_copy:
+        yield Problem(
+            path="backend.parallel",
+            message=f"one copy of the model takes {needs} GPUs, which does not divide {found}",
+            fix=f"choose tp × pp × cp among the divisors of {total}",
+        )
+    elif parallel.dp not in (None, total // per_copy):
+        yield Problem(
+            path="backend.parallel.dp",
+            message=f"dp {parallel.dp} × {needs} is {parallel.dp * per_copy} ranks, but there are {found}",
+            fix=f"leave backend.parallel.dp out, or set it to {total // per_copy}",
+        )
+
+
+def layout_problems(parallel: ParallelConfig, shape: Shape) -> Iterator[Problem]:
+    """Whether ``parallel`` divides the model's numbers."""
+    if shape.architecture not in ARCHITECTURES:
+        yield Problem(
+            path="backend.name",
+            message=f"{shape.source}: the megatron backend cannot build {shape.architecture!r} models",
+            fix=f"choose one of {', '.join(ARCHITECTURES)}, or backend: {{name: fsdp2}}",
+        )
+        return
+    for what, count in (
+        ("attention heads", shape.heads),
+        ("key/value heads", shape.kv_heads),
+        ("feed-forward width", shape.ffn),
+    ):
+        yield from _division("tp", parallel.tp, what, count, shape.source)
+    yield from _division("pp", parallel.pp, "layers", shape.layers, shape.source)
+
+
+def _division(key: str, parts: int, what: str, count: int, source: str) -> Iterator[Problem]:
+    if count % parts:
+        fits = ", ".join(str(n) for n in range(1, min(count, 64) + 1) if count % n == 0)
+        yield Problem(
+            path=f"backend.parallel.{key}",
+            message=f"{source}: {what} {count} / {key} {parts} leaves a remainder of {count % parts}",
+            fix=f"set backend.parallel.{key} to one of {fits}",
+        )

@@ -1,0 +1,396 @@
+"""Ranks in processes of their own, example losses, and small models and batches."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+from rl_backend_megatron.backend import MegatronBackend
+from rl_backend_megatron.config import MegatronConfig
+from rl_backend_megatron.export import export
+from rl_backend_megatron.vocab_parallel import VocabShard, token_outputs
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
+from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_core.model import reduce_metrics
+from rl_torch.logprobs import token_outputs as unsplit_outputs
+from rl_torch.models import build_model
+from rl_torch.weights import from_buckets
+
+VOCAB = 96
+PADDING = {"pad_token_id": 3}
+POLICY = Role("policy", trainable=True)
+NLL = LossSpec("megatron_helpers:nll")
+
+
+def nll(outputs: Any, batch: Any, scale: Scale, *, poison: float = 0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Negative log-likelihood with an entropy metric where asked; ``poison`` spoils sequences marked ``bad``."""
+    mask = batch["loss_mask"]
+    loss = -(outputs.logprobs * mask).sum() / scale.tokens
+    if poison:
+        loss = loss * torch.where(batch["bad"].any(), poison, 1.0)
+    metrics = {"tokens": mask.sum() / scale.tokens, "max_length": batch.lengths.max()}
+    if outputs.entropy is not None:
+        metrics["entropy"] = (outputs.entropy * mask).sum() / scale.tokens
+    return loss, metrics
+
+
+def nothing(outputs: Any, batch: Any, scale: Scale) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A loss that found no token to learn from."""
+    return torch.zeros(()), {}
+
+
+def squared_scores(outputs: Any, batch: Any, scale: Scale) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Regress the score of a sequence on its ``reward``, and every value on 1."""
+    scores = (outputs.scores - batch.reward).square().sum() / scale.sequences
+    values = ((outputs.values - 1).square() * batch.loss_mask).sum() / scale.tokens
+    return scores + values, {}
+
+
+def model_spec(*, layers: int = 2, tie: bool = True, architecture: str = "qwen2", seed: int = 3) -> ModelSpec:
+    """A model of about 50k parameters."""
+    init = {
+        "architecture": architecture,
+        "hidden_size": 32,
+        "layers": layers,
+        "heads": 4,
+        "kv_heads": 2,
+        "ffn": 64,
+        "tie_embeddings": tie,
+    }
+    return ModelSpec(init=init, vocab_size=VOCAB, max_length=128, seed=seed)
+
+
+def plain_model(spec: ModelSpec) -> torch.nn.Module:
+    """The same model, without anything around it."""
+    return build_model(spec, dtype=torch.float32)
+
+
+def model_folder(directory: Path, *, architecture: str = "qwen2", tie: bool = True, layers: int = 2) -> ModelSpec:
+    """A Hugging Face folder whose norms and biases are not all alike, as they are in a new model."""
+    model = plain_model(replace(model_spec(architecture=architecture, tie=tie, layers=layers), special_tokens=PADDING))
+    draws = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draws) * (0.2 if parameter.ndim == 1 else 0.05))
+    model.save_pretrained(directory)
+    return ModelSpec(path=str(directory), max_length=128)
+
+
+def random_batch(count: int = 12, *, low: int = 4, high: int = 30, seed: int = 0) -> SequenceBatch:
+    """Ragged sequences whose second half carries the loss; units of two."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(low, high, count)
+    return SequenceBatch.from_lists(
+        [rng.integers(0, VOCAB, n) for n in lengths],
+        token_columns={"loss_mask": [(np.arange(n) >= n // 2).astype(np.float32) for n in lengths]},
+        sequence_columns={
+            "unit": np.arange(count) // 2,
+            "bad": np.arange(count) == 1,
+            "reward": rng.normal(size=count).astype(np.float32),
+        },
+    )
+
+
+def optimizer_spec(**changes: Any) -> OptimizerSpec:
+    """A learning rate large enough to see; weight decay and clipping on."""
+    return OptimizerSpec(**{"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.5, **changes})
+
+
+@contextmanager
+def backend(rank: int, world: int, port: int, **config: Any) -> Iterator[MegatronBackend]:
+    """A backend that is set up, and closed at the end."""
+    made = MegatronBackend(MegatronConfig(name="megatron", **config))
+    made.place = made.setup(WorkerContext(rank, world, "127.0.0.1", port, threads=1, seed=5))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def shard_of(batch: SequenceBatch, place: Topology) -> SequenceBatch:
+    """What the controller gives this rank."""
+    return batch.select(batch.split_balanced(place.dp_size)[place.dp_rank])
+
+
+def weights_of(made: MegatronBackend, role: str = "policy") -> dict[str, np.ndarray]:
+    """Streamed weights, by name."""
+    return {name: tensor.float().numpy() for name, tensor in from_buckets(made.weights(role))}
+
+
+def train(rank: int, world: int, port: int, *, batch: SequenceBatch, steps: int = 1, **options: Any) -> dict[str, Any]:
+    """Train a new policy for ``steps`` on ``batch``; see the keys of ``options`` below.
+
+    ``restore`` and ``save`` are directories, ``export`` too; ``config`` holds backend fields.
+    """
+    loss = options.get("loss", NLL)
+    role = options.get("role", POLICY)
+    with backend(rank, world, port, **options.get("config", {})) as made:
+        info = made.load(role, options.get("spec") or model_spec(), options.get("optimizer") or optimizer_spec())
+        if "restore" in options:
+            made.restore(role.name, options["restore"])
+        shard = shard_of(batch, made.place)
+        before = weights_of(made, role.name)
+        results = [made.train(role.name, shard, loss, Scale.of(batch)) for _ in range(steps)]
+        for name in ("save", "export"):
+            if name in options:
+                getattr(made, name)(role.name, options[name])
+        return {
+            "place": made.place,
+            "info": info,
+            "results": results,
+            "before": before,
+            "weights": weights_of(made, role.name),
+            "random": torch.rand(3).numpy(),
+            "evaluated": made.evaluate(role.name, shard, loss, Scale.of(batch)),
+        }
+
+
+def output_ranks(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answers that the controller reads, in data-parallel order."""
+    chosen = [answer for answer in answers if answer["place"].is_output]
+    return sorted(chosen, key=lambda answer: answer["place"].dp_rank)
+
+
+def metrics_of(answers: list[dict[str, Any]], step: int = 0) -> dict[str, float]:
+    """What the controller reports of a step."""
+    return reduce_metrics([answer["results"][step] for answer in output_ranks(answers)])
+
+
+def forward(rank: int, world: int, port: int, *, batch: SequenceBatch, **options: Any) -> dict[str, Any]:
+    """Outputs of an untrained model on this rank's shard."""
+    role = options.get("role", POLICY)
+    with backend(rank, world, port, **options.get("config", {})) as made:
+        made.load(role, options.get("spec") or model_spec(), optimizer_spec())
+        outputs = options.get("outputs", ("logprobs", "entropy"))
+        shard = shard_of(batch, made.place)
+        return {
+            "place": made.place,
+            "outputs": made.forward(role.name, shard, outputs, options.get("temperature", 1.0)),
+        }
+
+
+def merged(batch: SequenceBatch, answers: list[dict[str, Any]], name: str) -> np.ndarray:
+    """One output of :func:`forward` in the batch's order, as the controller merges it."""
+    chosen = output_ranks(answers)
+    parts = batch.split_balanced(len(chosen))
+    return batch.scatter(parts, [a["outputs"][name] for a in chosen], per_token=name != "scores")
+
+
+def forward_after_training(
+    rank: int, world: int, port: int, *, batch: SequenceBatch, directory: str, config: dict[str, Any]
+) -> list[np.ndarray]:
+    """Log-probs after a step, after another, and after going back to the first by ``restore``."""
+    found = []
+    with backend(rank, world, port, **config) as made:
+        made.load(POLICY, model_spec(), optimizer_spec())
+        shard = shard_of(batch, made.place)
+        for turn in range(2):
+            made.train("policy", shard, NLL, Scale.of(batch))
+            if turn == 0:
+                made.save("policy", directory)
+            found.append(made.forward("policy", shard, ("logprobs",), 1.0)["logprobs"])
+        made.restore("policy", directory)
+        found.append(made.forward("policy", shard, ("logprobs",), 1.0)["logprobs"])
+    return found
+
+
+def two_roles_twice(
+    rank: int, world: int, port: int, *, batch: SequenceBatch, config: dict[str, Any]
+) -> list[Topology]:
+    """Set up, load a policy and a frozen copy, compare them, close; and all of it again."""
+    places = []
+    for turn in range(2):
+        made = MegatronBackend(MegatronConfig(name="megatron", **config))
+        places.append(made.setup(WorkerContext(rank, world, "127.0.0.1", port + turn, threads=1)))
+        made.load(POLICY, model_spec(), optimizer_spec())
+        made.load(Role("reference", trainable=False), model_spec(), None)
+        made.sleep()
+        made.wake()
+        ours, theirs = (made.forward(r, batch, ("logprobs",), 1.0)["logprobs"] for r in ("policy", "reference"))
+        np.testing.assert_array_equal(ours, theirs)
+        made.close()
+    return places
+
+
+def policy_and_base(
+    rank: int, world: int, port: int, *, batch: SequenceBatch, spec: ModelSpec, config: dict[str, Any]
+) -> dict[str, Any]:
+    """Log-probs and streamed weights of a policy with an adapter and of its base, after three steps."""
+    with backend(rank, world, port, **config) as made:
+        made.load(POLICY, spec, optimizer_spec())
+        made.load(Role("reference", trainable=False, base_of="policy"), spec, None)
+        shard = shard_of(batch, made.place)
+        for _ in range(3):
+            made.train("policy", shard, NLL, Scale.of(batch))
+        outputs = {
+            role: made.forward(role, shard, ("logprobs",), 1.0)["logprobs"]
+            for role in ("policy", "reference", "policy")
+        }
+        return {
+            "place": made.place,
+            "outputs": outputs,
+            "policy": weights_of(made, "policy"),
+            "reference": weights_of(made, "reference"),
+        }
+
+
+def save_and_go_on(
+    rank: int, world: int, port: int, *, batch: SequenceBatch, directories: list[str], config: dict[str, Any]
+) -> dict[str, Any]:
+    """Save two roles at once in the background, train on meanwhile, restore both; losses of the next step."""
+    value = Role("value", trainable=True, head="scalar")
+    scores = LossSpec("megatron_helpers:squared_scores", outputs=("scores", "values"))
+    found = {}
+    with backend(rank, world, port, async_save=True, **config) as made:
+        for role in (POLICY, value):
+            made.load(role, model_spec(), optimizer_spec())
+        shard, scale = shard_of(batch, made.place), Scale.of(batch)
+        jobs = (("policy", NLL, directories[0]), ("value", scores, directories[1]))
+        for role, loss, directory in jobs:
+            made.train(role, shard, loss, scale)
+            made.save(role, directory)
+        found["at once"] = [[made.train(role, shard, loss, scale) for role, loss, _ in jobs] for _ in range(3)]
+        made.finish_saving()
+        assert not made.is_saving()
+        for role, _, directory in jobs:
+            made.restore(role, directory)
+        found["restored"] = [[made.train(role, shard, loss, scale) for role, loss, _ in jobs] for _ in range(3)]
+    return found
+
+
+def ready(rank: int, world: int, port: int) -> bool:
+    """Answered by a process that has imported everything."""
+    return True
+
+
+def export_of_many_files(rank: int, world: int, port: int, *, directory: str) -> None:
+    """Export a new policy in files of 16 kB."""
+    with backend(rank, world, port) as made:
+        made.load(POLICY, model_spec(), optimizer_spec())
+        export(made._role("policy"), Path(directory), made._joined(), file_bytes=2**14)
+
+
+def split_outputs(rank: int, world: int, port: int, *, vocab: int, count: int = 7) -> dict[str, float]:
+    """Largest differences of vocabulary-parallel outputs and gradients from the unsplit ones."""
+    names = ("logprobs", "entropy", "mean_logprobs", "logsumexp")
+    draws = torch.Generator().manual_seed(2)
+    hidden, full = torch.randn(count, 8, generator=draws), torch.randn(vocab, 8, generator=draws)
+    targets = torch.randint(0, vocab, (count,), generator=draws)
+    factors = torch.randn(len(names), count, generator=draws)
+    h, w = hidden.clone().requires_grad_(), full.clone().requires_grad_()
+    plain = unsplit_outputs(h, w, targets, outputs=names, temperature=0.7)
+    sum((plain[n] * f).sum() for n, f in zip(names, factors, strict=True)).backward()
+    with backend(rank, world, port, parallel={"tp": world}) as made:
+        group, rows = made._joined().groups.tp, -(-vocab // 64) * 64 // world
+        mine = torch.zeros(rows, 8)
+        part = full[rank * rows : (rank + 1) * rows]
+        mine[: len(part)] = part
+        mine.requires_grad_()
+        ours = hidden.clone().requires_grad_()
+        shard = VocabShard.of(size=vocab, rows=rows, group=group)
+        found = token_outputs(ours, mine, targets, vocab=shard, outputs=names, temperature=0.7, chunk_tokens=3)
+        sum((found[n] * f).sum() for n, f in zip(names, factors, strict=True)).backward()
+        total = ours.grad.clone()
+        torch.distributed.all_reduce(total, group=group)
+    gaps = {n: float((found[n] - plain[n]).detach().abs().max()) for n in names}
+    gaps["hidden"] = float((total - h.grad).abs().max())
+    difference = mine.grad[: len(part)] - w.grad[rank * rows : (rank + 1) * rows]
+    gaps["weight"] = max(difference.abs().flatten().tolist(), default=0.0)
+    gaps["padding"] = float(mine.grad[len(part) :].abs().sum())
+    return gaps
+
+
+class Ranks:
+    """Processes that run functions of this module as the ranks of a group; the first ``world`` may do so alone.
+
+    They are forked from one that has imported everything. They are no daemons, because a checkpoint is written
+    by processes of their own; they end with their pipe.
+    """
+
+    def __init__(self, count: int) -> None:
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["megatron_helpers"])
+        self._pipes, self._processes = [], []
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,))
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        for pipe in self._pipes:
+            # Imports take a while; a port that is chosen before may be taken when they are done.
+            pipe.send((ready, (0, 1, 0), {}))
+        self._answers(self._pipes)
+
+    def __call__(self, function: Callable[..., Any], world: int, **arguments: Any) -> list[Any]:
+        """Run ``function(rank, world, port, **arguments)`` on ``world`` ranks; results by rank."""
+        port, pipes = free_port(), self._pipes[:world]
+        for rank, pipe in enumerate(pipes):
+            pipe.send((function, (rank, world, port), arguments))
+        answers = self._answers(pipes)
+        return [answers[rank] for rank in range(world)]
+
+    def _answers(self, pipes: list[Any]) -> dict[int, Any]:
+        """Results by rank. A failed rank leaves the others waiting for it, so all are replaced then."""
+        answers, waiting = {}, dict(zip(pipes, range(len(pipes)), strict=True))
+        while waiting:
+            answered = wait(list(waiting), timeout=300)
+            failures = [] if answered else ["no answer in five minutes"]
+            for pipe in answered:
+                rank = waiting.pop(pipe)
+                try:
+                    ok, answers[rank] = pipe.recv()
+                except EOFError:
+                    ok, answers[rank] = False, f"rank {rank} died"
+                if not ok:
+                    failures.append(answers[rank])
+            if failures:
+                count = len(self._processes)
+                self.close()
+                self.__init__(count)
+                raise AssertionError("\n".join(failures))
+        return answers
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.close()
+            process.kill()
+            process.join(10)
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _serve(pipe: Any) -> None:
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, place, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, function(*place, **arguments)))
+        except Exception:
+            pipe.send((False, f"rank {place[0]}: {traceback.format_exc()}"))
+
+
+def make_directory(path: Path) -> str:
+    """Create and name a directory."""
+    path.mkdir(parents=True, exist_ok=True)
+    return str(path)

@@ -1,0 +1,156 @@
+"""Internals of Megatron Core that this package patches, overrides or reads: a new version must still have them.
+
+Each test names the module that depends on it. When one fails after an upgrade, look there first.
+"""
+
+from __future__ import annotations
+
+import inspect
+import queue
+from collections.abc import Callable
+from importlib.metadata import version
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import get_standard_config_overrides
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer, Float16OptimizerWithFloat16Params, MegatronOptimizer
+from megatron.core.optimizer.optimizer_config import OptimizerConfig
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import schedules
+from megatron.core.tensor_parallel import random as megatron_random
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import Attention
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+
+def arguments(function: Callable) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_version_is_the_one_this_was_written_for() -> None:
+    assert version("megatron-core").startswith("0.16.")
+
+
+def test_model_relies_on_the_hook_after_the_last_layer() -> None:
+    assert arguments(GPTModel._postprocess)[:2] == ["self", "hidden_states"]
+    assert "return self._postprocess(" in inspect.getsource(GPTModel.forward)
+    assert "hidden_states=hidden_states," in inspect.getsource(GPTModel.forward)
+    assert "share_embeddings_and_output_weights" in arguments(GPTModel.__init__)
+    call = "decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids)"
+    assert call in inspect.getsource(GPTModel._preprocess)
+    assert "self.rotary_pos_emb = RotaryEmbedding(" in inspect.getsource(GPTModel.__init__)
+
+
+def test_modules_relies_on_how_angles_are_made() -> None:
+    assert arguments(RotaryEmbedding.get_emb) == ["self", "max_seq_len", "offset"]
+    assert "emb = self.get_emb(max_seq_len, offset)" in inspect.getsource(RotaryEmbedding.forward.__wrapped__)
+    assert "torch.outer(seq, self.inv_freq)" in inspect.getsource(RotaryEmbedding.get_freqs_non_repeated)
+    assert {"layer_specs", "layer_norm"} <= set(TransformerBlockSubmodules.__dataclass_fields__)
+
+
+def test_architecture_relies_on_sums_not_being_divided() -> None:
+    source = inspect.getsource(schedules.forward_step_calc_loss)
+    assert "if len(outputs) == 3:" in source
+    assert "if not config.calculate_per_token_loss:" in source
+    assert "if config.calculate_per_token_loss:" in inspect.getsource(DistributedDataParallel.__init__)
+    assert arguments(finalize_model_grads)[:2] == ["model", "num_tokens"]
+    assert "if num_tokens is not None:" in inspect.getsource(finalize_model_grads)
+
+
+def test_optimizer_relies_on_the_three_parts_of_a_step() -> None:
+    for name in ("prepare_grads", "get_grad_norm", "step_with_ready_grads", "zero_grad"):
+        assert arguments(getattr(ChainedOptimizer, name))[0] == "self"
+    assert arguments(clip_grad_by_total_norm_fp32)[:3] == ["parameters", "max_norm", "total_norm"]
+    assert arguments(MegatronOptimizer.get_parameters) == ["self"]
+    assert arguments(DistributedDataParallel.zero_grad_buffer) == ["self"]
+
+
+def test_optimizer_relies_on_what_is_marked_as_not_decayed() -> None:
+    ((key, override),) = get_standard_config_overrides(OptimizerConfig(optimizer="adam")).items()
+    assert override == {"wd_mult": 0.0}
+    vector, matrix = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3, 3))
+    assert (key.matches(vector, "norm.weight"), key.matches(matrix, "linear.weight")) == (True, False)
+
+
+def test_optimizer_state_relies_on_where_shards_lie() -> None:
+    assert arguments(DistributedOptimizer._get_model_param_range_map) == ["self", "param"]
+    source = inspect.getsource(DistributedOptimizer)
+    assert "group_index, group_order = self.model_param_group_index_map[model_param]" in source
+    assert 'param_range_map["param"].start : param_range_map["param"].end' in source
+    assert "param.main_param = main_param" in inspect.getsource(Float16OptimizerWithFloat16Params.__init__)
+    assert {"key", "data", "dtype"} <= set(ShardedTensor.__dataclass_fields__)
+    assert {"key", "data"} <= set(ShardedTensorFactory.__dataclass_fields__)
+
+
+def test_saving_relies_on_the_queue_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = queue.Queue()
+    monkeypatch.setattr(filesystem_async, "_results_queue", mine)
+    assert filesystem_async._get_write_results_queue() is mine
+    source = inspect.getsource(filesystem_async)
+    # Put by the function that a synchronous save runs in this process, and taken without waiting.
+    assert "global_results_queue.put(write_results_or_exc)" in source
+    assert "self.results_queue.get_nowait()" in source
+
+
+def test_saving_relies_on_the_parts_of_a_request() -> None:
+    assert {"async_fn", "async_fn_args", "async_fn_kwargs", "preload_fn", "finalize_fns"} <= set(AsyncRequest._fields)
+    source = inspect.getsource(AsyncRequest.execute_sync)
+    assert "async_fn_args[1] = self.preload_fn()" in source
+    assert "self.async_fn(*async_fn_args, **self.async_fn_kwargs)" in source
+    assert "async_sharded_save" in arguments(dist_checkpointing.save)
+
+
+def test_lora_relies_on_the_parallel_layers() -> None:
+    for layer in (ColumnParallelLinear, RowParallelLinear):
+        source = inspect.getsource(layer)
+        assert "self.sequence_parallel = config.sequence_parallel" in source
+        assert "self.tp_group = " in source
+    assert arguments(make_sharded_tensors_for_checkpoint)[:4] == [
+        "state_dict",
+        "prefix",
+        "tensor_parallel_layers_axis_map",
+        "sharded_offsets",
+    ]
+    source = inspect.getsource(inspect.getmodule(finalize_model_grads))
+    assert 'config.sequence_parallel and getattr(param, "sequence_parallel", False)' in source
+    assert 'config.qk_layernorm and ("q_layernorm" in name or "k_layernorm" in name)' in source
+
+
+def test_outputs_works_around_sums_of_copies() -> None:
+    # An all-reduce of a gradient that is not contiguous adds up a copy and returns the original. Once this
+    # fails, the note in outputs.py can go.
+    assert "torch.distributed.all_reduce(input_.contiguous(), group=group)" in inspect.getsource(
+        tensor_parallel.mappings._reduce
+    )
+
+
+def test_microbatches_relies_on_packed_rows_losing_their_batch_dimension() -> None:
+    source = inspect.getsource(Attention.forward)
+    assert "if packed_seq_params is not None and packed_seq_params.qkv_format == 'thd':" in source
+    assert "query = query.squeeze(1)" in source
+    assert {"qkv_format", "cu_seqlens_q", "cu_seqlens_kv", "max_seqlen_q", "max_seqlen_kv"} <= set(
+        PackedSeqParams.__dataclass_fields__
+    )
+
+
+def test_cpu_replaces_functions_that_exist() -> None:
+    assert callable(megatron_random._get_cuda_rng_state)
+    assert callable(megatron_random._set_cuda_rng_state)
+    assert callable(torch.cuda.current_device)
+    assert callable(torch.cuda.synchronize)
+
+
+def test_runtime_relies_on_the_order_of_ranks() -> None:
+    order = inspect.signature(parallel_state.initialize_model_parallel).parameters["order"].default
+    assert order == "tp-cp-ep-dp-pp"

@@ -1,0 +1,156 @@
+"""Forward passes: equal to plain transformers, in the caller's order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from megatron_helpers import (
+    POLICY,
+    Ranks,
+    backend,
+    forward,
+    forward_after_training,
+    free_port,
+    make_directory,
+    merged,
+    model_folder,
+    model_spec,
+    optimizer_spec,
+    output_ranks,
+    plain_model,
+    random_batch,
+    split_outputs,
+)
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.model import ModelSpec, Role
+from rl_torch.testing import outputs_from_logits
+
+NAMES = ("logprobs", "entropy", "mean_logprobs", "logsumexp")
+
+
+@torch.no_grad()
+def plain_outputs(spec: ModelSpec, batch: SequenceBatch, temperature: float) -> dict[str, np.ndarray]:
+    """Full logits, one sequence at a time; zero where no log-prob is needed."""
+    model = plain_model(spec)
+    logits = [
+        model(input_ids=torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]).logits[0]
+        for i in range(len(batch))
+    ]
+    found = outputs_from_logits(logits, batch, NAMES, temperature=temperature)
+    first = np.zeros(len(batch.tokens), bool)
+    first[batch.offsets[:-1]] = True
+    needed = (batch.token_columns["loss_mask"] != 0) & ~first
+    return {name: np.where(needed, getattr(found, name).numpy(), 0) for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel", "architecture"),
+    [
+        (1, {}, "llama"),
+        (2, {"tp": 2}, "qwen2"),
+        (2, {"tp": 2, "sequence": True}, "qwen3"),
+        (2, {"pp": 2}, "qwen3"),
+        (2, {"dp": 2}, "qwen2"),
+        (4, {"tp": 2, "pp": 2}, "qwen2"),
+    ],
+)
+def test_outputs_equal_the_plain_model(
+    ranks: Ranks, tmp_path: Path, world: int, parallel: dict, architecture: str
+) -> None:
+    batch, spec = random_batch(15), model_folder(tmp_path, architecture=architecture)
+    config = {"parallel": parallel, "max_tokens_per_microbatch": 90}
+    answers = ranks(forward, world, batch=batch, spec=spec, config=config, outputs=NAMES, temperature=0.8)
+    for name, values in plain_outputs(spec, batch, 0.8).items():
+        found = merged(batch, answers, name)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, values, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("vocab", [96, 64, 33, 30])
+def test_a_split_vocabulary_gives_the_same_outputs_and_gradients(ranks: Ranks, vocab: int) -> None:
+    # On two ranks of 64/64/32/32 rows the second one holds 32, 32, 1 and 0 real tokens.
+    for gaps in ranks(split_outputs, 2, vocab=vocab):
+        assert gaps == pytest.approx(dict.fromkeys(gaps, 0.0), abs=1e-5)
+
+
+def test_scores_skip_padding_tokens_like_transformers(ranks: Ranks, tmp_path: Path) -> None:
+    role, batch = Role("reward", trainable=False, head="scalar"), random_batch(6)
+    spec = model_spec()
+    init = ModelSpec(init=spec.init, vocab_size=96, max_length=128, special_tokens={"pad_token_id": 7})
+    tokens = batch.tokens.copy()
+    tokens[batch.offsets[1:] - 1] = 7  # every sequence ends with the padding token
+    tokens[batch.sequence(2)] = 7  # and one is nothing else
+    batch = SequenceBatch(tokens, batch.offsets, batch.token_columns, batch.sequence_columns)
+    folder = _scored_folder(init, tmp_path)
+    answers = ranks(
+        forward, 2, batch=batch, role=role, spec=folder, outputs=("scores",), config={"parallel": {"tp": 2}}
+    )
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder.path).eval()
+    for i in range(len(batch)):
+        ids = torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]
+        expected = 0.0
+        if i != 2:
+            with torch.no_grad():
+                expected = model(input_ids=ids).logits.item()
+            assert merged(batch, answers, "scores")[i] == pytest.approx(expected, abs=1e-5)
+
+
+def _scored_folder(spec: ModelSpec, directory: Path) -> ModelSpec:
+    """A reward model whose head is not zero."""
+    from rl_torch.models import build_model
+
+    model = build_model(spec, dtype=torch.float32, head="scalar")
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(directory)
+    return ModelSpec(path=str(directory), max_length=128)
+
+
+@pytest.mark.parametrize(("world", "parallel"), [(2, {"tp": 2}), (2, {"pp": 2}), (2, {"dp": 2})])
+def test_scores_come_per_sequence_and_start_at_zero(ranks: Ranks, world: int, parallel: dict) -> None:
+    batch, role = random_batch(6), Role("reward", trainable=True, head="scalar")
+    answers = output_ranks(
+        ranks(forward, world, batch=batch, role=role, outputs=("scores", "values"), config={"parallel": parallel})
+    )
+    assert sum(len(a["outputs"]["scores"]) for a in answers) == 6
+    assert sum(len(a["outputs"]["values"]) for a in answers) == len(batch.tokens)
+    assert not any(a["outputs"][name].any() for a in answers for name in ("scores", "values"))
+
+
+@pytest.mark.parametrize(("world", "parallel"), [(1, {}), (2, {"dp": 2}), (2, {"tp": 2})])
+def test_a_forward_pass_sees_the_newest_weights(ranks: Ranks, tmp_path: Path, world: int, parallel: dict) -> None:
+    folder = make_directory(tmp_path / "c")
+    answers = ranks(
+        forward_after_training, world, batch=random_batch(), directory=folder, config={"parallel": parallel}
+    )
+    for first, second, restored in answers:
+        assert not np.array_equal(first, second)
+        np.testing.assert_array_equal(first, restored)
+
+
+def test_an_empty_shard_gives_empty_outputs(ranks: Ranks) -> None:
+    answers = ranks(forward, 4, batch=random_batch(2), config={"parallel": {"dp": 2, "pp": 2}})
+    shapes = {n: v.shape for n, v in output_ranks(answers)[1]["outputs"].items()}
+    assert shapes == {"logprobs": (0,), "entropy": (0,)}
+
+
+def test_an_output_the_head_does_not_have_is_refused() -> None:
+    with backend(0, 1, free_port()) as made:
+        made.load(POLICY, model_spec(), optimizer_spec())
+        with pytest.raises(ValueError, match="head") as caught:
+            made.forward("policy", random_batch(), ("values",), 1.0)
+    assert str(caught.value) == (
+        "a model with a 'lm' head computes logprobs, entropy, mean_logprobs and logsumexp, not 'values'"
+    )
+
+
+def test_an_unknown_role_is_named_with_the_loaded_ones() -> None:
+    with backend(0, 1, free_port()) as made:
+        made.load(POLICY, model_spec(), optimizer_spec())
+        with pytest.raises(ValueError, match="critic") as caught:
+            made.forward("critic", random_batch(), ("logprobs",), 1.0)
+    assert str(caught.value) == "no role 'critic' is loaded; loaded: policy"
