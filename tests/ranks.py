@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
@@ -12,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import TrainResult, WorkerContext
 from rl_core.contracts.model import OptimizerSpec, Role
 
@@ -96,13 +96,6 @@ class Ranks:
     def _fail(self, why: str) -> None:
         self.close()
         raise AssertionError(why)
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _serve(rank: int, world: int, jobs: Any, answers: Any) -> None:

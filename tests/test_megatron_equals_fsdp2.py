@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -129,15 +128,13 @@ def main(rank, ports, folder):
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """backend → loss → metrics, reduced over ranks as the controller does."""
+    from rl_core.cluster.ports import free_port
     from rl_core.contracts.backend import TrainResult
     from rl_core.model import reduce_metrics
 
     folder = tmp_path_factory.mktemp("reward-model")
     reward_model(folder)
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in BACKENDS]
-    ports = ",".join(str(s.getsockname()[1]) for s in sockets)
-    for one in sockets:
-        one.close()
+    ports = ",".join(str(free_port()) for _ in BACKENDS)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     processes = [
         subprocess.Popen(

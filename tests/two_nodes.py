@@ -1,18 +1,16 @@
 """A Ray cluster of two simulated machines: prints its addresses and lives until its standard input ends."""
 
 import os
-import socket
 import sys
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from ray.cluster_utils import Cluster
+from rl_core.cluster.ports import free_port
 
 
 def main() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     store = {"object_store_memory": 128 * 2**20}
     cluster = Cluster(
         initialize_head=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
@@ -102,15 +102,9 @@ def _started(backend: Fsdp2Backend, attempts: int = 5) -> Fsdp2Backend:
     """Set up on a free port; another process may take it in between, so several are tried."""
     for left in reversed(range(attempts)):
         try:
-            backend.setup(WorkerContext(0, 1, "127.0.0.1", _free_port(), threads=1, seed=0))
+            backend.setup(WorkerContext(0, 1, "127.0.0.1", free_port(), threads=1, seed=0))
             break
         except torch.distributed.DistNetworkError:
             if not left:
                 raise
     return backend
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import torch.multiprocessing as mp
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
@@ -297,13 +297,6 @@ class Ranks:
             process.kill()
             process.join()
         self._pipes, self._processes = [], []
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _serve(rank: int, world: int, pipe: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.export import export
 from rl_backend_megatron.vocab_parallel import VocabShard, token_outputs
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
@@ -368,13 +368,6 @@ class Ranks:
             pipe.close()
             process.kill()
             process.join(10)
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _serve(pipe: Any) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch.multiprocessing as mp
+from rl_core.cluster.ports import free_port
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,7 +16,4 @@ import vocab_ranks
 
 @pytest.mark.parametrize("chunk", [None, 4])
 def test_values_and_gradients_equal_those_of_the_whole_vocabulary(chunk: int | None) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    mp.spawn(vocab_ranks.compare, (2, port, chunk), nprocs=2)
+    mp.spawn(vocab_ranks.compare, (2, free_port(), chunk), nprocs=2)

@@ -41,10 +41,9 @@ class Host:
         """This machine's address and a free port, for a process group's rendezvous."""
         import ray
 
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        return ray.util.get_node_ip_address(), port
+        from rl_core.cluster.ports import free_port
+
+        return ray.util.get_node_ip_address(), free_port()
 
     def pid(self) -> int:
         """Process id, for messages and tests."""
