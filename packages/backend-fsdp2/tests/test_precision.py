@@ -26,7 +26,9 @@ def run(ranks: Ranks, **config: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("parallel", [{"dp": 2}, {"tp": 2, "sequence": True}, {"cp": 2}])
+@pytest.mark.parametrize(
+    "parallel", [{"dp": 2}, {"replicate": 2, "dp": 1}, {"tp": 2}, {"tp": 2, "sequence": True}, {"cp": 2}]
+)
 def test_five_steps_in_16_bits_stay_close_to_float32(
     pair: Ranks, plain: list[dict[str, float]], precision: str, parallel: dict[str, Any]
 ) -> None:
