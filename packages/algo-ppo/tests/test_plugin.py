@@ -28,6 +28,7 @@ def test_its_losses_can_be_imported_by_a_worker():
 def test_plugin_config_and_algorithm_load_neither_torch_nor_transformers():
     code = (
         "import sys, rl_algo_ppo.plugin, rl_algo_ppo.config, rl_algo_ppo.ppo\n"
-        "assert not {'torch', 'transformers', 'ray'} & set(sys.modules), sorted(sys.modules)"
+        "print({'torch', 'transformers', 'ray'} & set(sys.modules))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -27,9 +27,10 @@ def problems(gpus=0, heads=2, extra=None, path=None, max_length=100, **options) 
 def test_plugin_and_config_import_nothing_heavy():
     code = (
         "import sys, rl_generation_vllm.plugin as p, rl_generation_vllm.config; p.register_generators();"
-        "assert not {'torch', 'transformers', 'ray', 'vllm'} & set(sys.modules), sorted(sys.modules)"
+        "print({'torch', 'transformers', 'ray', 'vllm'} & set(sys.modules))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_the_head_sizes_are_those_of_vllms_cpu_kernels():

@@ -153,15 +153,20 @@ def test_values_reach_the_disk_while_the_run_goes_on(tmp_path):
 def test_closing_twice_is_harmless(tmp_path):
     logger = build()
     logger.start(info(tmp_path))
+    logger.log(1, {"train/loss": 0.5})
     logger.close()
+    written = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert written
     logger.close()
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == written
 
 
 def test_it_needs_neither_torch_nor_tensorflow():
     code = (
         "import sys, rl_logger_tensorboard.plugin, rl_logger_tensorboard.config\n"
-        "assert 'tensorboard' not in sys.modules\n"
+        "print('tensorboard' in sys.modules)\n"
         "import rl_logger_tensorboard.logger\n"
-        "assert not {'torch', 'tensorflow'} & set(sys.modules)"
+        "print({'torch', 'tensorflow'} & set(sys.modules))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\nset()\n"

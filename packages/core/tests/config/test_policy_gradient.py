@@ -208,8 +208,6 @@ def test_every_field_is_described():
 
 
 def test_importing_it_loads_neither_torch_nor_ray():
-    code = (
-        "import sys, rl_core.config.policy_gradient\n"
-        "assert not {'torch', 'transformers', 'ray'} & set(sys.modules), sorted(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, rl_core.config.policy_gradient\nprint({'torch', 'transformers', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -106,4 +106,6 @@ def test_the_fingerprint_sees_the_order_of_files(write_lines: Callable, jsonl: C
 
 
 def test_rows_are_plain_json(gsm8k: str, jsonl: Callable) -> None:
-    json.dumps(list(jsonl(gsm8k, prompt="question").load()))
+    rows = list(jsonl(gsm8k, prompt="question").load())
+    assert rows
+    assert json.loads(json.dumps(rows)) == rows

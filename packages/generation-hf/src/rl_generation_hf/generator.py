@@ -13,11 +13,11 @@ from rl_core.contracts.backend import WeightBucket, WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import RLError
+from rl_core.rollout.request_checks import check_requests, check_sampling
 from rl_torch.models import build_model
 from rl_torch.weights import load_buckets_into
 from transformers import AutoTokenizer, PreTrainedModel
 
-from rl_generation_hf.checks import check_requests, check_sampling
 from rl_generation_hf.config import HfGeneratorConfig
 from rl_generation_hf.decoding import Completions, Decoder
 from rl_generation_hf.stopping import StopCondition

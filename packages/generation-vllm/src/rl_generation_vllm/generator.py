@@ -14,11 +14,11 @@ from rl_core.contracts.backend import WeightBucket, WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import EnvironmentProblem, RLError
+from rl_core.rollout.request_checks import check_requests, check_sampling
 from rl_torch.models import build_config
 from transformers import CONFIG_NAME, PretrainedConfig
 
 from rl_generation_vllm.batches import to_batch
-from rl_generation_vllm.checks import check_requests, check_sampling
 from rl_generation_vllm.config import VllmConfig
 from rl_generation_vllm.environment import prepare
 from rl_generation_vllm.layout import ParameterLayout

@@ -1,8 +1,9 @@
-"""What a request must satisfy, checked before any compute."""
+"""What a request to a generator must satisfy, checked before any compute; for every generator."""
 
 from __future__ import annotations
 
 import numpy as np
+
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.generator import SamplingParams
 
@@ -59,7 +60,9 @@ def check_requests(
 
 
 def _check_context(lengths: np.ndarray, max_new_tokens: int, *, context: int, context_from: str) -> None:
-    too_long = np.flatnonzero(lengths + max_new_tokens > context) if context else ()
+    if not context:
+        return
+    too_long = np.flatnonzero(lengths + max_new_tokens > context)
     if not len(too_long):
         return
     worst = int(too_long[0])
