@@ -4,6 +4,7 @@ import os
 import sys
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "300"  # a busy machine starts it late
 
 from ray.cluster_utils import Cluster
 from rl_core.cluster.ports import free_port

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 
-_FIRST, _LAST = 20_000, 32_000
+_FIRST, _LAST = 24_000, 32_000  # Ray gives 10,002-19,999 to workers and 23,000-23,999 to clients' servers
 _ATTEMPTS = 100
 
 

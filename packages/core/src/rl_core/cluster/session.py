@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES_CPU = 256 * 2**20
 """Shared memory of a local CPU-only session; batches and weights of laptop-size models fit many times."""
+
+CLIENT_ATTEMPTS = 3
+CLIENT_PAUSE_S = 5.0
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -52,10 +56,7 @@ def ray_session(config: RunConfig, logs: Path) -> Iterator[None]:
         options["address"] = address
     else:
         options |= _local_options(config)
-    try:
-        ray.init(**options)
-    except Exception as error:
-        raise EnvironmentProblem(_start_failure(address, error)) from error
+    _initialise(options, address)
     logger.info("Ray %s on %s", ray.__version__, address or "this machine")
     session_logs = _link_logs(logs) if not address else None
     try:
@@ -64,6 +65,22 @@ def ray_session(config: RunConfig, logs: Path) -> Iterator[None]:
         ray.shutdown()
         if session_logs is not None:
             _keep_logs(session_logs, logs / "ray")
+
+
+def _initialise(options: dict[str, Any], address: str | None) -> None:
+    import ray
+
+    # A Ray client's server on a busy head node may fail to start, for example when its port is taken meanwhile.
+    attempts = CLIENT_ATTEMPTS if address and address.startswith("ray://") else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if attempt == attempts:
+                raise EnvironmentProblem(_start_failure(address, error)) from error
+            logger.warning("joining the Ray cluster at %s failed, trying again: %s", address, error)
+            time.sleep(CLIENT_PAUSE_S)
 
 
 def _check_client(address: str) -> None:
