@@ -7,7 +7,7 @@ from rl_core.cluster.ports import free_port
 def test_ports_are_free_and_not_those_of_outgoing_connections():
     for _ in range(20):
         port = free_port()
-        assert 20_000 <= port <= 32_000
+        assert 24_000 <= port <= 32_000
         with socket.socket() as listener:
             listener.bind(("", port))
 
