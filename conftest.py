@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from hypothesis import HealthCheck, settings
 from support import EXAMPLES, RL, environment
+from warm_workers import warm_workers
 
 # No test fails because the machine is busy.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,13 +33,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def cluster():
+def cluster(tmp_path_factory):
     """A Ray cluster that runs started by tests join; returns its address."""
     import ray
 
-    context = ray.init(
-        num_cpus=8, include_dashboard=False, object_store_memory=256 * 2**20, log_to_driver=False, logging_level=40
-    )
+    with warm_workers(tmp_path_factory.mktemp("workers")):
+        context = ray.init(
+            num_cpus=8, include_dashboard=False, object_store_memory=256 * 2**20, log_to_driver=False, logging_level=40
+        )
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

@@ -1,108 +1,103 @@
-"""Data-parallel ranks in processes of their own, joined by gloo, with nothing of Ray between them and the test."""
+"""Ranks in processes of their own, joined by gloo, with nothing of Ray between them and the test."""
 
 from __future__ import annotations
 
+import multiprocessing
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
-from rl_backend_fsdp2.backend import Fsdp2Backend
-from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.cluster.ports import free_port
-from rl_core.contracts.backend import TrainResult, WorkerContext
-from rl_core.contracts.model import OptimizerSpec, Role
 
 LONGEST_JOB = 300.0  # seconds
-
-
-def take_steps(
-    rank: int, world: int, port: int, *, cases: Mapping[str, Any], specs: Mapping[Any, Any], config: Mapping[str, Any]
-) -> dict[str, TrainResult]:
-    """What this rank's backend reports of each case.
-
-    The learning rate is 0, so that every case finds the weights as they were loaded.
-
-    Args:
-        cases: ``head``, ``weights``, ``batch``, ``loss`` and ``scale`` of an optimizer step, by name.
-        specs: the model of every head and weights.
-        config: fields of the backend's section.
-    """
-    optimizer = OptimizerSpec(learning_rate=0.0, max_grad_norm=None)
-    backend = Fsdp2Backend(Fsdp2Config(name="fsdp2", **config))
-    backend.setup(WorkerContext(rank, world, "127.0.0.1", port, threads=1))
-    try:
-        for head, weights in sorted({(case.head, case.weights) for case in cases.values()}):
-            backend.load(Role(f"{head} {weights}", trainable=True, head=head), specs[head, weights], optimizer)
-        results = {}
-        for name, case in cases.items():
-            shard = case.batch.select(case.batch.split_balanced(world)[rank])
-            results[name] = backend.train(f"{case.head} {case.weights}", shard, case.loss, case.scale)
-        return results
-    finally:
-        backend.close()
+IMPORTS = [
+    "rl_backend_fsdp2.backend",
+    "rl_backend_megatron.backend",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.qwen3.modeling_qwen3",
+]
 
 
 class Ranks:
-    """Processes that run functions of importable modules as the ranks of one group, job after job."""
+    """Processes that run functions of importable modules as the ranks of a group; the first ``world`` may do so alone.
 
-    def __init__(self, world: int) -> None:
-        context = mp.get_context("spawn")
-        self.world = world
-        self._jobs, self._answers, self._processes = [], [], []
-        for rank in range(world):
-            jobs = context.Queue()  # putting something in does not wait until the process has started
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_serve, args=(rank, world, jobs, theirs), daemon=True)
-            process.start()
-            theirs.close()  # so that a process that dies ends its answers
-            self._jobs.append(jobs)
-            self._answers.append(ours)
-            self._processes.append(process)
+    They are forked from one that has imported what most need. They are no daemons, because a checkpoint may be
+    written by processes of their own; they end with their pipe.
+    """
 
-    def start(self, function: Callable[..., Any], **arguments: Any) -> None:
-        """Queue ``function(rank, world, port, **arguments)`` on all ranks."""
-        port = free_port()
-        for jobs in self._jobs:
-            jobs.put((function, port, arguments))
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pipes: list[Any] = []
+        self._processes: list[Any] = []
+        self._waiting: list[list[Any]] = []  # the pipes of each job whose results were not asked for yet
+
+    def __call__(self, function: Callable[..., Any], world: int | None = None, **arguments: Any) -> list[Any]:
+        """Run ``function(rank, world, port, **arguments)`` on ``world`` ranks (all of them); results by rank."""
+        self.start(function, world, **arguments)
+        return self.results()
+
+    def start(self, function: Callable[..., Any], world: int | None = None, **arguments: Any) -> None:
+        """Begin a job without waiting for it; jobs run one after the other."""
+        if not self._processes:
+            self._begin()
+        world = world or self._count
+        port, pipes = free_port(), self._pipes[:world]
+        for rank, pipe in enumerate(pipes):
+            pipe.send((function, (rank, world, port), arguments))
+        self._waiting.append(pipes)
 
     def results(self) -> list[Any]:
-        """What the oldest job returned, by rank; a rank that fails ends all of them, since the others wait for it."""
-        results: dict[int, Any] = {}
-        while len(results) < self.world:
-            ready = wait([a for rank, a in enumerate(self._answers) if rank not in results], timeout=LONGEST_JOB)
-            if not ready:
-                self._fail(f"no answer from a rank for {LONGEST_JOB:g} s")
-            for answers in ready:
-                rank = self._answers.index(answers)
+        """What the oldest job returned, by rank. A failed rank leaves the others waiting for it, so all are ended."""
+        pipes = self._waiting.pop(0)
+        answers: dict[int, Any] = {}
+        waiting = {pipe: rank for rank, pipe in enumerate(pipes)}
+        while waiting:
+            answered = wait(list(waiting), timeout=LONGEST_JOB)
+            failures = [] if answered else [f"no answer in {LONGEST_JOB:g} s from ranks {sorted(waiting.values())}"]
+            for pipe in answered:
+                rank = waiting.pop(pipe)
                 try:
-                    ok, results[rank] = answers.recv()
+                    ok, answers[rank] = pipe.recv()
                 except EOFError:
-                    self._fail(f"rank {rank} died")
+                    ok, answers[rank] = False, f"rank {rank} died"
                 if not ok:
-                    self._fail(results[rank])
-        return [results[rank] for rank in range(self.world)]
+                    failures.append(answers[rank])
+            if failures:
+                self.close()
+                raise AssertionError("\n".join(failures))
+        return [answers[rank] for rank in range(len(pipes))]
 
     def close(self) -> None:
-        """End the processes."""
-        for process in self._processes:
-            process.terminate()
-        for process, jobs in zip(self._processes, self._jobs, strict=True):
+        """End the processes; the next job starts others."""
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.close()
+            process.kill()
             process.join(10)
-            jobs.cancel_join_thread()  # nobody reads what is left
+        self._pipes, self._processes, self._waiting = [], [], []
 
-    def _fail(self, why: str) -> None:
-        self.close()
-        raise AssertionError(why)
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTS)
+        for _ in range(self._count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,))
+            process.start()
+            theirs.close()  # so that a process that dies ends its pipe
+            self._pipes.append(ours)
+            self._processes.append(process)
 
 
-def _serve(rank: int, world: int, jobs: Any, answers: Any) -> None:
+def _serve(pipe: Any) -> None:
     torch.set_num_threads(1)
     while True:
-        function, port, arguments = jobs.get()
         try:
-            answers.send((True, function(rank, world, port, **arguments)))
+            function, place, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, function(*place, **arguments)))
         except Exception:
-            answers.send((False, f"rank {rank}: {traceback.format_exc()}"))
+            pipe.send((False, f"rank {place[0]}: {traceback.format_exc()}"))

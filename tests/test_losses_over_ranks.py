@@ -13,7 +13,9 @@ from itertools import combinations
 import pytest
 from loss_cases import VARIANTS, case_names, record, tokenizer
 from loss_models import Models
-from ranks import Ranks, free_port, take_steps
+from loss_steps import take_steps
+from ranks import Ranks
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec
 from rl_core.model import reduce_metrics
 

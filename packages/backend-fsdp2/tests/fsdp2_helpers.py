@@ -1,21 +1,17 @@
-"""Ranks in processes of their own, example losses, and small models and batches."""
+"""What ranks do in tests, example losses, and small models and batches."""
 
 from __future__ import annotations
 
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
@@ -230,83 +226,6 @@ def two_roles_twice(rank: int, world: int, port: int, *, batch: SequenceBatch) -
         np.testing.assert_array_equal(ours, theirs)
         made.close()
     return places
-
-
-class Ranks:
-    """Processes that run functions of this module as the ranks of a group; started anew after a failure."""
-
-    def __init__(self, world: int) -> None:
-        self.world = world
-        self._pipes: list[Any] = []
-        self._processes: list[Any] = []
-
-    def __call__(self, function: Callable[..., Any], **arguments: Any) -> list[Any]:
-        """Run ``function(rank, world, port, **arguments)`` on all ranks; results by rank."""
-        if not self._processes:
-            self._start()
-        port = free_port()
-        for pipe in self._pipes:
-            pipe.send((function, port, arguments))
-        answers, failures = self._answers()
-        if failures:
-            self._kill()
-            raise AssertionError("\n".join(failures))
-        return answers
-
-    def close(self) -> None:
-        """End the processes."""
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            if process.is_alive():
-                pipe.send(None)
-                process.join(10)
-        self._kill()
-
-    def _start(self) -> None:
-        context = mp.get_context("spawn")
-        for rank in range(self.world):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.world, theirs), daemon=True)
-            process.start()
-            self._pipes.append(ours)
-            self._processes.append(process)
-
-    def _answers(self) -> tuple[list[Any], list[str]]:
-        """By rank; after one rank failed the others, which may wait for it, have a few seconds left."""
-        answers: list[Any] = [None] * self.world
-        failures: list[str] = []
-        waiting = set(range(self.world))
-        deadline = time.monotonic() + 240
-        while waiting and time.monotonic() < deadline:
-            for rank in list(waiting):
-                if self._pipes[rank].poll(0.01):
-                    try:
-                        ok, value = self._pipes[rank].recv()
-                    except EOFError:
-                        ok, value = False, f"the process of rank {rank} ended"
-                    waiting.discard(rank)
-                    answers[rank] = value
-                    if not ok:
-                        failures.append(value)
-                        deadline = min(deadline, time.monotonic() + 3)
-        if waiting and not failures:
-            failures.append(f"ranks {sorted(waiting)} did not answer")
-        return answers, failures
-
-    def _kill(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
-        self._pipes, self._processes = [], []
-
-
-def _serve(rank: int, world: int, pipe: Any) -> None:
-    torch.set_num_threads(1)
-    while (job := pipe.recv()) is not None:
-        function, port, arguments = job
-        try:
-            pipe.send((True, function(rank, world, port, **arguments)))
-        except Exception:
-            pipe.send((False, f"rank {rank}: {traceback.format_exc()}"))
 
 
 def make_directory(path: Path) -> str:

@@ -14,9 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from fsdp2_helpers import (
     POLICY,
-    Ranks,
     backend,
-    free_port,
     losses_of,
     make_directory,
     model_spec,
@@ -26,8 +24,10 @@ from fsdp2_helpers import (
     reference_beside_policy,
     train,
 )
+from ranks import Ranks
 from rl_backend_fsdp2 import adapters
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.errors import ConfigError, RLError

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fsdp2_helpers import POLICY, Ranks, backend, free_port, model_spec, optimizer_spec, random_batch, two_roles_twice
+from fsdp2_helpers import POLICY, backend, model_spec, optimizer_spec, random_batch, two_roles_twice
+from ranks import Ranks
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Topology, WorkerContext
 
 

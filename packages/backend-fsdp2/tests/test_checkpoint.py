@@ -12,9 +12,7 @@ import torch
 from fsdp2_helpers import (
     NLL,
     POLICY,
-    Ranks,
     backend,
-    free_port,
     losses_of,
     make_directory,
     model_spec,
@@ -24,7 +22,9 @@ from fsdp2_helpers import (
     train,
     train_on_while_saving,
 )
+from ranks import Ranks
 from rl_backend_fsdp2.export import write_safetensors
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_core.contracts.model import ModelSpec, Role
 from rl_core.errors import RLError

@@ -7,18 +7,18 @@ import pytest
 import torch
 from fsdp2_helpers import (
     POLICY,
-    Ranks,
     backend,
     forward,
     forward_after_training,
-    free_port,
     make_directory,
     model_spec,
     optimizer_spec,
     plain_model,
     random_batch,
 )
+from ranks import Ranks
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import ModelSpec, Role
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fsdp2_helpers import POLICY, Ranks, backend, free_port, losses_of, model_spec, optimizer_spec, random_batch, train
+from fsdp2_helpers import POLICY, backend, losses_of, model_spec, optimizer_spec, random_batch, train
+from ranks import Ranks
 from rl_backend_fsdp2.loading import Source, empty_model
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_torch.models import build_model

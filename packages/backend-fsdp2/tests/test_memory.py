@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from fsdp2_helpers import free_port
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.memory import CHUNK_ELEMENTS, Layout, adapter_parameters, estimate_memory, kept_per_token
 from rl_backend_fsdp2.rating import CPU_ROW_TOKENS, memory_per_rank
+from rl_core.cluster.ports import free_port
 from rl_core.config.model_shape import shape_of_config
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.contracts.rating import BackendJob, JobRole, MemoryEstimate, ModelShape

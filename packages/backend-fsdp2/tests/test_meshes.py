@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from fsdp2_helpers import (
     POLICY,
-    Ranks,
     forward,
     losses_of,
     model_spec,
@@ -17,6 +16,7 @@ from fsdp2_helpers import (
     random_batch,
     train,
 )
+from ranks import Ranks
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import ModelSpec, Role
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fsdp2_helpers import Ranks, losses_of, optimizer_spec, random_batch, train
+from fsdp2_helpers import losses_of, optimizer_spec, random_batch, train
+from ranks import Ranks
 from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.sharding import COMPUTE_DTYPE
 from rl_core.contracts.backend import LossSpec

@@ -11,16 +11,16 @@ from fsdp2_helpers import (
     NLL,
     POLICY,
     VOCAB,
-    Ranks,
     backend,
-    free_port,
     model_spec,
     optimizer_spec,
     plain_model,
     random_batch,
     train,
 )
+from ranks import Ranks
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics

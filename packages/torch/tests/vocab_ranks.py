@@ -1,4 +1,4 @@
-"""What a rank of the vocabulary-parallel test does; imported by the processes it spawns."""
+"""What a rank of the vocabulary-parallel test does; imported by its processes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def objective(values: dict[str, torch.Tensor]) -> torch.Tensor:
     return sum((i + 1) * (v * torch.arange(len(v))).sum() for i, v in enumerate(values.values()))
 
 
-def compare(rank: int, world: int, port: int, chunk: int | None) -> None:
-    """Values and gradients from a part of the vocabulary against those from all of it."""
+def compare(rank: int, world: int, port: int, chunk: int | None) -> int:
+    """Compare values and gradients from a part of the vocabulary with those from all of it; how many outputs."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     hidden, weight, targets = problem()
     start = sum(len(p) for p in weight.chunk(world)[:rank])
@@ -40,3 +40,4 @@ def compare(rank: int, world: int, port: int, chunk: int | None) -> None:
     torch.testing.assert_close(h_ours, h_whole, atol=1e-11, rtol=0)
     torch.testing.assert_close(w_ours, w_whole[start : start + len(w_ours)], atol=1e-11, rtol=0)
     dist.destroy_process_group()
+    return len(OUTPUTS)
