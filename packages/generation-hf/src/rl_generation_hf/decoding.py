@@ -6,6 +6,7 @@ they finish, so no forward ever computes a finished row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,12 +37,14 @@ class Completions:
     Attributes:
         tokens: int32 [B·n, max_new_tokens], valid up to ``lengths``.
         logprobs: float32, same shape.
+        versions: int32, same shape; version of the weights that sampled the token.
         lengths: int64 [B·n], at least 1.
         truncated: bool [B·n], ended by length.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
+    versions: np.ndarray
     lengths: np.ndarray
     truncated: np.ndarray
 
@@ -50,7 +53,11 @@ class Completions:
         """Room for ``rows`` completions."""
         shape = (rows, max_new_tokens)
         return cls(
-            np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(rows, np.int64), np.zeros(rows, bool)
+            tokens=np.zeros(shape, np.int32),
+            logprobs=np.zeros(shape, np.float32),
+            versions=np.zeros(shape, np.int32),
+            lengths=np.zeros(rows, np.int64),
+            truncated=np.zeros(rows, bool),
         )
 
 
@@ -60,10 +67,14 @@ class Decoder:
     Args:
         model: from ``AutoModelForCausalLM``, in evaluation mode.
         max_batch_tokens: size of the cache in tokens; one completion always fits.
+
+    Attributes:
+        version: version of the model's weights.
     """
 
     def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int) -> None:
         self.model = model
+        self.version = 0
         self.max_batch_tokens = max_batch_tokens
         config = model.config.get_text_config(decoder=True)
         self.vocab_size: int = config.vocab_size
@@ -71,8 +82,22 @@ class Decoder:
         self.cache = SlotCache(config.num_hidden_layers)
 
     @torch.inference_mode()
-    def run(self, requests: SequenceBatch, sampling: SamplingParams, stop: StopCondition) -> Completions:
-        """Sample ``sampling.n`` completions for each prompt of ``requests`` (column ``seed`` is used)."""
+    def run(
+        self,
+        requests: SequenceBatch,
+        sampling: SamplingParams,
+        stop: StopCondition,
+        *,
+        new_weights: Callable[[], bool] = lambda: False,
+        restart: bool = False,
+    ) -> Completions:
+        """Sample ``sampling.n`` completions for each prompt of ``requests`` (column ``seed`` is used).
+
+        Args:
+            new_weights: called between steps; may replace the model's weights and :attr:`version`, and says so.
+            restart: begin unfinished completions anew with new weights. Without it they go on from the tokens they
+                have, and keep the keys and values that the old weights computed for these.
+        """
         schedule = Schedule(
             requests.lengths,
             n=sampling.n,
@@ -89,6 +114,8 @@ class Decoder:
                     run.read_prompts(admission)
             if run.count:
                 run.step()
+            if new_weights() and restart:
+                schedule.put_back(*run.give_up())
         return run.result
 
     def _fit_cache(self, schedule: Schedule, run: _Run) -> None:
@@ -146,6 +173,13 @@ class _Run:
             new[: self.count] = old[: self.count]
             setattr(self, name, new)
         self.slots = slots
+
+    def give_up(self) -> tuple[np.ndarray, np.ndarray]:
+        """Drop what runs; returns the requests and samples (int64 [R] each) that are to be begun anew."""
+        rows = self._row[: self.count]
+        self.result.lengths[rows] = 0
+        self.count = 0
+        return rows // self._sampling.n, rows % self._sampling.n
 
     def read_prompts(self, admission: Admission) -> None:
         """Read prompts into the cache and sample the first token of each new completion."""
@@ -210,6 +244,7 @@ class _Run:
         self._token[rows] = tokens.cpu().numpy()
         result.tokens[out, at] = self._token[rows]
         result.logprobs[out, at] = logprobs.cpu().numpy()
+        result.versions[out, at] = self._decoder.version
         result.lengths[out] = at + 1
         ended = self._stop.ended(result.tokens[out], at + 1)
         full = at + 1 == self._sampling.max_new_tokens

@@ -14,6 +14,7 @@ from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import RLError
 from rl_core.rollout.request_checks import check_requests, check_sampling
+from rl_core.rollout.weight_updates import WeightUpdates
 from rl_torch.models import build_model
 from rl_torch.weights import load_buckets_into
 from transformers import AutoTokenizer, PreTrainedModel
@@ -32,7 +33,7 @@ class HfGenerator:
         self.config = config
         self._device = torch.device("cpu")
         self._loaded: _Loaded | None = None
-        self._version = 0
+        self._updates = WeightUpdates()
         self._asleep = False
 
     def setup(self, context: WorkerContext) -> None:
@@ -45,7 +46,6 @@ class HfGenerator:
         built = build_model(model, dtype=getattr(torch, self.config.dtype), device=self._device)
         decoder = Decoder(built.eval(), max_batch_tokens=self.config.max_batch_tokens)
         self._loaded = _Loaded(decoder, model, tokenizer_path)
-        self._version = 0
         self._asleep = False
         logger.info("loaded %s on %s, context %d", built.config.model_type, self._device, self._loaded.context[0])
 
@@ -68,15 +68,27 @@ class HfGenerator:
             strings=sampling.stop,
             tokenizer=loaded.tokenizer if sampling.stop else None,
         )
-        completions = loaded.decoder.run(requests, sampling, stop)
-        batch = _to_batch(requests, completions, n=sampling.n, version=self._version)
-        self._check_finite(batch)
+        with self._updates.sampling():
+            completions = loaded.decoder.run(
+                requests,
+                sampling,
+                stop,
+                new_weights=self._updates.between_steps,
+                restart=self.config.partial_rollouts == "restart",
+            )
+            batch = _to_batch(requests, completions, n=sampling.n)
+            self._check_finite(batch)
         return batch
 
     def update_weights(self, buckets: list[WeightBucket], version: int) -> None:
-        """Replace all parameters by name; the next completions carry ``version``."""
-        load_buckets_into(self._require().decoder.model, buckets)
-        self._version = version
+        """Replace all parameters by name; the next tokens carry ``version``, also those of completions under way."""
+        decoder = self._require().decoder
+
+        def replace() -> None:
+            load_buckets_into(decoder.model, buckets)
+            decoder.version = version
+
+        self._updates.apply(replace)
 
     def sleep(self) -> None:
         """On a GPU: drop the cache and move the weights to the host. On the CPU there is nothing to free for."""
@@ -120,7 +132,7 @@ class HfGenerator:
         at = int(bad[0] - batch.offsets[sequence] - columns["prompt_length"][sequence])
         raise RLError(
             f"generator hf: request {columns['request'][sequence]}, sample {columns['sample'][sequence]}: the model's "
-            f"logits are not finite at completion token {at} (weights version {self._version}); the policy has "
+            f"logits are not finite at completion token {at} (weights version {batch.token_columns['weights_version'][bad[0]]}); the policy has "
             "diverged or its weights are damaged: go back to a checkpoint and lower algorithm.learning_rate"
         )
 
@@ -148,7 +160,7 @@ class _Loaded:
         return self.spec.max_length, "model.max_length"
 
 
-def _to_batch(requests: SequenceBatch, completions: Completions, *, n: int, version: int) -> SequenceBatch:
+def _to_batch(requests: SequenceBatch, completions: Completions, *, n: int) -> SequenceBatch:
     """Prompts followed by their completions, ragged, with the columns of the contract."""
     rows = len(completions.lengths)
     request = np.repeat(np.arange(len(requests), dtype=np.int64), n)
@@ -163,13 +175,15 @@ def _to_batch(requests: SequenceBatch, completions: Completions, *, n: int, vers
     tokens[sampled] = completions.tokens[valid]
     logprobs = np.zeros(total, np.float32)
     logprobs[sampled] = completions.logprobs[valid]
+    versions = np.repeat(completions.versions[:, 0], np.diff(offsets))  # of a prompt: that of its first answer
+    versions[sampled] = completions.versions[valid]
     return SequenceBatch(
         tokens,
         offsets,
         {
             "loss_mask": sampled.astype(np.float32),
             "sampled_logprobs": logprobs,
-            "weights_version": np.full(total, version, np.int32),
+            "weights_version": versions,
         },
         {
             "request": request,

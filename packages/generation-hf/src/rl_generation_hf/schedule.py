@@ -52,25 +52,33 @@ class Schedule:
         prefill_tokens: int,
     ) -> None:
         self._lengths = lengths
-        self._order = np.argsort(-lengths, kind="stable")
         self._n = n
         self._max_new_tokens = max_new_tokens
         self._budget = budget
         self._vocab_size = vocab_size
         self._prefill_tokens = prefill_tokens
-        self._next = 0  # into _order
-        self._done = 0  # samples of the next prompt that have started
+        self._prompts = np.zeros(0, np.int64)  # of the completions that wait, in their order
+        self._samples = np.zeros(0, np.int64)
+        self._next = 0  # into both
+        self.put_back(np.repeat(np.arange(len(lengths)), n), np.tile(np.arange(n), len(lengths)))
 
     @property
     def waiting(self) -> int:
         """Completions that have not started."""
-        return (len(self._order) - self._next) * self._n - self._done
+        return len(self._prompts) - self._next
+
+    def put_back(self, prompts: np.ndarray, samples: np.ndarray) -> None:
+        """Let completions wait (again); int64 [R] each."""
+        prompts = np.concatenate([self._prompts[self._next :], prompts])
+        samples = np.concatenate([self._samples[self._next :], samples])
+        order = np.lexsort((samples, prompts, -self._lengths[prompts]))
+        self._prompts, self._samples, self._next = prompts[order], samples[order], 0
 
     def columns(self) -> int:
         """Cache columns that every waiting completion fits in; 0 if none waits."""
         if not self.waiting:
             return 0
-        return int(self._lengths[self._order[self._next]]) + self._max_new_tokens
+        return int(self._lengths[self._prompts[self._next]]) + self._max_new_tokens
 
     def slots(self, columns: int, running: int) -> int:
         """Rows of ``columns`` the budget allows, no more than there are completions and at least 1."""
@@ -92,17 +100,17 @@ class Schedule:
         source: list[int] = []
         samples: list[int] = []
         while self.waiting and self._reads_well_with(prompts):
-            rest = self._n - self._done
+            prompt = int(self._prompts[self._next])
+            rest = int((self._prompts[self._next : self._next + self._n] == prompt).sum())
             taken = min(rest, free - len(samples))
             if taken < (rest if self._n <= slots else min(rest, max(1, slots // 4))):
                 break
             source += [len(prompts)] * taken
-            samples += range(self._done, self._done + taken)
-            prompts.append(int(self._order[self._next]))
-            self._done += taken
-            if self._done < self._n:
+            samples += self._samples[self._next : self._next + taken].tolist()
+            prompts.append(prompt)
+            self._next += taken
+            if taken < rest:
                 break
-            self._next, self._done = self._next + 1, 0
         if not prompts:
             return None
         return Admission(np.asarray(prompts), np.asarray(source), np.asarray(samples))
@@ -111,7 +119,7 @@ class Schedule:
         """Whether the next prompt may join ``prompts`` (longest first) in one forward."""
         if not prompts:
             return True
-        longest, length = self._lengths[prompts[0]], self._lengths[self._order[self._next]]
+        longest, length = self._lengths[prompts[0]], self._lengths[self._prompts[self._next]]
         kinds = len(np.unique(self._lengths[prompts])) + 1 if length != longest else 1
         rows = len(prompts) + 1
         return bool(

@@ -126,6 +126,11 @@ class GeneratorConfig(ComponentConfig):
     top_k: int = Field(0, ge=0, description="Keep the k most likely tokens; 0 keeps every token.")
     stop: tuple[str, ...] = Field((), description="Strings that end a completion (kept in it).")
     replicas: int = Field(1, ge=1, description="Number of generator processes.")
+    partial_rollouts: Literal["continue", "restart"] = Field(
+        "continue",
+        description="What becomes of unfinished completions when new weights arrive (run.max_staleness): they go on "
+        "with the new weights, or begin anew.",
+    )
 
 
 class RewardConfig(ComponentConfig):
