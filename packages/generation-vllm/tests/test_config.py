@@ -101,3 +101,10 @@ def test_a_division_that_is_impossible_is_refused():
         "name: 2 attention heads cannot be split evenly over generator.tensor_parallel 3\n"
         "    set generator.tensor_parallel to a divisor of 2"
     ]
+
+
+def test_completions_cannot_begin_anew_with_new_weights():
+    assert problems(partial_rollouts="restart") == [
+        "partial_rollouts: 'restart' is not possible here: an engine takes new weights when a batch is done\n"
+        "    remove it, or use generator: {name: hf}"
+    ]

@@ -120,7 +120,7 @@ def test_a_failure_is_raised_for_the_step_that_needs_the_batch():
     feed = AheadFeed(Failing(), max_staleness=4, steps=STEPS)
     feed.next(1)
     feed.next(2)
-    with pytest.raises(RLError, match="^the reward failed$"):
+    with pytest.raises(RLError, match=r"^the reward failed$"):
         feed.next(3)
 
 

@@ -58,7 +58,7 @@ def test_weights_that_do_not_fit_fail_where_they_were_sent_from_and_sampling_goe
         raise ValueError("weights do not fit")
 
     def update():
-        with pytest.raises(ValueError, match="^weights do not fit$"):
+        with pytest.raises(ValueError, match=r"^weights do not fit$"):
             updates.apply(misfit)
         caught.append(True)
 

@@ -129,10 +129,11 @@ class HfGenerator:
         self._require().decoder.cache.release()  # keys and values may be NaN, too
         sequence = int(batch.sequence_ids[bad[0]])
         columns = batch.sequence_columns
+        version = batch.token_columns["weights_version"][bad[0]]
         at = int(bad[0] - batch.offsets[sequence] - columns["prompt_length"][sequence])
         raise RLError(
             f"generator hf: request {columns['request'][sequence]}, sample {columns['sample'][sequence]}: the model's "
-            f"logits are not finite at completion token {at} (weights version {batch.token_columns['weights_version'][bad[0]]}); the policy has "
+            f"logits are not finite at completion token {at} (weights version {version}); the policy has "
             "diverged or its weights are damaged: go back to a checkpoint and lower algorithm.learning_rate"
         )
 

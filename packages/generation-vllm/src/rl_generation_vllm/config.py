@@ -55,6 +55,12 @@ class VllmConfig(GeneratorConfig):
         """Options without effect or possibility on the run's device, and models an engine cannot serve."""
         on_cpu = stage.run.gpus == 0
         yield from self._option_problems(on_cpu)
+        if self.partial_rollouts != "continue":
+            yield Problem(
+                "partial_rollouts",
+                f"{self.partial_rollouts!r} is not possible here: an engine takes new weights when a batch is done",
+                fix="remove it, or use generator: {name: hf}",
+            )
         shape = shape_of_model(stage.model)
         if shape is None:
             return

@@ -15,6 +15,7 @@ from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import EnvironmentProblem, RLError
 from rl_core.rollout.request_checks import check_requests, check_sampling
+from rl_core.rollout.weight_updates import WeightUpdates
 from rl_torch.models import build_config
 from transformers import CONFIG_NAME, PretrainedConfig
 
@@ -40,6 +41,7 @@ class VllmGenerator:
         self._device = "cpu"
         self._loaded: _Loaded | None = None
         self._version = 0
+        self._updates = WeightUpdates()
 
     def setup(self, context: WorkerContext) -> None:
         """Set threads and device, before vLLM is imported."""
@@ -95,22 +97,27 @@ class VllmGenerator:
             context_from=loaded.context_from,
             vocab_size=loaded.vocab_size,
         )
-        completions = loaded.engine.generate(requests, sampling)
-        batch = to_batch(requests, completions, n=sampling.n, version=self._version)
-        self._check_finite(batch)
+        with self._updates.sampling():
+            completions = loaded.engine.generate(requests, sampling)
+            batch = to_batch(requests, completions, n=sampling.n, version=self._version)
+            self._check_finite(batch)
         return batch
 
     def update_weights(self, buckets: list[WeightBucket], version: int) -> None:
         """Replace all parameters by name; the next completions carry ``version``.
 
-        Names and shapes are checked before the engine is touched.
+        Names and shapes are checked before the engine is touched. While completions are sampled it waits for their end.
         """
         loaded = self._require()
         loaded.layout.check(buckets)
-        loaded.has_weights = False  # should it fail half-way
-        loaded.engine.update_weights(buckets, loaded.layout.renamed(buckets))
-        loaded.has_weights = True
-        self._version = version
+
+        def replace() -> None:
+            loaded.has_weights = False  # should it fail half-way
+            loaded.engine.update_weights(buckets, loaded.layout.renamed(buckets))
+            loaded.has_weights = True
+            self._version = version
+
+        self._updates.apply(replace)
 
     def sleep(self) -> None:
         """On a GPU: move the weights to the host and drop the cache. On the CPU there is nothing to free for."""

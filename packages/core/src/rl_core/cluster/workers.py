@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+UPDATES = "updates"
+"""Calls of this concurrency group reach a generator while it samples."""
+
 
 @dataclass(frozen=True)
 class Deadlines:
@@ -89,7 +92,7 @@ class WorkerPool:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        actor = ray.remote(Host).options(
+        actor = ray.remote(concurrency_groups={UPDATES: 1})(Host).options(  # type: ignore[call-overload]
             num_cpus=1,
             num_gpus=gpus,
             max_restarts=0,

@@ -136,6 +136,18 @@ def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) ->
         )
 
 
+def check_ahead(selected: Selected, stage: StageConfig, findings: Findings) -> None:
+    """Sampling ahead of training and training share no GPU."""
+    if stage.run.max_staleness and stage.run.gpus and stage.generator is not None:
+        node = selected.nodes["run"].get("max_staleness") or selected.nodes["run"]
+        findings.add(
+            node.where,
+            node.path,
+            f"rollouts cannot be sampled while the same GPUs train (run.gpus: {stage.run.gpus})",
+            fix="run.max_staleness: 0",
+        )
+
+
 def check_components(selected: Selected, stage: StageConfig, read: frozenset[str], findings: Findings) -> None:
     """What the components' own ``problems(stage)`` find."""
     for section in (s for s in SECTIONS if s in read):

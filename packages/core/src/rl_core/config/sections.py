@@ -265,6 +265,12 @@ class RunSection(Section):
     seed: int = Field(0, ge=0, description="Seeds everything: initial weights, data order, sampling.")
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; default: only at the end.")
     keep_last: int = Field(2, ge=1, description="Complete checkpoints that are kept.")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="Versions the weights that sampled a token may be behind those that train on it. Above 0 the next "
+        "steps' rollouts are sampled while the current step is trained on.",
+    )
     samples_per_step: int = Field(4, ge=0, description="Rollout samples written to samples.jsonl per step.")
     address: str | None = Field(
         None,

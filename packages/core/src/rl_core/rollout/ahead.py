@@ -44,7 +44,7 @@ class AheadFeed:
         self._changed = threading.Condition()
         self._allowed = 0  # the last step whose batch may be begun
         self._ready: dict[int, tuple[Draw, int]] = {}  # batches, and the position in the data after each
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -75,24 +75,25 @@ class AheadFeed:
             self._changed.notify_all()
 
     def _sample(self, step: int) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or step <= self._allowed)
-                if self._closed:
-                    return
+        for current in range(step, self._steps + 1):
+            if not self._may_begin(current):
+                return
             try:
-                draw = self._feed.next(step)
-            except BaseException as error:  # raised where the batch is asked for
+                draw = self._feed.next(current)
+            except Exception as error:  # noqa: BLE001 - raised where the batch is asked for
                 with self._changed:
                     self._error = error
                     self._changed.notify_all()
                 return
             with self._changed:
-                self._ready[step] = draw, self._feed.cursor.position
+                self._ready[current] = draw, self._feed.cursor.position
                 self._changed.notify_all()
-            if step == self._steps:
-                return
-            step += 1
+
+    def _may_begin(self, step: int) -> bool:
+        """Wait for it; False once the feed is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or step <= self._allowed)
+            return not self._closed
 
     def _staleness(self, step: int, draw: Draw) -> dict[str, float]:
         versions = draw.batch.token_columns["weights_version"]

@@ -50,6 +50,10 @@ class Feed(Protocol):
         """The batch of ``step`` (from 1)."""
         ...
 
+    def close(self) -> None:
+        """No further batch is asked for."""
+        ...
+
 
 class ExamplesFeed:
     """Rows encoded by the algorithm (SFT, preference pairs); encodings are kept between epochs."""
@@ -81,6 +85,9 @@ class ExamplesFeed:
         if not len(batch):
             raise DataError(f"step {step}: none of the {self._plan.rows_per_step} rows drawn can be trained on")
         return Draw(batch, {"data/epoch": self.cursor.epoch, "time/data_s": time.perf_counter() - started})
+
+    def close(self) -> None:
+        """Nothing to end."""
 
     def _encoded(self, index: int) -> SequenceBatch:
         encoded = self._cache.get(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ class RewardPipeline:
 
     def __init__(self, rewards: Sequence[tuple[ComponentChoice, Reward]]) -> None:
         self._rewards = list(rewards)
+        self._one_at_a_time = threading.Lock()  # rollouts sampled ahead are scored beside an evaluation
 
     def score(self, samples: Sequence[Sample]) -> tuple[np.ndarray, dict[str, float]]:
         """``(rewards float32 [N], metrics)``; metrics are means over the samples.
@@ -30,6 +32,10 @@ class RewardPipeline:
             RLError: a reward raised, or gave the wrong number of scores or one that is no finite
                 number; the message names the reward and its package.
         """
+        with self._one_at_a_time:
+            return self._score(samples)
+
+    def _score(self, samples: Sequence[Sample]) -> tuple[np.ndarray, dict[str, float]]:
         total = np.zeros(len(samples), np.float64)
         metrics: dict[str, float] = {}
         for choice, reward in self._rewards:

@@ -93,6 +93,9 @@ class RolloutFeed:
         first = rounds[0]
         return Draw(batch, metrics, sample_rows(first.samples[: self._shown], first.batch.sequence_columns["reward"]))
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     def _sample(self, step: int, number: int) -> _Round:
         drawn = [int(i) for i in self.cursor.draw(self._plan.rows_per_step)]
         seeds = request_seeds(self._seed, self._stage, step, len(drawn), round=number)

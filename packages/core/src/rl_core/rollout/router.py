@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.workers import WorkerPool
+from rl_core.cluster.workers import UPDATES, WorkerPool
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import WorkerDied
 
@@ -60,7 +60,10 @@ class Router:
 
     def update_weights(self, buckets: list[Any], version: int) -> None:
         """Give every replica the weights behind ``buckets`` (object references) as ``version``."""
-        calls = [r.call_each.remote("update_weights", buckets, version) for r in self._replicas]
+        calls = [
+            r.call_each.options(concurrency_group=UPDATES).remote("update_weights", buckets, version)
+            for r in self._replicas
+        ]
         self._pool.get(calls, what="updating the generator weights")
         self.version = version
 

@@ -69,7 +69,7 @@ class _Update:
     def run(self) -> bool:
         try:
             self._change()
-        except Exception as error:  # raised where the update was asked for, see WeightUpdates.apply
+        except Exception as error:  # noqa: BLE001 - raised by WeightUpdates.apply
             self.error = error
         self.done = True
         return self.error is None

@@ -16,6 +16,7 @@ from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import AdapterSpec, ModelInfo, ModelSpec, Role
 from rl_core.errors import ConfigError, RLError
 from rl_core.model import Model
+from rl_core.rollout.ahead import AheadFeed
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.feed import ExamplesFeed, Feed
 from rl_core.rollout.rewards import RewardPipeline
@@ -93,7 +94,7 @@ class Assembly:
                 f"algorithm {self.stage.algorithm.name!r} trains on rollouts, which need a generator and rewards\n"
                 "    add both sections (and, in the plugin, needs=('generator', 'rewards') to the Component)"
             )
-        return RolloutFeed(
+        feed = RolloutFeed(
             driver.rows,
             algorithm=driver.algorithm,
             tokenizer=driver.tokenizer,
@@ -107,6 +108,9 @@ class Assembly:
             max_length=self.stage.model.max_length,
             samples_per_step=run.samples_per_step,
         )
+        if not run.max_staleness:
+            return feed
+        return AheadFeed(feed, max_staleness=run.max_staleness, steps=run.steps)
 
     def export(self, target: Path) -> None:
         """Write the policy and its tokenizer as a Hugging Face folder; complete or absent."""

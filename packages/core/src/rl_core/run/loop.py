@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class Loop:
             Interrupted: the user asked to stop; a checkpoint was saved.
             RLError: the batch of a non-finite loss was saved, or a part failed.
         """
-        parts, steps = self.parts, self.parts.stage.run.steps
+        parts = self.parts
         done = self._restore()
         if self.stop:
             raise Interrupted(
@@ -65,7 +66,11 @@ class Loop:
                 f"    continue with: rl resume {self.directory}"
             )
         parts.driver.algorithm.start(str(self.checkpoints.folder.parent))
-        feed = parts.feed(done.position)
+        with closing(parts.feed(done.position)) as feed:
+            return self._steps(feed, done)
+
+    def _steps(self, feed: Feed, done: RunState) -> list[dict[str, Any]]:
+        parts, steps = self.parts, self.parts.stage.run.steps
         version = done.weights_version
         if feed.samples or done.step == 0:
             parts.publish_weights(version)

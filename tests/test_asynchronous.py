@@ -1,0 +1,39 @@
+"""Runs that sample ahead of training."""
+
+import subprocess
+
+import pytest
+from support import RL, metrics_of
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_run_samples_ahead_and_goes_on_where_it_was(tiny, rl, tmp_path):
+    options = ["run.max_staleness=2", "run.steps=6", "data.limit=40"]
+    rl("run", tiny, *options, "run.checkpoint_every=3")
+    rows = metrics_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["data/epoch"] for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert rows[0]["rollout/staleness_max"] == 0
+    assert 1 <= max(row["rollout/staleness_max"] for row in rows) <= 2
+    assert all(0 <= row["rollout/staleness_mean"] <= row["rollout/staleness_max"] for row in rows)
+    # Training again from the middle: the rows sampled ahead are drawn again, none is left out.
+    again = tmp_path / "again"
+    rl("run", tiny, *options, "run.steps=3", f"run.directory={again}")
+    rl("run", tiny, *options, f"run.directory={again}", "--resume")
+    assert [row["data/epoch"] for row in metrics_of(again)] == [row["data/epoch"] for row in rows]
+
+
+def test_sampling_ahead_and_training_cannot_share_gpus(tiny, tmp_path):
+    done = subprocess.run(
+        [RL, "check", tiny, "run.max_staleness=2", "run.gpus=1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert (
+        "command line: run.max_staleness: rollouts cannot be sampled while the same GPUs train (run.gpus: 1)\n"
+        "    run.max_staleness: 0\n"
+    ) in done.stdout + done.stderr
