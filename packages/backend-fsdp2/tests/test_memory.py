@@ -14,12 +14,12 @@ import pytest
 import torch
 from fsdp2_helpers import free_port
 from rl_backend_fsdp2.config import Fsdp2Config
-from rl_backend_fsdp2.memory import CHUNK_ELEMENTS, Layout, adapter_parameters, estimate_memory, kept_per_token
-from rl_backend_fsdp2.rating import CPU_ROW_TOKENS, memory_per_rank
+from rl_backend_fsdp2.memory import Layout, estimate_memory, kept_per_token
+from rl_backend_fsdp2.rating import memory_per_rank
 from rl_core.config.model_shape import shape_of_config
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.contracts.rating import BackendJob, JobRole, MemoryEstimate, ModelShape
-from rl_torch import logprobs, microbatch
+from rl_torch.estimates import adapter_parameters
 from rl_torch.models import build_model
 
 POLICY, REFERENCE = Role("policy", trainable=True), Role("reference", trainable=False)
@@ -226,10 +226,6 @@ def _saved_bytes(init: dict[str, Any], *, packed: bool) -> int:
         out = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
     assert out.last_hidden_state.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
-
-
-def test_constants_are_those_of_the_code_that_runs() -> None:
-    assert (CHUNK_ELEMENTS, CPU_ROW_TOKENS) == (logprobs.CHUNK_ELEMENTS, microbatch.CPU_ROW_TOKENS)
 
 
 def roles(*given: Role) -> list[JobRole]:

@@ -16,13 +16,11 @@ import torch.multiprocessing as mp
 from rl_backend_megatron.backend import MegatronBackend
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.export import export
-from rl_backend_megatron.vocab_parallel import VocabShard, token_outputs
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
-from rl_torch.logprobs import token_outputs as unsplit_outputs
 from rl_torch.models import build_model
 from rl_torch.weights import from_buckets
 
@@ -278,36 +276,6 @@ def export_of_many_files(rank: int, world: int, port: int, *, directory: str) ->
     with backend(rank, world, port) as made:
         made.load(POLICY, model_spec(), optimizer_spec())
         export(made._role("policy"), Path(directory), made._joined(), file_bytes=2**14)
-
-
-def split_outputs(rank: int, world: int, port: int, *, vocab: int, count: int = 7) -> dict[str, float]:
-    """Largest differences of vocabulary-parallel outputs and gradients from the unsplit ones."""
-    names = ("logprobs", "entropy", "mean_logprobs", "logsumexp")
-    draws = torch.Generator().manual_seed(2)
-    hidden, full = torch.randn(count, 8, generator=draws), torch.randn(vocab, 8, generator=draws)
-    targets = torch.randint(0, vocab, (count,), generator=draws)
-    factors = torch.randn(len(names), count, generator=draws)
-    h, w = hidden.clone().requires_grad_(), full.clone().requires_grad_()
-    plain = unsplit_outputs(h, w, targets, outputs=names, temperature=0.7)
-    sum((plain[n] * f).sum() for n, f in zip(names, factors, strict=True)).backward()
-    with backend(rank, world, port, parallel={"tp": world}) as made:
-        group, rows = made._joined().groups.tp, -(-vocab // 64) * 64 // world
-        mine = torch.zeros(rows, 8)
-        part = full[rank * rows : (rank + 1) * rows]
-        mine[: len(part)] = part
-        mine.requires_grad_()
-        ours = hidden.clone().requires_grad_()
-        shard = VocabShard.of(size=vocab, rows=rows, group=group)
-        found = token_outputs(ours, mine, targets, vocab=shard, outputs=names, temperature=0.7, chunk_tokens=3)
-        sum((found[n] * f).sum() for n, f in zip(names, factors, strict=True)).backward()
-        total = ours.grad.clone()
-        torch.distributed.all_reduce(total, group=group)
-    gaps = {n: float((found[n] - plain[n]).detach().abs().max()) for n in names}
-    gaps["hidden"] = float((total - h.grad).abs().max())
-    difference = mine.grad[: len(part)] - w.grad[rank * rows : (rank + 1) * rows]
-    gaps["weight"] = max(difference.abs().flatten().tolist(), default=0.0)
-    gaps["padding"] = float(mine.grad[len(part) :].abs().sum())
-    return gaps
 
 
 class Ranks:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -125,14 +125,6 @@ def test_lora_relies_on_the_parallel_layers() -> None:
     source = inspect.getsource(inspect.getmodule(finalize_model_grads))
     assert 'config.sequence_parallel and getattr(param, "sequence_parallel", False)' in source
     assert 'config.qk_layernorm and ("q_layernorm" in name or "k_layernorm" in name)' in source
-
-
-def test_outputs_works_around_sums_of_copies() -> None:
-    # An all-reduce of a gradient that is not contiguous adds up a copy and returns the original. Once this
-    # fails, the note in outputs.py can go.
-    assert "torch.distributed.all_reduce(input_.contiguous(), group=group)" in inspect.getsource(
-        tensor_parallel.mappings._reduce
-    )
 
 
 def test_microbatches_relies_on_packed_rows_losing_their_batch_dimension() -> None:
