@@ -278,6 +278,28 @@ def export_of_many_files(rank: int, world: int, port: int, *, directory: str) ->
         export(made._role("policy"), Path(directory), made._joined(), file_bytes=2**14)
 
 
+def parameters_by_kind(
+    rank: int, world: int, port: int, *, spec: ModelSpec, role: Role, config: dict[str, Any]
+) -> dict[str, int]:
+    """Numbers on this rank: parameters, those trained; bytes of gradient buffers and, after a step, of moments."""
+    scores = LossSpec("megatron_helpers:squared_scores", outputs=("scores", "values"))
+    batch = random_batch(4)
+    with backend(rank, world, port, **config) as made:
+        made.load(role, spec, optimizer_spec())
+        shard = shard_of(batch, made.place)
+        made.train(role.name, shard, NLL if role.head == "lm" else scores, Scale.of(batch))
+        loaded = made._role(role.name)
+        inner = [part.optimizer for part in loaded.trainer.optimizer.chained_optimizers]
+        moments = [state[name] for one in inner for state in one.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        return {
+            "stage": made._joined().pp_rank,
+            "parameters": sum(p.numel() for p in loaded.stage.parameters()),
+            "trained": sum(p.numel() for p in loaded.stage.parameters() if p.requires_grad),
+            "gradients": sum(buffer.grad_data.nbytes for buffer in loaded.trainer.ddp.buffers),
+            "moments": sum(tensor.nbytes for tensor in moments),
+        }
+
+
 class Ranks:
     """Processes that run functions of this module as the ranks of a group; the first ``world`` may do so alone.
 

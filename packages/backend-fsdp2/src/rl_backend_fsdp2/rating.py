@@ -44,9 +44,11 @@ def memory_per_rank(config: Fsdp2Config, job: BackendJob) -> MemoryEstimate | No
         return None
     layout = layout_of(config, job)
     memory = estimate_memory(job.roles, layout, adapter=job.adapter)
-    changes: list[tuple[str, Any]] = [("activation_checkpointing", "selective"), ("activation_checkpointing", "full")]
+    changes: dict[str, dict[str, Any]] = {
+        f"activation_checkpointing: {how}": {"activation_checkpointing": how} for how in ("selective", "full")
+    }
     if job.gpus:
-        changes.append(("cpu_offload", True))
+        changes["cpu_offload: true"] = {"cpu_offload": True}
     helpful = savings(
         config,
         changes,

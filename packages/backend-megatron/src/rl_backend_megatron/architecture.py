@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +14,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rl_backend_megatron.config import ParallelConfig
-from rl_backend_megatron.layout import ARCHITECTURES, Shape, layout_problems
-
-VOCAB_MULTIPLE = 128
-"""Vocabularies are padded to a multiple of this, so that checkpoints fit every ``tp`` that divides it."""
+from rl_backend_megatron.layout import ARCHITECTURES, Shape, layout_problems, padded_vocabulary
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,6 @@ class Architecture:
         problems = list(layout_problems(parallel, shape))
         if problems:
             raise ConfigError("\n".join(str(p) for p in problems))
-        unit = math.lcm(VOCAB_MULTIPLE, parallel.tp)
         return cls(
             config=config,
             layers=config.num_hidden_layers,
@@ -73,7 +68,7 @@ class Architecture:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             ffn=config.intermediate_size,
             vocab=config.vocab_size,
-            padded_vocab=-(-config.vocab_size // unit) * unit,
+            padded_vocab=padded_vocabulary(config.vocab_size, parallel.tp),
             norm_eps=config.rms_norm_eps,
             qkv_bias=config.model_type == "qwen2",
             qk_norm=config.model_type == "qwen3",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
 
 from rl_backend_megatron.layout import Shape, layout_problems, ranks_problems
+
+if TYPE_CHECKING:
+    from rl_core.contracts.rating import BackendJob, MemoryEstimate
 
 
 class ParallelConfig(Section):
@@ -30,6 +33,10 @@ class ParallelConfig(Section):
     def model_ranks(self) -> int:
         """Ranks that hold one copy of the model."""
         return self.tp * self.pp * self.cp
+
+    def copies(self, gpus: int) -> int:
+        """Data-parallel copies for a job with ``gpus`` GPUs in all (0: CPU)."""
+        return self.dp or max(1, gpus // self.model_ranks)
 
 
 class MegatronConfig(BackendConfig):
@@ -61,6 +68,12 @@ class MegatronConfig(BackendConfig):
     def world_size(self, gpus: int) -> int:
         """One rank per GPU; on CPU as many as ``parallel`` multiplies to."""
         return gpus or (self.parallel.dp or 1) * self.parallel.model_ranks
+
+    def memory_per_rank(self, job: BackendJob) -> MemoryEstimate | None:
+        """See :func:`rl_backend_megatron.rating.memory_per_rank`."""
+        from rl_backend_megatron.rating import memory_per_rank
+
+        return memory_per_rank(self, job)
 
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Layouts that cannot work, with the arithmetic."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Hugging Face model types that can be built and converted."""
+
+VOCAB_MULTIPLE = 128
+"""Vocabularies are padded to a multiple of this, so that checkpoints fit every ``tp`` that divides it."""
+
+
+def padded_vocabulary(size: int, tp: int) -> int:
+    """Rows of the embedding that are stored for a vocabulary of ``size``."""
+    unit = math.lcm(VOCAB_MULTIPLE, tp)
+    return -(-size // unit) * unit
 
 
 @dataclass(frozen=True)

@@ -137,12 +137,12 @@ def first_that_fits(
 
 def savings(
     config: Any,
-    changes: Sequence[tuple[str, Any]],
+    changes: Mapping[str, Mapping[str, Any]],
     *,
     peak: int,
     estimate: Callable[[Any], MemoryEstimate],
 ) -> Iterator[str]:
-    """Of ``changes`` (field, value), those that take a tenth or more off ``peak``: what to type, in the same order."""
-    for name, value in changes:
-        if estimate(config.model_copy(update={name: value})).peak <= 0.9 * peak:
-            yield f"set backend.{name}: {'true' if value is True else value}"
+    """Of ``changes`` (what to write → fields of ``config``), those that take a tenth or more off ``peak``, in order."""
+    for text, fields in changes.items():
+        if estimate(config.model_copy(update=dict(fields))).peak <= 0.9 * peak:
+            yield f"set backend.{text}"
