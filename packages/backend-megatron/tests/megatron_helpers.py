@@ -22,6 +22,8 @@ from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
 from rl_torch.models import build_model
+from rl_torch.optim import learning_rate
+from rl_torch.testing import outputs_from_logits
 from rl_torch.weights import from_buckets
 
 VOCAB = 96
@@ -71,6 +73,51 @@ def model_spec(*, layers: int = 2, tie: bool = True, architecture: str = "qwen2"
 def plain_model(spec: ModelSpec) -> torch.nn.Module:
     """The same model, without anything around it."""
     return build_model(spec, dtype=torch.float32)
+
+
+@torch.no_grad()
+def plain_outputs(
+    spec: ModelSpec, batch: SequenceBatch, temperature: float, names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Full logits, one sequence at a time; zero where no log-prob is needed."""
+    model = plain_model(spec)
+    logits = [
+        model(input_ids=torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]).logits[0]
+        for i in range(len(batch))
+    ]
+    found = outputs_from_logits(logits, batch, names, temperature=temperature)
+    first = np.zeros(len(batch.tokens), bool)
+    first[batch.offsets[:-1]] = True
+    needed = (batch.token_columns["loss_mask"] != 0) & ~first
+    return {name: np.where(needed, getattr(found, name).numpy(), 0) for name in names}
+
+
+def plain_training(
+    spec: ModelSpec, optimizer: OptimizerSpec, batch: SequenceBatch, steps: int
+) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
+    """The textbook loop: one sequence at a time, full logits, torch's AdamW and clipping."""
+    model = plain_model(spec)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
+    record = []
+    for step in range(steps):
+        total = torch.zeros(())
+        for i in range(len(batch)):
+            tokens = torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))
+            mask = torch.from_numpy(batch.token_columns["loss_mask"][batch.sequence(i)])
+            log_p = torch.log_softmax(model(input_ids=tokens[None]).logits[0], -1)
+            total = total - (log_p[:-1].gather(1, tokens[1:, None])[:, 0] * mask[1:]).sum()
+        loss = total / float(batch.token_columns["loss_mask"].sum())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(optimizer, step)
+        adamw.step()
+        adamw.zero_grad()
+        record.append((loss.item(), norm.item()))
+    return record, dict(model.named_parameters())
 
 
 def model_folder(directory: Path, *, architecture: str = "qwen2", tie: bool = True, layers: int = 2) -> ModelSpec:

@@ -104,6 +104,14 @@ def test_an_architecture_that_cannot_be_built_scores_zero() -> None:
     assert rate(job(roles=other)).reasons == ("cannot build 'mistral' models",)
 
 
+def test_memory_of_experts_is_not_estimated() -> None:
+    size = replace(shape(kind="qwen3_moe"), experts=8, experts_per_token=2)
+    found = rate(job(size))
+    assert (found.score, found.memory) == (60, None)
+    assert found.reasons[1] == "memory unknown: it depends on how many tokens choose an expert"
+    assert memory_per_rank(MegatronConfig(name="megatron"), job(size)) is None
+
+
 @pytest.mark.parametrize(
     ("gpus", "nodes", "score", "place"),
     [

@@ -19,12 +19,18 @@ class ParallelConfig(Section):
     """How the ranks divide the work: dp × tp × pp × cp of them."""
 
     dp: int | None = Field(
-        None, ge=1, description="Data-parallel copies of the model; default: as many as the GPUs allow, or 1."
+        None, ge=1, description="Data-parallel copies of the model; default: as many as the GPUs allow, or ep."
     )
     tp: int = Field(1, ge=1, description="Tensor parallel: ranks that share every layer's matrices.")
     pp: int = Field(1, ge=1, description="Pipeline parallel: groups of layers on different ranks.")
-    cp: int = Field(1, ge=1, description="Context parallel: ranks that share a sequence. Only 1 is supported.")
-    ep: int = Field(1, ge=1, description="Expert parallel, for mixtures of experts. Only 1 is supported.")
+    cp: int = Field(
+        1,
+        ge=1,
+        description="Context parallel: ranks that share a sequence. Only 1; Megatron's needs Transformer Engine.",
+    )
+    ep: int = Field(
+        1, ge=1, description="Expert parallel: data-parallel copies that share the experts of a mixture of experts."
+    )
     sequence: bool = Field(
         False, description="Split activations between layers over the tensor-parallel ranks too: less memory."
     )
@@ -36,7 +42,7 @@ class ParallelConfig(Section):
 
     def copies(self, gpus: int) -> int:
         """Data-parallel copies for a job with ``gpus`` GPUs in all (0: CPU)."""
-        return self.dp or max(1, gpus // self.model_ranks)
+        return self.dp or (max(1, gpus // self.model_ranks) if gpus else self.ep)
 
 
 class MegatronConfig(BackendConfig):
@@ -67,7 +73,7 @@ class MegatronConfig(BackendConfig):
 
     def world_size(self, gpus: int) -> int:
         """One rank per GPU; on CPU as many as ``parallel`` multiplies to."""
-        return gpus or (self.parallel.dp or 1) * self.parallel.model_ranks
+        return gpus or self.parallel.copies(0) * self.parallel.model_ranks
 
     def memory_per_rank(self, job: BackendJob) -> MemoryEstimate | None:
         """See :func:`rl_backend_megatron.rating.memory_per_rank`."""

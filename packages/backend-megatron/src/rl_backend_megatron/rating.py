@@ -38,6 +38,9 @@ def rate(job: BackendJob) -> BackendRating:
     for part in job.roles:
         if part.shape is not None and part.shape.architecture not in ARCHITECTURES:
             return BackendRating(NAME, 0, (f"cannot build {part.shape.architecture!r} models",))
+    if _has_experts(job):
+        reason = "memory unknown: it depends on how many tokens choose an expert"
+        return BackendRating(NAME, FITS if job.gpus else CPU, (_place(job), reason))
 
     def estimate(fields: Mapping[str, Any]) -> MemoryEstimate:
         config = MegatronConfig.model_validate({"name": NAME, **fields})
@@ -58,7 +61,7 @@ def rate(job: BackendJob) -> BackendRating:
 
 def memory_per_rank(config: MegatronConfig, job: BackendJob) -> MemoryEstimate | None:
     """The estimate for a config, with advice on what would lower it; None where a model's size is unknown."""
-    if job.unknown:
+    if job.unknown or _has_experts(job):
         return None
 
     def estimate(config: MegatronConfig) -> MemoryEstimate:
@@ -72,6 +75,11 @@ def memory_per_rank(config: MegatronConfig, job: BackendJob) -> MemoryEstimate |
     if parallel.tp > 1:
         changes["parallel.sequence: true"] = {"parallel": parallel.model_copy(update={"sequence": True})}
     return replace(memory, advice=next(savings(config, changes, peak=memory.peak, estimate=estimate), ""))
+
+
+def _has_experts(job: BackendJob) -> bool:
+    """Memory of experts depends on how many tokens choose them, and is not estimated."""
+    return any(part.shape is not None and part.shape.experts for part in job.roles)
 
 
 def layout_of(config: MegatronConfig, job: BackendJob) -> Layout:
