@@ -63,9 +63,9 @@ def test_layouts_that_divide_the_model_are_fine(parallel: dict, gpus: int) -> No
         (
             {"cp": 2},
             "backend.parallel.cp",
-            "cp 2: Megatron Core splits sequences over ranks only inside Transformer Engine's attention on CUDA, and "
-            "this backend does not use it",
-            "set backend.parallel.cp=1 and use tp with sequence: true for long sequences, or backend: {name: fsdp2}",
+            "cp 2: Megatron Core splits sequences over ranks only inside Transformer Engine's attention on CUDA, "
+            "which this version does not support",
+            "set backend.parallel.cp=1; for long sequences use tp with sequence: true, or backend: {name: fsdp2}",
         ),
         (
             {"ep": 2},

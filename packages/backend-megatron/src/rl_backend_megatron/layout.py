@@ -83,8 +83,8 @@ def ranks_problems(parallel: ParallelConfig, *, gpus: int, nodes: int) -> Iterat
         yield Problem(
             path="backend.parallel.cp",
             message=f"cp {parallel.cp}: Megatron Core splits sequences over ranks only inside Transformer Engine's "
-            "attention on CUDA, and this backend does not use it",
-            fix="set backend.parallel.cp=1 and use tp with sequence: true for long sequences, or backend: {name: fsdp2}",
+            "attention on CUDA, which this version does not support",
+            fix="set backend.parallel.cp=1; for long sequences use tp with sequence: true, or backend: {name: fsdp2}",
         )
     if parallel.sequence and parallel.tp == 1:
         yield Problem(
