@@ -49,16 +49,21 @@ def experts_folder(directory: Path, *, sum_to_one: bool = True) -> ModelSpec:
 
 
 @pytest.mark.parametrize(
-    ("world", "parallel", "sum_to_one"),
-    [(1, {}, True), (2, {"dp": 2, "ep": 2}, False), (4, {"dp": 2, "ep": 2, "pp": 2}, True)],
+    ("world", "parallel", "sum_to_one", "more"),
+    [
+        (1, {}, True, {}),
+        (2, {"dp": 2, "ep": 2}, False, {}),
+        (4, {"dp": 2, "ep": 2, "pp": 2}, True, {"activation_checkpointing": True, "packing": "packed"}),
+        (4, {"dp": 4, "ep": 2}, True, {"distributed_optimizer": False}),
+    ],
 )
 def test_five_steps_equal_plain_pytorch(
-    ranks: Ranks, tmp_path: Path, world: int, parallel: dict[str, int], sum_to_one: bool
+    ranks: Ranks, tmp_path: Path, world: int, parallel: dict[str, int], sum_to_one: bool, more: dict[str, Any]
 ) -> None:
     batch, spec = random_batch(), experts_folder(tmp_path, sum_to_one=sum_to_one)
     optimizer = optimizer_spec(learning_rate=3e-3, eps=1e-4)
     expected, parameters = plain_training(spec, optimizer, batch, STEPS)
-    config = {"parallel": parallel, "max_tokens_per_microbatch": 60}
+    config = {"parallel": parallel, "max_tokens_per_microbatch": 60, **more}
     answers = ranks(train, world, batch=batch, steps=STEPS, spec=spec, optimizer=optimizer, config=config)
     for step, (loss, norm) in enumerate(expected):
         metrics = metrics_of(answers, step)
