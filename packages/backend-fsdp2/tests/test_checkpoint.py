@@ -23,14 +23,12 @@ from fsdp2_helpers import (
     train_on_while_saving,
 )
 from ranks import Ranks
-from rl_backend_fsdp2.export import write_safetensors
 from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_core.contracts.model import ModelSpec, Role
 from rl_core.errors import RLError
 from rl_core.model import reduce_metrics
 from rl_torch.weights import load_buckets_into
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 
@@ -192,15 +190,3 @@ def test_a_checkpoint_written_in_the_background_continues_bit_exactly(
     assert losses_of(continued) == losses_of(whole)[2:]
     for name, weight in whole[0]["weights"].items():
         np.testing.assert_array_equal(continued[0]["weights"][name], weight)
-
-
-def test_an_export_is_written_in_several_files_where_it_is_large(tmp_path: Path) -> None:
-    tensors = {f"w{i}": torch.full((100,), float(i)) for i in range(5)}
-    write_safetensors(tmp_path, tensors.items(), max_bytes=900)
-    files = sorted(p.name for p in tmp_path.glob("*.safetensors"))
-    assert files == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert index["metadata"] == {"total_size": 2000}
-    for name, file in index["weight_map"].items():
-        assert torch.equal(load_file(tmp_path / file)[name], tensors[name])
-    assert index["weight_map"].keys() == tensors.keys()

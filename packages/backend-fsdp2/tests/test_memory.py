@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rl_backend_fsdp2.config import Fsdp2Config
-from rl_backend_fsdp2.memory import CHUNK_ELEMENTS, Layout, adapter_parameters, estimate_memory, kept_per_token
-from rl_backend_fsdp2.rating import CPU_ROW_TOKENS, memory_per_rank
-from rl_core.cluster.ports import free_port
+from rl_backend_fsdp2.memory import Layout, estimate_memory, kept_per_token
+from rl_backend_fsdp2.rating import memory_per_rank
 from rl_core.config.model_shape import shape_of_config
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
-from rl_core.contracts.rating import BackendJob, JobRole, MemoryEstimate, ModelShape
-from rl_torch import logprobs, microbatch
+from rl_core.contracts.rating import JobRole, MemoryEstimate
+from rl_torch.estimates import adapter_parameters
+from rl_torch.memory_probe import POLICY, Case, Probe, shape_of_init
 from rl_torch.models import build_model
 
-POLICY, REFERENCE = Role("policy", trainable=True), Role("reference", trainable=False)
+REFERENCE = Role("reference", trainable=False)
 VALUE = Role("value", trainable=True, head="scalar")
 
 SMALL = {"architecture": "qwen2", "hidden_size": 192, "layers": 6, "heads": 6, "kv_heads": 2, "ffn": 512}
@@ -32,40 +28,13 @@ LARGE |= {"tie_embeddings": False}
 LORA = AdapterSpec("lora", rank=8, alpha=16.0)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A training run of two steps; ``tokens`` per micro-batch."""
+BACKEND = ("fsdp2", "rl_backend_fsdp2.backend:Fsdp2Backend", "rl_backend_fsdp2.config:Fsdp2Config")
 
-    init: dict[str, Any]
-    vocab: int
-    tokens: int
-    sequences: int
-    length: int
-    config: dict[str, Any] = field(default_factory=dict)
-    roles: tuple[Role, ...] = (POLICY,)
-    entropy: bool = False
-    adapter: AdapterSpec | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "config": self.settings()}
-
-    def settings(self) -> dict[str, Any]:
-        return {"max_tokens_per_microbatch": self.tokens, **self.config}
-
-    def estimate(self) -> MemoryEstimate:
-        job = BackendJob(
-            algorithm="test",
-            roles=tuple(JobRole(role, shape_of(self.init, self.vocab)) for role in self.roles),
-            gpus=0,
-            nodes=1,
-            max_length=self.length,
-            input="rollouts" if self.entropy else "examples",
-            tokens_per_step=self.sequences * self.length,
-            adapter=self.adapter,
-        )
-        found = memory_per_rank(Fsdp2Config(name="fsdp2", **self.settings()), job)
-        assert found is not None
-        return found
+def estimate(case: Case) -> MemoryEstimate:
+    found = memory_per_rank(Fsdp2Config(name="fsdp2", **case.settings), case.job())
+    assert found is not None
+    return found
 
 
 ALONE = {
@@ -114,73 +83,18 @@ SHARED = {
 }
 
 
-def shape_of(init: dict[str, Any], vocabulary: int) -> ModelShape:
-    return shape_of_config(
-        {
-            "model_type": init["architecture"],
-            "hidden_size": init["hidden_size"],
-            "num_hidden_layers": init["layers"],
-            "num_attention_heads": init["heads"],
-            "num_key_value_heads": init["kv_heads"],
-            "intermediate_size": init["ffn"],
-            "tie_word_embeddings": init.get("tie_embeddings", True),
-            "vocab_size": vocabulary,
-        }
-    )
-
-
-class Probe:
-    """Processes that run cases as the ranks of a group."""
-
-    def __init__(self, cases: dict[str, Case], world: int) -> None:
-        here = Path(__file__).parent
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(here),
-            "OMP_NUM_THREADS": "1",
-            "MALLOC_MMAP_THRESHOLD_": "65536",
-            "MALLOC_TRIM_THRESHOLD_": "65536",
-        }
-        self.cases, port = cases, free_port()
-        self.ranks = [
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", str(here / "memory_probe.py"), str(rank), str(world), str(port)],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world)
-        ]
-        for process in self.ranks:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps([case.to_json() for case in cases.values()]))
-            process.stdin.close()
-            process.stdin = None
-
-    def peaks(self) -> dict[str, int]:
-        """Bytes of each case on the rank that needs most."""
-        found = []
-        for process in self.ranks:
-            out, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err
-            found.append(json.loads(out.splitlines()[-1]))
-        return dict(zip(self.cases, map(max, zip(*found, strict=True)), strict=True))
-
-
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, int]:
-    probes = [Probe(ALONE, 1), Probe(SHARED, 2)]
+    probes = [Probe(cases, world, backend=BACKEND, port=free_port()) for cases, world in ((ALONE, 1), (SHARED, 2))]
     return probes[0].peaks() | probes[1].peaks()
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
 @pytest.mark.parametrize("name", [*ALONE, *SHARED])
 def test_the_estimate_is_within_a_fifth_of_the_measured_peak(name: str, peaks: dict[str, int]) -> None:
-    estimate, peak = (ALONE | SHARED)[name].estimate().peak, peaks[name]
-    print(f"{name}: measured {peak / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f} MiB, {estimate / peak:.3f}")
-    assert abs(estimate - peak) <= 0.2 * peak, f"measured {peak:,} bytes, estimated {estimate:,}"
+    expected, peak = estimate((ALONE | SHARED)[name]).peak, peaks[name]
+    print(f"{name}: measured {peak / 2**20:.0f} MiB, estimated {expected / 2**20:.0f} MiB, {expected / peak:.3f}")
+    assert abs(expected - peak) <= 0.2 * peak, f"measured {peak:,} bytes, estimated {expected:,}"
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "qwen3", "gpt2", "mixtral", "gemma"])
@@ -205,7 +119,7 @@ def test_a_block_keeps_the_tensors_that_are_counted(architecture: str, packed: b
     init = {**SMALL, "architecture": architecture}
     kept = [_saved_bytes({**init, "layers": layers}, packed=packed) for layers in (1, 2)]
     layout = Layout(row_tokens=64 if packed else 0)
-    assert (kept[1] - kept[0]) / (4 * 64) == kept_per_token(shape_of(init, 128), layout)
+    assert (kept[1] - kept[0]) / (4 * 64) == kept_per_token(shape_of_init(init, 128), layout)
 
 
 def _saved_bytes(init: dict[str, Any], *, packed: bool) -> int:
@@ -228,16 +142,12 @@ def _saved_bytes(init: dict[str, Any], *, packed: bool) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def test_constants_are_those_of_the_code_that_runs() -> None:
-    assert (CHUNK_ELEMENTS, CPU_ROW_TOKENS) == (logprobs.CHUNK_ELEMENTS, microbatch.CPU_ROW_TOKENS)
-
-
 def roles(*given: Role) -> list[JobRole]:
-    return [JobRole(role, shape_of(MEDIUM, 1000)) for role in given]
+    return [JobRole(role, shape_of_init(MEDIUM, 1000)) for role in given]
 
 
 def test_states_of_a_trained_model_take_sixteen_bytes_a_parameter() -> None:
-    count = shape_of(MEDIUM, 1000).parameters().total
+    count = shape_of_init(MEDIUM, 1000).parameters().total
     found = estimate_memory(roles(POLICY), Layout(tokens=16))
     assert (found.parameters, found.gradients, found.optimizer) == (4 * count, 4 * count, 8 * count)
     with_reference = estimate_memory(roles(POLICY, REFERENCE), Layout(tokens=16))
@@ -249,7 +159,7 @@ def test_a_reference_that_is_the_policy_without_its_adapter_takes_nothing() -> N
     adapted = estimate_memory(roles(POLICY), Layout(tokens=16), adapter=LORA)
     both = estimate_memory(roles(POLICY, replace(REFERENCE, base_of="policy")), Layout(tokens=16), adapter=LORA)
     assert both == adapted
-    trained = adapter_parameters(shape_of(MEDIUM, 1000), LORA)
+    trained = adapter_parameters(shape_of_init(MEDIUM, 1000), LORA)
     assert (adapted.gradients, adapted.optimizer) == (4 * trained, 8 * trained)
 
 
@@ -261,17 +171,17 @@ def test_adapter_parameters_are_those_that_peft_adds(kind: Any) -> None:
     model = build_model(ModelSpec(init=SMALL, vocab_size=64, max_length=32), dtype=torch.float32)
     attach(model, adapter)
     added = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert adapter_parameters(shape_of(SMALL, 64), adapter) == added
+    assert adapter_parameters(shape_of_init(SMALL, 64), adapter) == added
 
 
 def test_only_the_named_layers_get_an_adapter() -> None:
     adapter = replace(LORA, target_modules=("q_proj", "v_proj"))
-    assert adapter_parameters(shape_of(MEDIUM, 64), adapter) == 6 * 8 * ((384 + 384) + (384 + 128))
+    assert adapter_parameters(shape_of_init(MEDIUM, 64), adapter) == 6 * 8 * ((384 + 384) + (384 + 128))
 
 
 def test_sharding_divides_what_lasts_and_adds_gathered_copies() -> None:
     one, four = (estimate_memory(roles(POLICY), Layout(tokens=16, shards=n)) for n in (1, 4))
-    count = shape_of(MEDIUM, 1000).parameters()
+    count = shape_of_init(MEDIUM, 1000).parameters()
     assert four.optimizer == one.optimizer // 4
     ends = count.total - count.layer * count.layers
     assert four.parameters == one.parameters // 4 + 4 * (ends + 3 * count.layer)
@@ -288,7 +198,7 @@ def test_each_way_to_save_memory_saves_what_it_says() -> None:
     chunked = estimate_memory(roles(POLICY), replace(base, chunk_tokens=64))
     assert chunked.logits < plain.logits / 4
     offloaded = estimate_memory(roles(POLICY), replace(base, cpu_offload=True))
-    assert (offloaded.optimizer, offloaded.gradients - 8 * shape_of(MEDIUM, 1000).parameters().layer) == (0, 0)
+    assert (offloaded.optimizer, offloaded.gradients - 8 * shape_of_init(MEDIUM, 1000).parameters().layer) == (0, 0)
 
 
 def test_logits_grow_with_a_chunk_and_not_with_the_micro_batch() -> None:

@@ -16,14 +16,14 @@ import torch.multiprocessing as mp
 from rl_backend_megatron.backend import MegatronBackend
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.export import export
-from rl_backend_megatron.vocab_parallel import VocabShard, token_outputs
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
-from rl_torch.logprobs import token_outputs as unsplit_outputs
 from rl_torch.models import build_model
+from rl_torch.optim import learning_rate
+from rl_torch.testing import outputs_from_logits
 from rl_torch.weights import from_buckets
 
 VOCAB = 96
@@ -73,6 +73,51 @@ def model_spec(*, layers: int = 2, tie: bool = True, architecture: str = "qwen2"
 def plain_model(spec: ModelSpec) -> torch.nn.Module:
     """The same model, without anything around it."""
     return build_model(spec, dtype=torch.float32)
+
+
+@torch.no_grad()
+def plain_outputs(
+    spec: ModelSpec, batch: SequenceBatch, temperature: float, names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Full logits, one sequence at a time; zero where no log-prob is needed."""
+    model = plain_model(spec)
+    logits = [
+        model(input_ids=torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]).logits[0]
+        for i in range(len(batch))
+    ]
+    found = outputs_from_logits(logits, batch, names, temperature=temperature)
+    first = np.zeros(len(batch.tokens), bool)
+    first[batch.offsets[:-1]] = True
+    needed = (batch.token_columns["loss_mask"] != 0) & ~first
+    return {name: np.where(needed, getattr(found, name).numpy(), 0) for name in names}
+
+
+def plain_training(
+    spec: ModelSpec, optimizer: OptimizerSpec, batch: SequenceBatch, steps: int
+) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
+    """The textbook loop: one sequence at a time, full logits, torch's AdamW and clipping."""
+    model = plain_model(spec)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
+    record = []
+    for step in range(steps):
+        total = torch.zeros(())
+        for i in range(len(batch)):
+            tokens = torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))
+            mask = torch.from_numpy(batch.token_columns["loss_mask"][batch.sequence(i)])
+            log_p = torch.log_softmax(model(input_ids=tokens[None]).logits[0], -1)
+            total = total - (log_p[:-1].gather(1, tokens[1:, None])[:, 0] * mask[1:]).sum()
+        loss = total / float(batch.token_columns["loss_mask"].sum())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(optimizer, step)
+        adamw.step()
+        adamw.zero_grad()
+        record.append((loss.item(), norm.item()))
+    return record, dict(model.named_parameters())
 
 
 def model_folder(directory: Path, *, architecture: str = "qwen2", tie: bool = True, layers: int = 2) -> ModelSpec:
@@ -280,34 +325,26 @@ def export_of_many_files(rank: int, world: int, port: int, *, directory: str) ->
         export(made._role("policy"), Path(directory), made._joined(), file_bytes=2**14)
 
 
-def split_outputs(rank: int, world: int, port: int, *, vocab: int, count: int = 7) -> dict[str, float]:
-    """Largest differences of vocabulary-parallel outputs and gradients from the unsplit ones."""
-    names = ("logprobs", "entropy", "mean_logprobs", "logsumexp")
-    draws = torch.Generator().manual_seed(2)
-    hidden, full = torch.randn(count, 8, generator=draws), torch.randn(vocab, 8, generator=draws)
-    targets = torch.randint(0, vocab, (count,), generator=draws)
-    factors = torch.randn(len(names), count, generator=draws)
-    h, w = hidden.clone().requires_grad_(), full.clone().requires_grad_()
-    plain = unsplit_outputs(h, w, targets, outputs=names, temperature=0.7)
-    sum((plain[n] * f).sum() for n, f in zip(names, factors, strict=True)).backward()
-    with backend(rank, world, port, parallel={"tp": world}) as made:
-        group, rows = made._joined().groups.tp, -(-vocab // 64) * 64 // world
-        mine = torch.zeros(rows, 8)
-        part = full[rank * rows : (rank + 1) * rows]
-        mine[: len(part)] = part
-        mine.requires_grad_()
-        ours = hidden.clone().requires_grad_()
-        shard = VocabShard.of(size=vocab, rows=rows, group=group)
-        found = token_outputs(ours, mine, targets, vocab=shard, outputs=names, temperature=0.7, chunk_tokens=3)
-        sum((found[n] * f).sum() for n, f in zip(names, factors, strict=True)).backward()
-        total = ours.grad.clone()
-        torch.distributed.all_reduce(total, group=group)
-    gaps = {n: float((found[n] - plain[n]).detach().abs().max()) for n in names}
-    gaps["hidden"] = float((total - h.grad).abs().max())
-    difference = mine.grad[: len(part)] - w.grad[rank * rows : (rank + 1) * rows]
-    gaps["weight"] = max(difference.abs().flatten().tolist(), default=0.0)
-    gaps["padding"] = float(mine.grad[len(part) :].abs().sum())
-    return gaps
+def parameters_by_kind(
+    rank: int, world: int, port: int, *, spec: ModelSpec, role: Role, config: dict[str, Any]
+) -> dict[str, int]:
+    """Numbers on this rank: parameters, those trained; bytes of gradient buffers and, after a step, of moments."""
+    scores = LossSpec("megatron_helpers:squared_scores", outputs=("scores", "values"))
+    batch = random_batch(4)
+    with backend(rank, world, port, **config) as made:
+        made.load(role, spec, optimizer_spec())
+        shard = shard_of(batch, made.place)
+        made.train(role.name, shard, NLL if role.head == "lm" else scores, Scale.of(batch))
+        loaded = made._role(role.name)
+        inner = [part.optimizer for part in loaded.trainer.optimizer.chained_optimizers]
+        moments = [state[name] for one in inner for state in one.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        return {
+            "stage": made._joined().pp_rank,
+            "parameters": sum(p.numel() for p in loaded.stage.parameters()),
+            "trained": sum(p.numel() for p in loaded.stage.parameters() if p.requires_grad),
+            "gradients": sum(buffer.grad_data.nbytes for buffer in loaded.trainer.ddp.buffers),
+            "moments": sum(tensor.nbytes for tensor in moments),
+        }
 
 
 class Ranks:

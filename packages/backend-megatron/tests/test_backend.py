@@ -77,7 +77,7 @@ def test_an_architecture_that_cannot_be_built_is_refused() -> None:
         made.load(POLICY, model_spec(architecture="gemma"), optimizer_spec())
     assert str(caught.value) == (
         "the megatron backend cannot build 'gemma' models\n"
-        "    choose one of llama, qwen2, qwen3, or backend: {name: fsdp2}"
+        "    choose one of llama, qwen2, qwen3, qwen3_moe, or backend: {name: fsdp2}"
     )
 
 

@@ -28,6 +28,7 @@ def test_ranks_are_the_gpus_or_the_product_of_the_layout() -> None:
         return MegatronConfig(name="megatron", parallel=parallel).world_size(gpus)
 
     assert (ranks({}, 0), ranks({}, 8)) == (1, 8)
+    assert (ranks({"ep": 4}, 0), ranks({"ep": 4, "dp": 8, "pp": 2}, 0), ranks({"ep": 4}, 8)) == (4, 16, 8)
     assert (ranks({"tp": 2, "pp": 3}, 0), ranks({"dp": 2, "tp": 2, "pp": 3}, 0), ranks({"tp": 2}, 8)) == (6, 12, 8)
 
 
@@ -62,14 +63,21 @@ def test_layouts_that_divide_the_model_are_fine(parallel: dict, gpus: int) -> No
         (
             {"cp": 2},
             "backend.parallel.cp",
-            "cp 2: this version does not split sequences over ranks",
-            "set backend.parallel.cp=1 and use tp with sequence: true for long sequences",
+            "cp 2: Megatron Core splits sequences over ranks only inside Transformer Engine's attention on CUDA, "
+            "which this version does not support",
+            "set backend.parallel.cp=1; for long sequences use tp with sequence: true, or backend: {name: fsdp2}",
         ),
         (
             {"ep": 2},
             "backend.parallel.ep",
-            "ep 2: this version has no mixtures of experts to spread",
+            "model.init: ep 2: a qwen2 model has no experts to spread",
             "set backend.parallel.ep=1",
+        ),
+        (
+            {"dp": 3, "ep": 2},
+            "backend.parallel.ep",
+            "ep 2 spreads experts over data-parallel copies, whose number is 3",
+            "set backend.parallel.ep to a divisor of 3, or parallel.dp to a multiple of 2",
         ),
         (
             {"sequence": True},
@@ -130,6 +138,29 @@ def test_a_model_folder_is_read_for_its_numbers(tmp_path: Path) -> None:
     assert problems({"pp": 2}, model=ModelConfig(path="Qwen/Qwen3-0.6B")) == []
 
 
+def test_layouts_of_experts_are_explained(tmp_path: Path) -> None:
+    experts = ModelConfig(init={**INIT, "architecture": "qwen3_moe", "extra": {"num_experts": 6}})
+    assert problems({"ep": 2, "pp": 3}, model=experts) == []
+    assert problems({"ep": 4}, model=experts) == [
+        Problem(
+            path="backend.parallel.ep",
+            message="model.init: experts 6 / ep 4 leaves a remainder of 2",
+            fix="set backend.parallel.ep to one of 1, 2, 3, 6",
+        )
+    ]
+    assert problems({"tp": 2}, model=experts) == [
+        Problem(
+            path="backend.parallel.tp",
+            message="model.init: tp 2: this version does not split models with experts by tensors",
+            fix="set backend.parallel.tp=1, and use ep and pp",
+        )
+    ]
+    numbers = {"model_type": "qwen3_moe", "num_hidden_layers": 2, "num_attention_heads": 8, "num_experts": 6}
+    (tmp_path / "config.json").write_text(json.dumps(numbers))
+    (found,) = problems({"ep": 4}, model=ModelConfig(path=str(tmp_path)))
+    assert found.message == f"{tmp_path / 'config.json'}: experts 6 / ep 4 leaves a remainder of 2"
+
+
 @pytest.mark.parametrize("architecture", ["gemma2", "mixtral"])
 def test_an_architecture_that_cannot_be_built_is_named(architecture: str) -> None:
     model = ModelConfig(init={**INIT, "architecture": architecture})
@@ -137,7 +168,7 @@ def test_an_architecture_that_cannot_be_built_is_named(architecture: str) -> Non
         Problem(
             path="backend.name",
             message=f"model.init: the megatron backend cannot build {architecture!r} models",
-            fix="choose one of llama, qwen2, qwen3, or backend: {name: fsdp2}",
+            fix="choose one of llama, qwen2, qwen3, qwen3_moe, or backend: {name: fsdp2}",
         )
     ]
 

@@ -20,7 +20,8 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import get_standard_config_overrides
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer, Float16OptimizerWithFloat16Params, MegatronOptimizer
@@ -30,6 +31,7 @@ from megatron.core.pipeline_parallel import schedules
 from megatron.core.tensor_parallel import random as megatron_random
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import Attention
+from megatron.core.transformer.moe import moe_utils, token_dispatcher
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
@@ -39,7 +41,7 @@ def arguments(function: Callable) -> list[str]:
 
 
 def test_the_version_is_the_one_this_was_written_for() -> None:
-    assert version("megatron-core").startswith("0.16.")
+    assert version("megatron-core") == "0.16.1"
 
 
 def test_model_relies_on_the_hook_after_the_last_layer() -> None:
@@ -127,14 +129,6 @@ def test_lora_relies_on_the_parallel_layers() -> None:
     assert 'config.qk_layernorm and ("q_layernorm" in name or "k_layernorm" in name)' in source
 
 
-def test_outputs_works_around_sums_of_copies() -> None:
-    # An all-reduce of a gradient that is not contiguous adds up a copy and returns the original. Once this
-    # fails, the note in outputs.py can go.
-    assert "torch.distributed.all_reduce(input_.contiguous(), group=group)" in inspect.getsource(
-        tensor_parallel.mappings._reduce
-    )
-
-
 def test_microbatches_relies_on_packed_rows_losing_their_batch_dimension() -> None:
     source = inspect.getsource(Attention.forward)
     assert "if packed_seq_params is not None and packed_seq_params.qkv_format == 'thd':" in source
@@ -142,6 +136,32 @@ def test_microbatches_relies_on_packed_rows_losing_their_batch_dimension() -> No
     assert {"qkv_format", "cu_seqlens_q", "cu_seqlens_kv", "max_seqlen_q", "max_seqlen_kv"} <= set(
         PackedSeqParams.__dataclass_fields__
     )
+
+
+def test_modules_relies_on_a_name_that_only_transformer_engine_defines() -> None:
+    source = inspect.getsource(moe_utils.RouterGatingLinearFunction)
+    assert source.count("if te_general_gemm is not None and") == 2
+    assert "num_experts" in arguments(get_gpt_layer_local_spec)
+
+
+def test_cpu_relies_on_how_tokens_go_to_their_experts() -> None:
+    source = inspect.getsource(token_dispatcher.MoEAlltoAllTokenDispatcher)
+    assert "self.cuda_dtoh_stream.wait_stream(torch.cuda.current_stream())" in source
+    assert "with torch.cuda.stream(self.cuda_dtoh_stream):" in source
+    assert "self.d2h_event = self.cuda_dtoh_stream.record_event()" in source
+    exchange = inspect.getsource(tensor_parallel.mappings._AllToAll.forward)
+    assert "torch.distributed.all_to_all_single(" in exchange
+    assert "device=torch.cuda.current_device()" in exchange
+
+
+def test_optimizer_state_relies_on_how_experts_are_marked() -> None:
+    for layer in (ColumnParallelLinear, RowParallelLinear):
+        assert 'setattr(self.weight, "allreduce", not (self.is_expert and self.expert_parallel))' in inspect.getsource(
+            layer
+        )
+    source = inspect.getsource(get_megatron_optimizer)
+    dense, experts = "lambda g: not g['is_expert_parallel']", "lambda g: g['is_expert_parallel']"
+    assert source.index(dense) < source.index(experts)
 
 
 def test_cpu_replaces_functions_that_exist() -> None:

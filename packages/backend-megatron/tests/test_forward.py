@@ -20,30 +20,14 @@ from megatron_helpers import (
     model_spec,
     optimizer_spec,
     output_ranks,
-    plain_model,
+    plain_outputs,
     random_batch,
-    split_outputs,
 )
+from rl_backend_megatron.outputs import vocab_part
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import ModelSpec, Role
-from rl_torch.testing import outputs_from_logits
 
 NAMES = ("logprobs", "entropy", "mean_logprobs", "logsumexp")
-
-
-@torch.no_grad()
-def plain_outputs(spec: ModelSpec, batch: SequenceBatch, temperature: float) -> dict[str, np.ndarray]:
-    """Full logits, one sequence at a time; zero where no log-prob is needed."""
-    model = plain_model(spec)
-    logits = [
-        model(input_ids=torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]).logits[0]
-        for i in range(len(batch))
-    ]
-    found = outputs_from_logits(logits, batch, NAMES, temperature=temperature)
-    first = np.zeros(len(batch.tokens), bool)
-    first[batch.offsets[:-1]] = True
-    needed = (batch.token_columns["loss_mask"] != 0) & ~first
-    return {name: np.where(needed, getattr(found, name).numpy(), 0) for name in NAMES}
 
 
 @pytest.mark.parametrize(
@@ -63,17 +47,24 @@ def test_outputs_equal_the_plain_model(
     batch, spec = random_batch(15), model_folder(tmp_path, architecture=architecture)
     config = {"parallel": parallel, "max_tokens_per_microbatch": 90}
     answers = ranks(forward, world, batch=batch, spec=spec, config=config, outputs=NAMES, temperature=0.8)
-    for name, values in plain_outputs(spec, batch, 0.8).items():
+    for name, values in plain_outputs(spec, batch, 0.8, NAMES).items():
         found = merged(batch, answers, name)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, values, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("vocab", [96, 64, 33, 30])
-def test_a_split_vocabulary_gives_the_same_outputs_and_gradients(ranks: Ranks, vocab: int) -> None:
-    # On two ranks of 64/64/32/32 rows the second one holds 32, 32, 1 and 0 real tokens.
-    for gaps in ranks(split_outputs, 2, vocab=vocab):
-        assert gaps == pytest.approx(dict.fromkeys(gaps, 0.0), abs=1e-5)
+@pytest.mark.parametrize(
+    ("rank", "vocab", "start", "rows"),
+    [(0, 96, 0, 64), (1, 96, 64, 32), (0, 60, 0, 60), (1, 60, 64, 0), (1, 128, 64, 64)],
+)
+def test_padding_rows_of_the_vocabulary_are_left_out(rank: int, vocab: int, start: int, rows: int) -> None:
+    class Group:
+        """What is asked of a process group here."""
+
+        rank, size = (lambda _: rank), (lambda _: 2)
+
+    own, shard = vocab_part(torch.zeros(64, 8), vocab, group=Group())
+    assert (shard.start, shard.total, own.shape) == (start, vocab, (rows, 8))
 
 
 def test_scores_skip_padding_tokens_like_transformers(ranks: Ranks, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from megatron_helpers import (
     POLICY,
     Ranks,
@@ -17,45 +16,17 @@ from megatron_helpers import (
     optimizer_spec,
     output_ranks,
     plain_model,
+    plain_training,
     random_batch,
     train,
 )
-from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec
-from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_core.contracts.model import Role
 from rl_torch.optim import learning_rate
 
 STEPS = 5
 WITH_ENTROPY = LossSpec("megatron_helpers:nll", outputs=("logprobs", "entropy"), temperature=0.7)
 TP2_PP2 = {"parallel": {"tp": 2, "pp": 2}}
-
-
-def plain_training(
-    spec: ModelSpec, optimizer: OptimizerSpec, batch: SequenceBatch, steps: int
-) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
-    """The textbook loop: one sequence at a time, full logits, torch's AdamW and clipping."""
-    model = plain_model(spec)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
-    record = []
-    for step in range(steps):
-        total = torch.zeros(())
-        for i in range(len(batch)):
-            tokens = torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))
-            mask = torch.from_numpy(batch.token_columns["loss_mask"][batch.sequence(i)])
-            log_p = torch.log_softmax(model(input_ids=tokens[None]).logits[0], -1)
-            total = total - (log_p[:-1].gather(1, tokens[1:, None])[:, 0] * mask[1:]).sum()
-        loss = total / float(batch.token_columns["loss_mask"].sum())
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
-        for group in adamw.param_groups:
-            group["lr"] = learning_rate(optimizer, step)
-        adamw.step()
-        adamw.zero_grad()
-        record.append((loss.item(), norm.item()))
-    return record, dict(model.named_parameters())
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,19 @@ number of ranks in any layout), ``role.json`` (optimizer steps taken, loss scale
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from rl_core.errors import RLError
-from rl_torch.seeding import rng_state, set_rng_state
+from rl_torch.role_files import (
+    read_facts,
+    refuse_other_role,
+    restore_random_state,
+    save_random_state,
+    write_facts,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,8 +27,6 @@ from rl_backend_fsdp2.adapters import is_adapter, outside_name
 from rl_backend_fsdp2.mesh import Mesh
 from rl_backend_fsdp2.sharding import release, stored_tensors
 from rl_backend_fsdp2.step import LoadedModel
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,9 +42,7 @@ def save(loaded: LoadedModel, directory: Path, mesh: Mesh, *, background: bool =
     Raises:
         RLError: the directory already holds another role.
     """
-    facts = directory / "role.json"
-    if facts.exists() and json.loads(facts.read_text())["role"] != loaded.role.name:
-        raise RLError(f"{directory} already holds another role's checkpoint; save {loaded.role.name!r} elsewhere")
+    refuse_other_role(directory, loaded.role)
     finish(loaded)
     mesh.barrier()
     if background:
@@ -51,20 +51,18 @@ def save(loaded: LoadedModel, directory: Path, mesh: Mesh, *, background: bool =
         )
     else:
         dcp.save(_sharded_state(loaded), checkpoint_id=directory / "shards")
-    save_file(rng_state(), directory / f"rng-{mesh.rank}.safetensors")
+    save_random_state(directory, mesh.rank)
     if mesh.rank == 0:
-        content: dict[str, Any] = {
-            "format": FORMAT,
-            "role": loaded.role.name,
+        facts: dict[str, Any] = {
             "steps": loaded.steps,
             "ranks": mesh.size,
             "adapter": loaded.adapter.kind if loaded.adapter else None,
         }
         if loaded.loss_scale is not None:
-            content["loss_scale"] = [loaded.loss_scale.value, loaded.loss_scale.good_steps]
+            facts["loss_scale"] = [loaded.loss_scale.value, loaded.loss_scale.good_steps]
         if loaded.ranks is not None:
             save_file(loaded.ranks.state(), directory / _RANKS)
-        facts.write_text(json.dumps(content, indent=1) + "\n")
+        write_facts(directory, loaded.role, version=FORMAT, **facts)
     mesh.barrier()
 
 
@@ -97,23 +95,12 @@ def restore(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
         loaded.loss_scale.value, loaded.loss_scale.good_steps = facts["loss_scale"]
     if loaded.ranks is not None:
         loaded.ranks.load_state({n: t.to(mesh.device) for n, t in load_file(directory / _RANKS).items()})
-    rng = directory / f"rng-{mesh.rank}.safetensors"
-    if rng.exists():
-        set_rng_state(load_file(rng))
-    else:
-        logger.warning("%s has no random-number state for rank %d", directory, mesh.rank)
+    restore_random_state(directory, mesh.rank)
     mesh.barrier()
 
 
 def _read_facts(loaded: LoadedModel, directory: Path) -> dict[str, Any]:
-    path = directory / "role.json"
-    if not path.exists():
-        raise RLError(f"{directory} holds no fsdp2 checkpoint (no role.json)")
-    facts = json.loads(path.read_text())
-    if facts["format"] != FORMAT:
-        raise RLError(f"{path}: checkpoint format {facts['format']}, this version of rl-backend-fsdp2 reads {FORMAT}")
-    if facts["role"] != loaded.role.name:
-        raise RLError(f"{directory} holds the role {facts['role']!r}, not {loaded.role.name!r}")
+    facts = read_facts(directory, loaded.role, backend="fsdp2", version=FORMAT)
     ours = loaded.adapter.kind if loaded.adapter else None
     if facts.get("adapter") != ours:
         theirs = facts.get("adapter")

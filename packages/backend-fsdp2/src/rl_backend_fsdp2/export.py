@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from rl_torch.hf_folder import write_config, write_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from rl_backend_fsdp2.placement import gather
 from rl_backend_fsdp2.sharding import stored_tensors
 from rl_backend_fsdp2.step import LoadedModel
 
-MAX_FILE_BYTES = 4 * 2**30
 ADAPTER_FOLDER = "adapter"
 
 
@@ -38,11 +37,7 @@ def export(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
     model = loaded.model.model
     if mesh.rank == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        model.config.architectures = [type(model).__name__]
-        model.config.dtype = torch.float32
-        model.config.save_pretrained(directory)
-        if model.can_generate():
-            model.generation_config.save_pretrained(directory)
+        write_config(directory, model, dtype=torch.float32)
         write_safetensors(directory, full_weights(loaded))
     else:
         for _ in full_weights(loaded):  # gathering needs every rank
@@ -50,38 +45,6 @@ def export(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
     if loaded.adapter is not None and not loaded.base_only:
         _export_adapter(loaded, directory / ADAPTER_FOLDER, mesh)
     mesh.barrier()
-
-
-def write_safetensors(directory: Path, named: Iterable[tuple[str, Tensor]], *, max_bytes: int = MAX_FILE_BYTES) -> None:
-    """Write ``model.safetensors``, or several files and their index where it would be larger than ``max_bytes``."""
-    files: list[tuple[Path, list[str]]] = []
-    part: dict[str, Tensor] = {}
-    size = total = 0
-
-    def flush() -> None:
-        path = directory / f".part-{len(files):05d}.safetensors"
-        save_file(part, path, metadata={"format": "pt"})
-        files.append((path, list(part)))
-        part.clear()
-
-    for name, tensor in named:
-        nbytes = tensor.numel() * tensor.element_size()
-        if part and size + nbytes > max_bytes:
-            flush()
-            size = 0
-        part[name] = tensor.detach().to("cpu").contiguous().clone()
-        size, total = size + nbytes, total + nbytes
-    flush()
-    if len(files) == 1:
-        files[0][0].rename(directory / "model.safetensors")
-        return
-    weight_map = {}
-    for index, (path, names) in enumerate(files, start=1):
-        final = f"model-{index:05d}-of-{len(files):05d}.safetensors"
-        path.rename(directory / final)
-        weight_map |= dict.fromkeys(names, final)
-    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _export_adapter(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:

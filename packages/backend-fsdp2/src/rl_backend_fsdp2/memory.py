@@ -20,11 +20,7 @@ from typing import Literal
 
 from rl_core.contracts.model import AdapterSpec
 from rl_core.contracts.rating import JobRole, MemoryEstimate, ModelShape
-
-CHUNK_ELEMENTS = 2**24
-"""Logits of one chunk, by default; the same number as in :mod:`rl_torch.logprobs`."""
-
-FP32 = 4
+from rl_torch.estimates import FP32, adapter_parameters, logits_bytes
 
 
 @dataclass(frozen=True)
@@ -154,21 +150,6 @@ def _role_memory(part: JobRole, layout: Layout, adapter: AdapterSpec | None) -> 
     )
 
 
-def adapter_parameters(shape: ModelShape, adapter: AdapterSpec) -> int:
-    """Numbers that the adapter trains: rank · (inputs + outputs) of each linear layer it is put on.
-
-    DoRA adds the length of each row; AdaLoRA starts from its higher rank, and has one factor for each of its ranks.
-    """
-    rank = adapter.initial_rank if adapter.kind == "adalora" else adapter.rank
-    per_layer = 0
-    for name, (inputs, outputs) in shape.linears().items():
-        if adapter.target_modules and name not in adapter.target_modules:
-            continue
-        per_layer += rank * (inputs + outputs)
-        per_layer += {"lora": 0, "dora": outputs, "adalora": rank}[adapter.kind]
-    return per_layer * shape.layers
-
-
 def kept_per_token(shape: ModelShape, layout: Layout, *, weights_trained: bool = True) -> float:
     """Bytes of one token that one decoder block keeps for its backward pass.
 
@@ -229,24 +210,18 @@ def _block_temporaries(shape: ModelShape, layout: Layout, *, trainable: bool) ->
 
 
 def _logits(shape: ModelShape, layout: Layout, *, trainable: bool, weight_gradient: int) -> int:
-    """Tensors of one chunk of tokens × vocabulary, in float32, and the gradient by the output projection.
-
-    One chunk for everything: its log-probs are kept, beside probabilities and gradient. Several: the logits, and
-    the gradient of the chunk before, as well. A loss with the entropy needs three more for its derivative.
-    """
-    vocabulary = -(-shape.vocab_size // layout.tp)
-    chunk = layout.chunk_tokens or max(16, CHUNK_ELEMENTS // vocabulary)
-    single = layout.own_tokens <= chunk
-    copies = 3 if single or not trainable else 5
-    if layout.watch_entropy:
-        copies += 3 if trainable else 1
-    total = copies * min(chunk, layout.own_tokens) * vocabulary * FP32
-    if layout.compute_bytes != FP32:
-        total += min(chunk, layout.own_tokens) * vocabulary * layout.compute_bytes
-    # The sum over chunks and one chunk's part of it; and the gradient by the hidden states.
-    return (
-        total + 2 * weight_gradient + (layout.own_tokens * shape.hidden_size * layout.compute_bytes if trainable else 0)
+    """Everything as wide as the vocabulary of one chunk, and the gradients by the output projection's sides."""
+    chunk = logits_bytes(
+        layout.own_tokens,
+        -(-shape.vocab_size // layout.tp),
+        chunk_tokens=layout.chunk_tokens,
+        compute_bytes=layout.compute_bytes,
+        trainable=trainable,
+        entropy=layout.watch_entropy,
     )
+    by_hidden = layout.own_tokens * shape.hidden_size * layout.compute_bytes if trainable else 0
+    # By the weights: the sum over chunks, and one chunk's part of it.
+    return chunk + 2 * weight_gradient + by_hidden
 
 
 def _gathered(layer: int, ends: int, layout: Layout) -> int:

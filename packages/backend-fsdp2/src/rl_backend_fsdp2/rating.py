@@ -7,25 +7,20 @@ otherwise. Precision and the division of work stay as they are given.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate
+from rl_torch.estimates import CPU_ROW_TOKENS, FP32, Settings, first_that_fits, microbatch_tokens, savings
 
 from rl_backend_fsdp2.config import Fsdp2Config
-from rl_backend_fsdp2.memory import FP32, Layout, estimate_memory
+from rl_backend_fsdp2.memory import Layout, estimate_memory
 
 NAME = "fsdp2"
 
-CPU_ROW_TOKENS = 128
-"""Width of a packed row on CPU, if no sequence is longer; the same number as in :mod:`rl_torch.microbatch`."""
-
-ROOM = 0.9
-"""Fraction of a GPU's memory that an estimate may take: CUDA, NCCL and fragmentation need some as well."""
-
-FITS, RECOMPUTES, OFFLOADS, TOO_LARGE = 80, 70, 40, 10
-"""Scores: as it is; with layers computed twice; with the optimizer in host memory; probably not at all."""
+FITS, RECOMPUTES, OFFLOADS = 80, 70, 40
+"""Scores: as it is; with layers computed twice; with the optimizer in host memory."""
 
 PIPELINE_PARAMETERS = 70 * 10**9
 """Beyond this many parameters pipeline parallelism, which FSDP2 has not, is worth its bubbles."""
@@ -49,17 +44,26 @@ def memory_per_rank(config: Fsdp2Config, job: BackendJob) -> MemoryEstimate | No
         return None
     layout = layout_of(config, job)
     memory = estimate_memory(job.roles, layout, adapter=job.adapter)
-    return replace(memory, advice=next(_savings(config, job, memory), ""))
+    changes: dict[str, dict[str, Any]] = {
+        f"activation_checkpointing: {how}": {"activation_checkpointing": how} for how in ("selective", "full")
+    }
+    if job.gpus:
+        changes["cpu_offload: true"] = {"cpu_offload": True}
+    helpful = savings(
+        config,
+        changes,
+        peak=memory.peak,
+        estimate=lambda changed: estimate_memory(job.roles, layout_of(changed, job), adapter=job.adapter),
+    )
+    return replace(memory, advice=next(helpful, ""))
 
 
 def layout_of(config: Fsdp2Config, job: BackendJob) -> Layout:
     """What memory depends on, from the config and the job."""
     sizes = config.parallel.sizes(job.total_gpus)
-    per_rank = None
-    if job.tokens_per_step is not None:
-        per_rank = -(-job.tokens_per_step // (sizes["replicate"] * sizes["dp"]))
-    # A sequence that is longer than a micro-batch gets one of its own.
-    full = max(config.max_tokens_per_microbatch, job.max_length)
+    tokens, count = microbatch_tokens(
+        job, limit=config.max_tokens_per_microbatch, data_ranks=sizes["replicate"] * sizes["dp"]
+    )
     return Layout(
         shards=sizes["dp"] * sizes["cp"],
         tp=sizes["tp"],
@@ -68,10 +72,10 @@ def layout_of(config: Fsdp2Config, job: BackendJob) -> Layout:
         compute_bytes=FP32 if config.precision == "fp32" else 2,
         recompute=config.activation_checkpointing,
         cpu_offload=config.cpu_offload and job.gpus > 0,
-        tokens=full if per_rank is None else min(full, per_rank),
+        tokens=tokens,
         row_tokens=_row_tokens(config, job),
         chunk_tokens=config.logprob_chunk_tokens,
-        several=per_rank is None or per_rank > full,
+        several=count > 1,
         # Losses on rollouts report the entropy; see rl_torch.logprobs for what that costs.
         watch_entropy=job.input == "rollouts",
     )
@@ -90,43 +94,31 @@ def _row_tokens(config: Fsdp2Config, job: BackendJob) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """Fields to propose; ``how`` says what they do."""
-
-    score: int
-    how: str
-    fields: Mapping[str, Any]
-
-
 def _fit(job: BackendJob) -> tuple[int, tuple[str, ...], MemoryEstimate | None, Mapping[str, Any]]:
     """``(score, reasons, memory, proposal)`` of the first settings that fit; of the last if none do."""
-    limit = job.gpu_memory_bytes if job.gpus else None
-    options = list(_settings(job))
-    for settings in options:
-        try:
-            config = Fsdp2Config.model_validate({"name": NAME, **settings.fields, **job.given})
-        except ValidationError:
-            # The check of the section itself says which field is wrong.
-            return FITS, ("memory unknown: the section 'backend' is not valid",), None, {}
-        memory = memory_per_rank(config, job)
+
+    def estimate(fields: Mapping[str, Any]) -> MemoryEstimate:
+        memory = memory_per_rank(Fsdp2Config.model_validate({"name": NAME, **fields}), job)
         assert memory is not None  # the shapes are known here
-        if limit is None or memory.peak <= ROOM * limit:
-            return settings.score, ((f"fits with {settings.how}",) if settings.how else ()), memory, settings.fields
-    even = f", even with {options[-1].how}" if options[-1].how else ""
-    needs = f"needs {memory.peak / 2**30:.1f} GiB of a GPU's {limit / 2**30:.1f} GiB{even}"
-    return TOO_LARGE, (needs,), memory, options[-1].fields
+        return memory
+
+    try:
+        fit = first_that_fits(job, list(_settings(job)), estimate)
+    except ValidationError:
+        # The check of the section itself says which field is wrong.
+        return FITS, ("memory unknown: the section 'backend' is not valid",), None, {}
+    return fit.score, fit.reasons, fit.memory, fit.settings.fields
 
 
-def _settings(job: BackendJob) -> Iterator[_Settings]:
-    yield _Settings(FITS, "", {})
+def _settings(job: BackendJob) -> Iterator[Settings]:
+    yield Settings(FITS)
     full: dict[str, Any] = {}
     if "activation_checkpointing" not in job.given:
-        yield _Settings(RECOMPUTES, "cheap activations computed twice", {"activation_checkpointing": "selective"})
+        yield Settings(RECOMPUTES, "cheap activations computed twice", {"activation_checkpointing": "selective"})
         full = {"activation_checkpointing": "full"}
-        yield _Settings(RECOMPUTES - 5, "all activations computed twice", full)
+        yield Settings(RECOMPUTES - 5, "all activations computed twice", full)
     if job.gpus and "cpu_offload" not in job.given:
-        yield _Settings(OFFLOADS, "parameters and optimizer in host memory", {**full, "cpu_offload": True})
+        yield Settings(OFFLOADS, "parameters and optimizer in host memory", {**full, "cpu_offload": True})
 
 
 def _place(job: BackendJob) -> str:
@@ -135,14 +127,3 @@ def _place(job: BackendJob) -> str:
     if job.total_gpus == 1:
         return "trains on one GPU"
     return f"shards parameters, gradients and optimizer over {job.total_gpus} GPUs"
-
-
-def _savings(config: Fsdp2Config, job: BackendJob, memory: MemoryEstimate) -> Iterator[str]:
-    """Settings that would take a tenth or more off the peak, the cheapest first."""
-    changes: list[tuple[str, Any]] = [("activation_checkpointing", "selective"), ("activation_checkpointing", "full")]
-    if job.gpus:
-        changes.append(("cpu_offload", True))
-    for name, value in changes:
-        changed = config.model_copy(update={name: value})
-        if estimate_memory(job.roles, layout_of(changed, job), adapter=job.adapter).peak <= 0.9 * memory.peak:
-            yield f"set backend.{name}: {'true' if value is True else value}"

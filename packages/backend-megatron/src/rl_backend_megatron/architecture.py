@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +14,12 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rl_backend_megatron.config import ParallelConfig
-from rl_backend_megatron.layout import ARCHITECTURES, Shape, layout_problems
-
-VOCAB_MULTIPLE = 128
-"""Vocabularies are padded to a multiple of this, so that checkpoints fit every ``tp`` that divides it."""
+from rl_backend_megatron.layout import ARCHITECTURES, Shape, layout_problems, padded_vocabulary
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a dense decoder consists of.
+    """What a decoder consists of.
 
     Attributes:
         config: the Hugging Face config it came from, which exports write again.
@@ -32,6 +28,9 @@ class Architecture:
         qkv_bias: whether queries, keys and values have biases (Qwen2).
         qk_norm: whether each head's queries and keys are normalised (Qwen3).
         tied: whether input and output embedding are one.
+        experts: feed-forward parts of a layer that tokens choose from; 0 for a dense model.
+        experts_per_token: how many a token chooses, each ``expert_ffn`` wide.
+        sum_to_one: the weights of a token's experts are made to sum to 1.
         padding: the token whose row of the input embedding is not trained; None for all to be.
     """
 
@@ -49,6 +48,10 @@ class Architecture:
     qk_norm: bool
     tied: bool
     padding: int | None
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_ffn: int = 0
+    sum_to_one: bool = True
 
     @classmethod
     def of(cls, config: PretrainedConfig, parallel: ParallelConfig) -> Architecture:
@@ -63,7 +66,6 @@ class Architecture:
         problems = list(layout_problems(parallel, shape))
         if problems:
             raise ConfigError("\n".join(str(p) for p in problems))
-        unit = math.lcm(VOCAB_MULTIPLE, parallel.tp)
         return cls(
             config=config,
             layers=config.num_hidden_layers,
@@ -73,12 +75,16 @@ class Architecture:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             ffn=config.intermediate_size,
             vocab=config.vocab_size,
-            padded_vocab=-(-config.vocab_size // unit) * unit,
+            padded_vocab=padded_vocabulary(config.vocab_size, parallel.tp),
             norm_eps=config.rms_norm_eps,
             qkv_bias=config.model_type == "qwen2",
-            qk_norm=config.model_type == "qwen3",
+            qk_norm=config.model_type in ("qwen3", "qwen3_moe"),
             tied=bool(config.tie_word_embeddings),
             padding=config.pad_token_id,
+            experts=shape.experts,
+            experts_per_token=getattr(config, "num_experts_per_tok", 0),
+            expert_ffn=getattr(config, "moe_intermediate_size", 0),
+            sum_to_one=getattr(config, "norm_topk_prob", True),
         )
 
     def transformer_config(
@@ -130,9 +136,24 @@ class Architecture:
             # Losses are divided by global counts, so gradients are added up and divided by nothing.
             calculate_per_token_loss=True,
             variable_seq_lengths=True,
-            # The library refuses variable lengths with its default dispatcher, though there are no experts.
+            # The library refuses variable lengths with its default dispatcher, even without experts.
             moe_token_dispatcher_type="alltoall",
+            **self._expert_config(parallel),
         )
+
+    def _expert_config(self, parallel: ParallelConfig) -> dict[str, Any]:
+        """Every token reaches its experts; no loss of the library's own balances them."""
+        if not self.experts:
+            return {}
+        return {
+            "num_moe_experts": self.experts,
+            "moe_ffn_hidden_size": self.expert_ffn,
+            "moe_router_topk": self.experts_per_token,
+            "moe_router_pre_softmax": not self.sum_to_one,
+            "moe_router_load_balancing_type": "none",
+            "moe_aux_loss_coeff": 0.0,
+            "expert_model_parallel_size": parallel.ep,
+        }
 
     def rotary_frequencies(self) -> Tensor:
         """float32 [head_dim / 2]: radians per position of each pair of channels (Su et al. 2021)."""
@@ -163,6 +184,8 @@ def _check(config: PretrainedConfig) -> None:
         "use_sliding_window": getattr(config, "use_sliding_window", False),
         f"hidden_act {config.hidden_act}": config.hidden_act != "silu",
         f"rope_type {rotary}": rotary not in ("default", "linear", "llama3"),
+        "mlp_only_layers": bool(getattr(config, "mlp_only_layers", None)),
+        "decoder_sparse_step": getattr(config, "decoder_sparse_step", 1) != 1,
         "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) != 1.0,
     }
     found = [name for name, present in odd.items() if present]

@@ -7,22 +7,22 @@ an adapter only the adapter is stored: the weights under it are those of the mod
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing
-from rl_core.errors import RLError
-from rl_torch.seeding import rng_state, set_rng_state
-from safetensors.torch import load_file, save_file
+from rl_torch.role_files import (
+    read_facts,
+    refuse_other_role,
+    restore_random_state,
+    save_random_state,
+    write_facts,
+)
 
 from rl_backend_megatron.optimizer_state import load_optimizer, sharded_optimizer
 from rl_backend_megatron.runtime import Runtime
 from rl_backend_megatron.saving import BackgroundSave, write
 from rl_backend_megatron.step import LoadedModel
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -36,9 +36,7 @@ def save(loaded: LoadedModel, directory: Path, runtime: Runtime, *, background: 
     Raises:
         RLError: the directory already holds another role.
     """
-    facts = directory / "role.json"
-    if facts.exists() and json.loads(facts.read_text())["role"] != loaded.role.name:
-        raise RLError(f"{directory} already holds another role's checkpoint; save {loaded.role.name!r} elsewhere")
+    refuse_other_role(directory, loaded.role)
     finish(loaded, runtime)
     shards = directory / "shards"
     if runtime.rank == 0:
@@ -49,11 +47,10 @@ def save(loaded: LoadedModel, directory: Path, runtime: Runtime, *, background: 
         loaded.saving = BackgroundSave(state, shards)
     elif state:
         write(state, shards)
-    save_file(rng_state(), directory / f"rng-{runtime.rank}.safetensors")
+    save_random_state(directory, runtime.rank)
     if runtime.rank == 0:
         steps = loaded.trainer.steps if loaded.trainer is not None else 0
-        content = {"format": FORMAT, "role": loaded.role.name, "steps": steps, "ranks": runtime.size}
-        facts.write_text(json.dumps(content, indent=1) + "\n")
+        write_facts(directory, loaded.role, version=FORMAT, steps=steps, ranks=runtime.size)
     runtime.barrier()
 
 
@@ -78,7 +75,7 @@ def restore(loaded: LoadedModel, directory: Path, runtime: Runtime) -> None:
     Raises:
         RLError: there is no checkpoint of this role, or this version cannot read it.
     """
-    facts = _read_facts(loaded, directory)
+    facts = read_facts(directory, loaded.role, backend="megatron", version=FORMAT)
     finish(loaded, runtime)
     trainer = loaded.trainer
     if trainer is not None:
@@ -89,26 +86,8 @@ def restore(loaded: LoadedModel, directory: Path, runtime: Runtime) -> None:
         loaded.stage.load_state_dict(state["model"], strict=False)
         if trainer is not None:
             load_optimizer(trainer, state["optimizer"])
-    rng = directory / f"rng-{runtime.rank}.safetensors"
-    if rng.exists():
-        set_rng_state(load_file(rng))
-    else:
-        logger.warning("%s has no random-number state for rank %d", directory, runtime.rank)
+    restore_random_state(directory, runtime.rank)
     runtime.barrier()
-
-
-def _read_facts(loaded: LoadedModel, directory: Path) -> dict[str, int]:
-    path = directory / "role.json"
-    if not path.exists():
-        raise RLError(f"{directory} holds no megatron checkpoint (no role.json)")
-    facts = json.loads(path.read_text())
-    if facts["format"] != FORMAT:
-        raise RLError(
-            f"{path}: checkpoint format {facts['format']}, this version of rl-backend-megatron reads {FORMAT}"
-        )
-    if facts["role"] != loaded.role.name:
-        raise RLError(f"{directory} holds the role {facts['role']!r}, not {loaded.role.name!r}")
-    return facts
 
 
 def _sharded_state(loaded: LoadedModel, runtime: Runtime) -> dict[str, Any]:

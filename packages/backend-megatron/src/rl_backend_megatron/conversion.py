@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rl_backend_megatron.architecture import Architecture
 
-Kind = Literal["replicated", "column", "row", "vocab", "qkv", "gate_up"]
+Kind = Literal["replicated", "column", "row", "vocab", "qkv", "gate_up", "experts"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Entry:
         hf: their names; three for ``qkv``, two for ``gate_up``.
         kind: ``column`` is split by rows and ``row`` by columns, as the layers' outputs and inputs are;
             ``vocab`` is ``column`` with padding; ``qkv`` interleaves the heads of a group; ``gate_up``
-            has a piece of both on every rank.
+            has a piece of both on every rank; ``experts`` stacks the parameters of all experts, which are spread
+            over expert-parallel ranks: ``parameter`` then has ``{}`` in the place of an expert's number.
     """
 
     parameter: str
@@ -71,6 +72,12 @@ def _layer(architecture: Architecture, local: int, index: int) -> Iterator[Entry
             yield Entry(f"{here}self_attention.{x}_layernorm.weight", (name,), "replicated")
     yield Entry(f"{here}self_attention.linear_proj.weight", (f"{there}self_attn.o_proj.weight",), "row")
     yield Entry(f"{here}pre_mlp_layernorm.weight", (f"{there}post_attention_layernorm.weight",), "replicated")
+    if architecture.experts:
+        yield Entry(f"{here}mlp.router.weight", (f"{there}mlp.gate.weight",), "replicated")
+        for part, name in (("linear_fc1", "gate_up_proj"), ("linear_fc2", "down_proj")):
+            expert = f"{here}mlp.experts.local_experts.{{}}.{part}.weight"
+            yield Entry(expert, (f"{there}mlp.experts.{name}",), "experts")
+        return
     names = tuple(f"{there}mlp.{x}_proj.weight" for x in ("gate", "up"))
     yield Entry(f"{here}mlp.linear_fc1.weight", names, "gate_up")
     yield Entry(f"{here}mlp.linear_fc2.weight", (f"{there}mlp.down_proj.weight",), "row")

@@ -7,7 +7,7 @@ give CPU tensors, so that everything else runs unchanged on gloo.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,35 @@ from megatron.core.tensor_parallel import random as megatron_random
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
+
+
+class _Stream:
+    """Work on CPU is done when the call returns: there is nothing to wait for."""
+
+    def wait_stream(self, _other: object) -> None:
+        """Nothing to wait for."""
+
+    def record_event(self) -> _Stream:
+        """Something to wait for."""
+        return self
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+def _all_to_all_single(
+    output: torch.Tensor,
+    given: torch.Tensor,
+    output_split_sizes: Any = None,
+    input_split_sizes: Any = None,
+    **more: Any,
+) -> Any:
+    """The sizes are tensors on CPU, which the library only turns into lists when they come from CUDA."""
+    sizes = (s.tolist() if isinstance(s, torch.Tensor) else s for s in (output_split_sizes, input_split_sizes))
+    return _exchange(output, given, *sizes, **more)
+
+
+_exchange = torch.distributed.all_to_all_single
 
 
 class _CudaMeansCpu(TorchFunctionMode):
@@ -47,6 +76,10 @@ def cpu_devices() -> Iterator[None]:
     replaced = (
         (torch.cuda, "current_device", lambda: _CPU),
         (torch.cuda, "synchronize", lambda *_args, **_kwargs: None),
+        (torch.cuda, "Stream", _Stream),
+        (torch.cuda, "current_stream", _Stream),
+        (torch.cuda, "stream", nullcontext),
+        (torch.distributed, "all_to_all_single", _all_to_all_single),
         (megatron_random, "_get_cuda_rng_state", lambda *_args, **_kwargs: torch.empty(0, dtype=torch.uint8)),
         (megatron_random, "_set_cuda_rng_state", lambda *_args, **_kwargs: None),
     )

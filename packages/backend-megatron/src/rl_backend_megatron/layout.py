@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,17 @@ from rl_core.config.problems import Problem
 if TYPE_CHECKING:
     from rl_backend_megatron.config import ParallelConfig
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3_moe")
 """Hugging Face model types that can be built and converted."""
+
+VOCAB_MULTIPLE = 128
+"""Vocabularies are padded to a multiple of this, so that checkpoints fit every ``tp`` that divides it."""
+
+
+def padded_vocabulary(size: int, tp: int) -> int:
+    """Rows of the embedding that are stored for a vocabulary of ``size``."""
+    unit = math.lcm(VOCAB_MULTIPLE, tp)
+    return -(-size // unit) * unit
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class Shape:
     Attributes:
         source: config keys they come from, e.g. ``model.init`` or a ``config.json``.
         ffn: width of the feed-forward part.
+        experts: feed-forward parts of a layer that tokens choose from; 0 for a dense model.
     """
 
     source: str
@@ -32,6 +43,7 @@ class Shape:
     heads: int
     kv_heads: int
     ffn: int
+    experts: int = 0
 
     @classmethod
     def of(cls, model: Any) -> Shape | None:
@@ -42,7 +54,9 @@ class Shape:
         if model.init is not None:
             init = model.init
             ffn = init.ffn or 4 * init.hidden_size
-            return cls("model.init", init.architecture, init.layers, init.heads, init.kv_heads or init.heads, ffn)
+            experts = init.extra.get("num_experts", 0)
+            heads = init.kv_heads or init.heads
+            return cls("model.init", init.architecture, init.layers, init.heads, heads, ffn, experts)
         path = Path(model.path) / "config.json"
         if not path.is_file():
             return None
@@ -59,6 +73,7 @@ class Shape:
             heads,
             config.get("num_key_value_heads") or heads,
             config.get("intermediate_size") or 0,
+            config.get("num_experts") or config.get("num_local_experts") or 0,
         )
 
 
@@ -67,14 +82,9 @@ def ranks_problems(parallel: ParallelConfig, *, gpus: int, nodes: int) -> Iterat
     if parallel.cp > 1:
         yield Problem(
             path="backend.parallel.cp",
-            message=f"cp {parallel.cp}: this version does not split sequences over ranks",
-            fix="set backend.parallel.cp=1 and use tp with sequence: true for long sequences",
-        )
-    if parallel.ep > 1:
-        yield Problem(
-            path="backend.parallel.ep",
-            message=f"ep {parallel.ep}: this version has no mixtures of experts to spread",
-            fix="set backend.parallel.ep=1",
+            message=f"cp {parallel.cp}: Megatron Core splits sequences over ranks only inside Transformer Engine's "
+            "attention on CUDA, which this version does not support",
+            fix="set backend.parallel.cp=1; for long sequences use tp with sequence: true, or backend: {name: fsdp2}",
         )
     if parallel.sequence and parallel.tp == 1:
         yield Problem(
@@ -83,6 +93,13 @@ def ranks_problems(parallel: ParallelConfig, *, gpus: int, nodes: int) -> Iterat
             fix="set backend.parallel.tp to 2 or more, or remove sequence",
         )
     total, per_copy = gpus * nodes, parallel.model_ranks
+    copies = parallel.copies(total)
+    if copies % parallel.ep:
+        yield Problem(
+            path="backend.parallel.ep",
+            message=f"ep {parallel.ep} spreads experts over data-parallel copies, whose number is {copies}",
+            fix=f"set backend.parallel.ep to a divisor of {copies}, or parallel.dp to a multiple of {parallel.ep}",
+        )
     if not total:
         return
     found = f"{total} GPUs (run.gpus {gpus} × run.nodes {nodes})"
@@ -110,6 +127,7 @@ def layout_problems(parallel: ParallelConfig, shape: Shape) -> Iterator[Problem]
             fix=f"choose one of {', '.join(ARCHITECTURES)}, or backend: {{name: fsdp2}}",
         )
         return
+    yield from _expert_problems(parallel, shape)
     for what, count in (
         ("attention heads", shape.heads),
         ("key/value heads", shape.kv_heads),
@@ -117,6 +135,23 @@ def layout_problems(parallel: ParallelConfig, shape: Shape) -> Iterator[Problem]
     ):
         yield from _division("tp", parallel.tp, what, count, shape.source)
     yield from _division("pp", parallel.pp, "layers", shape.layers, shape.source)
+
+
+def _expert_problems(parallel: ParallelConfig, shape: Shape) -> Iterator[Problem]:
+    if parallel.ep > 1 and not shape.experts:
+        yield Problem(
+            path="backend.parallel.ep",
+            message=f"{shape.source}: ep {parallel.ep}: a {shape.architecture} model has no experts to spread",
+            fix="set backend.parallel.ep=1",
+        )
+    elif shape.experts:
+        yield from _division("ep", parallel.ep, "experts", shape.experts, shape.source)
+    if parallel.tp > 1 and shape.experts:
+        yield Problem(
+            path="backend.parallel.tp",
+            message=f"{shape.source}: tp {parallel.tp}: this version does not split models with experts by tensors",
+            fix="set backend.parallel.tp=1, and use ep and pp",
+        )
 
 
 def _division(key: str, parts: int, what: str, count: int, source: str) -> Iterator[Problem]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from rl_backend_megatron.architecture import Architecture
 from rl_backend_megatron.conversion import Entry, Kind, stage_entries
 from rl_backend_megatron.model import StageModel
-from rl_backend_megatron.runtime import Runtime
+from rl_backend_megatron.runtime import Runtime, gather_parts
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Linear layers of a decoder block, under the last part of their Hugging Face names."""
@@ -193,6 +192,10 @@ def add_adapters(
     if unknown:
         raise ConfigError(f"model.adapter.target_modules: no layer {unknown[0]!r}; choose from {', '.join(TARGETS)}")
     wanted = spec.target_modules or TARGETS
+    if architecture.experts and any(name.partition("_")[0] in ("gate", "up", "down") for name in spec.target_modules):
+        raise ConfigError(
+            "model.adapter.target_modules: experts get no adapters; choose from " + ", ".join(TARGETS[:4])
+        )
     stage.requires_grad_(False)
     scalar = stage.head == "scalar"
     if scalar and runtime.is_last_stage:
@@ -251,8 +254,4 @@ def _last(name: str) -> str:
 
 
 def _gather(tensor: Tensor, axis: int, runtime: Runtime) -> Tensor:
-    if runtime.tp_size == 1:
-        return tensor
-    shards = [torch.empty_like(tensor) for _ in range(runtime.tp_size)]
-    dist.all_gather(shards, tensor.contiguous(), group=runtime.groups.tp)
-    return torch.cat(shards, axis)
+    return torch.cat(gather_parts(tensor, runtime.groups.tp), axis)

@@ -5,6 +5,7 @@ Row lengths are a multiple of what sequence parallelism splits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,17 +31,22 @@ class Layout:
     multiple: int = 1
     packing: Literal["packed", "padded"] = "padded"
 
-    def micro_batches(self, shard: SequenceBatch, device: torch.device) -> list[tuple[np.ndarray, MicroBatch]]:
+    def micro_batches(
+        self, shard: SequenceBatch, device: torch.device, *, agree: Callable[[int], int]
+    ) -> list[tuple[np.ndarray, MicroBatch]]:
         """``(sequence indices, micro-batch)``, at least one: a filler where the shard is empty.
 
         The order is the same on all ranks with this shard.
+
+        Args:
+            agree: how many there shall be, given how many there are; the rest are fillers without sequences.
         """
         parts = plan(shard, self.max_tokens, packing=self.packing, device=device)
         made = [(p, MicroBatch.build(shard.select(p), packing="padded", device=device)) for p in parts]
         if self.packing == "packed":
             made = [(p, pack(micro)) for p, micro in made]
-        if not made:
-            made = [(np.zeros(0, np.int64), MicroBatch.filler(device))]
+        fillers = agree(max(1, len(made))) - len(made)
+        made += [(np.zeros(0, np.int64), MicroBatch.filler(device)) for _ in range(fillers)]
         return [(part, widen(micro, self.multiple)) for part, micro in made]
 
 

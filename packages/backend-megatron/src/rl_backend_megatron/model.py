@@ -66,10 +66,9 @@ class StageModel(GPTModel):
         if not self.post_process:
             return hidden_states
         if self.config.sequence_parallel:
-            # With a split vocabulary every rank sends back a part of the gradient; a scalar head computes all
-            # of it on each.
+            # Every rank sends back the whole gradient: heads add up what a split vocabulary leaves in parts.
             hidden_states = gather_from_sequence_parallel_region(
-                hidden_states, tensor_parallel_output_grad=self.head == "lm", group=self.pg_collection.tp
+                hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
             )
         return hidden_states.transpose(0, 1)
 

@@ -11,6 +11,7 @@ from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE, get_gpt_layer_loca
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -100,7 +101,12 @@ def block_spec(config: TransformerConfig, layers: int) -> TransformerBlockSubmod
 
     Linear layers are Megatron's own also where Transformer Engine is installed, because it fuses norms into them.
     """
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
+    if config.num_moe_experts and not hasattr(moe_utils, "te_general_gemm"):
+        # The library asks whether this is None, but only defines it together with Transformer Engine.
+        moe_utils.te_general_gemm = None
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm
+    )
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RmsNorm
     attention = parts.self_attention.submodules

@@ -34,14 +34,13 @@ def sharded_optimizer(
     Args:
         model: the model's own sharded state, by parameter name.
     """
-    split = runtime.dp_size > 1 and isinstance(trainer.optimizer.chained_optimizers[0], DistributedOptimizer)
     found = {}
     for name, parameter in _trained(trainer):
         like = model.get(name)
         if like is None:  # the output embedding of a single stage that is tied to the input's
             continue
         found[name] = {
-            what: _described(like, what, _assembled(parameter, start, values, runtime, split=split))
+            what: _described(like, what, _assembled(trainer, parameter, start, values, runtime))
             for what, start, values in _parts(trainer.optimizer, parameter)
         }
     return found
@@ -82,13 +81,23 @@ def _parts(optimizer: MegatronOptimizer, parameter: nn.Parameter) -> Iterator[tu
 
     The values are None where other data-parallel ranks hold all of the parameter's state.
     """
-    (inner,) = optimizer.chained_optimizers
+    inner = _inner(optimizer, parameter)
     start, main = _main(inner, parameter)
     moments = {} if main is None else _moments(inner, main)
     for what in _MOMENTS:
         yield what, start, moments.get(what)
     if parameter.dtype != torch.float32:
         yield "main", start, None if main is None else main.detach()
+
+
+def _inner(optimizer: MegatronOptimizer, parameter: nn.Parameter) -> MegatronOptimizer:
+    """Of the two optimizers, the second one has the experts."""
+    return optimizer.chained_optimizers[-1 if _is_expert(parameter) else 0]
+
+
+def _is_expert(parameter: nn.Parameter) -> bool:
+    """Megatron's mark of parameters that are not the same on all data-parallel ranks."""
+    return not getattr(parameter, "allreduce", True)
 
 
 def _main(optimizer: MegatronOptimizer, parameter: nn.Parameter) -> tuple[int, Tensor | None]:
@@ -114,15 +123,18 @@ def _moments(optimizer: MegatronOptimizer, main: Tensor) -> Mapping[str, Tensor]
     return state
 
 
-def _assembled(parameter: nn.Parameter, start: int, values: Tensor | None, runtime: Runtime, *, split: bool) -> Tensor:
+def _assembled(
+    trainer: Trainer, parameter: nn.Parameter, start: int, values: Tensor | None, runtime: Runtime
+) -> Tensor:
     """float32, of the parameter's shape: the data-parallel ranks' parts side by side."""
-    if not split:
+    group = runtime.groups.expt_dp if _is_expert(parameter) else runtime.groups.dp
+    if group.size() == 1 or not isinstance(_inner(trainer.optimizer, parameter), DistributedOptimizer):
         return values.detach().view(parameter.shape)
     full = torch.zeros(parameter.numel(), device=parameter.device)
     if values is not None:
         full[start : start + values.numel()] = values.detach().view(-1)
     # Every element is 0 but on one rank, so the sum is exact.
-    dist.all_reduce(full, group=runtime.groups.dp)
+    dist.all_reduce(full, group=group)
     return full.view(parameter.shape)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from rl_torch.logprobs import token_outputs
 from rl_torch.losses import TokenOutputs
 from rl_torch.microbatch import MicroBatch
 from rl_torch.policy import OUTPUTS
+from rl_torch.vocab_parallel import VocabShard
 from torch import Tensor
 
 from rl_backend_megatron.model import StageModel
-from rl_backend_megatron.vocab_parallel import VocabShard, token_outputs
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class OutputHead:
     Attributes:
         vocab: tokens of the model, without padding.
         pad: the padding token of a scalar model's config, which its scores skip.
-        chunk_tokens: see :func:`rl_backend_megatron.vocab_parallel.token_outputs`.
+        chunk_tokens: see :func:`rl_torch.logprobs.token_outputs`.
     """
 
     stage: StageModel
@@ -74,26 +75,30 @@ class OutputHead:
     def _language(
         self, micro: MicroBatch, cells: Tensor, outputs: tuple[str, ...], temperature: float
     ) -> dict[str, Tensor]:
-        weight = self.stage.head_weight()
-        group = self.stage.pg_collection.tp
-        hidden = cells.index_select(0, micro.predictors).to(weight.dtype)
-        if not self.stage.config.sequence_parallel:
-            # Adds the ranks' parts of the gradient up. It must see a contiguous one, or Megatron adds up a copy.
-            hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
+        weight, shard = vocab_part(self.stage.head_weight(), self.vocab, group=self.stage.pg_collection.tp)
         return token_outputs(
-            hidden,
+            cells.index_select(0, micro.predictors).to(weight.dtype),
             weight,
             micro.targets,
-            vocab=VocabShard.of(size=self.vocab, rows=weight.shape[0], group=group),
             outputs=outputs,
             temperature=temperature,
             chunk_tokens=self.chunk_tokens,
+            shard=shard,
         )
 
     def _scalar(self, micro: MicroBatch, cells: Tensor, outputs: tuple[str, ...]) -> dict[str, Tensor]:
         where = {"values": micro.predictors, "scores": last_unpadded(micro, self.pad)}
         weight = self.stage.head_weight().float()
         return {name: F.linear(cells.index_select(0, where[name]).float(), weight).squeeze(-1) for name in outputs}
+
+
+def vocab_part(weight: Tensor, vocab: int, *, group: dist.ProcessGroup) -> tuple[Tensor, VocabShard | None]:
+    """This rank's rows of the output embedding without padding, and which they are; None where it holds all."""
+    rows = weight.shape[0]
+    start = group.rank() * rows
+    count = max(0, min(vocab - start, rows))
+    own = weight if count == rows else weight[:count]
+    return own, VocabShard(group, start, vocab) if group.size() > 1 else None
 
 
 def last_unpadded(micro: MicroBatch, pad: int | None) -> Tensor:

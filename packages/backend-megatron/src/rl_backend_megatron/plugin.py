@@ -1,9 +1,14 @@
-"""Registers the ``megatron`` backend."""
+"""Registers the ``megatron`` backend, and says how well it would run a job."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rl_core.component import Component
 from rl_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from rl_core.contracts.rating import BackendJob, BackendRating
 
 
 @hookimpl
@@ -19,3 +24,11 @@ def register_backends() -> list[Component]:
             imports=("torch", "transformers", "megatron.core"),
         )
     ]
+
+
+@hookimpl
+def rate_backends(job: BackendJob) -> list[BackendRating]:
+    """See :func:`rl_backend_megatron.rating.rate`."""
+    from rl_backend_megatron.rating import rate
+
+    return [rate(job)]

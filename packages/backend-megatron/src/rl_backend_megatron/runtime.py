@@ -30,6 +30,7 @@ class Runtime:
         device: where models live.
         groups: Megatron's process groups.
         tp_rank, tp_size, pp_rank, pp_size, dp_rank, dp_size: coordinates and extents of the grid.
+        ep_rank, ep_size: which part of the experts is here; neighbouring data-parallel ranks have the others.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Runtime:
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=parallel.tp,
                 pipeline_model_parallel_size=parallel.pp,
+                expert_model_parallel_size=parallel.ep,
                 distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
             )
             # Nothing here is random after loading (dropout is 0); the tracker only has to exist.
@@ -67,6 +69,7 @@ class Runtime:
         self.tp_rank, self.tp_size = self.groups.tp.rank(), self.groups.tp.size()
         self.pp_rank, self.pp_size = self.groups.pp.rank(), self.groups.pp.size()
         self.dp_rank, self.dp_size = self.groups.dp.rank(), self.groups.dp.size()
+        self.ep_rank, self.ep_size = self.groups.ep.rank(), self.groups.ep.size()
 
     @property
     def is_first_stage(self) -> bool:
@@ -92,6 +95,14 @@ class Runtime:
             dist.all_reduce(tensor)
         return tensor
 
+    def most(self, count: int) -> int:
+        """The largest ``count`` of the ranks that exchange tokens for each other's experts."""
+        if self.ep_size == 1:
+            return count
+        found = torch.tensor(count, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.groups.ep)
+        return int(found)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
@@ -101,3 +112,10 @@ class Runtime:
         """Leave all process groups."""
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def gather_parts(tensor: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
+    """The tensors of all ranks of ``group``, in order; a collective."""
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(group.size())]
+    dist.all_gather(parts, tensor.contiguous(), group=group)
+    return parts

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 _SCORE = "score.weight"
+_OF_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 class WeightSource(Protocol):
@@ -47,9 +48,20 @@ class FolderSource:
     def read(self, name: str) -> Tensor | None:
         """One tensor, read now."""
         if name not in self._files:
-            return None
+            return self._stacked(name)
         with safe_open(self._files[name], framework="pt") as file:
             return file.get_tensor(name)
+
+    def _stacked(self, name: str) -> Tensor | None:
+        """The stacked weights of experts that the folder has one by one, as published folders do."""
+        layer, found, which = name.partition(".experts.")
+        parts = _OF_EXPERTS.get(which, ())
+        experts = []
+        while found and parts and f"{layer}.experts.{len(experts)}.{parts[0]}.weight" in self._files:
+            number = len(experts)
+            own = [self.read(f"{layer}.experts.{number}.{part}.weight") for part in parts]
+            experts.append(torch.cat([tensor for tensor in own if tensor is not None]))
+        return torch.stack(experts) if experts else None
 
 
 class ModelSource:

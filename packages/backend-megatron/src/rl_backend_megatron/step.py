@@ -77,15 +77,17 @@ def forward_shard(
     """``outputs`` of every sequence in shard order: float32 [T], or [B] for ``scores``; 0 before the last stage."""
     loaded.head.check(outputs)
     result = {n: np.zeros(len(shard) if n == "scores" else len(shard.tokens), np.float32) for n in outputs}
-    if not len(shard):
+    if not len(shard) and runtime.ep_size == 1:
         return result
-    parts, micros = zip(*layout.micro_batches(shard, runtime.device), strict=True)
+    parts, micros = zip(*layout.micro_batches(shard, runtime.device, agree=runtime.most), strict=True)
 
     def compute(micro: MicroBatch, hidden: Tensor) -> tuple[Tensor, TokenOutputs]:
         computed = loaded.head(micro, hidden, outputs, temperature=temperature)
         return hidden.new_zeros(()), computed
 
     for part, computed in zip(parts, run_schedule(loaded, micros, compute, forward_only=True), strict=False):
+        if not len(part):
+            continue
         tokens = shard.token_index(part)
         for name in outputs:
             result[name][part if name == "scores" else tokens] = getattr(computed, name).cpu().numpy()
@@ -171,7 +173,7 @@ def _losses(
         value, metrics = _loss(function, loss, outputs, micro, scale)
         return value, {**metrics, "loss": value.detach()}
 
-    micros = [micro for _, micro in layout.micro_batches(shard, runtime.device)]
+    micros = [micro for _, micro in layout.micro_batches(shard, runtime.device, agree=runtime.most)]
     sums = MetricSums()
     sums.add({"loss": 0.0})
     for metrics in run_schedule(loaded, micros, compute, forward_only=forward_only):

@@ -15,7 +15,7 @@ from rl_backend_megatron.architecture import Architecture
 from rl_backend_megatron.conversion import Entry, from_shards, stage_entries, tied_copy, to_shard
 from rl_backend_megatron.lora import Adapters
 from rl_backend_megatron.model import StageModel
-from rl_backend_megatron.runtime import Runtime
+from rl_backend_megatron.runtime import Runtime, gather_parts
 from rl_backend_megatron.source import WeightSource, read_all
 
 
@@ -54,6 +54,11 @@ class WeightMap:
         runtime = self.runtime
         for entry in self._entries(runtime.pp_rank, copies=True):
             tensors = read_all(source, entry.hf, self.shapes)
+            if entry.kind == "experts":
+                own = tensors[0].chunk(runtime.ep_size)[runtime.ep_rank]
+                for number, expert in enumerate(own):
+                    parameters[entry.parameter.format(number)].copy_(expert)
+                continue
             shard = to_shard(entry.kind, tensors, self.architecture, rank=runtime.tp_rank, size=runtime.tp_size)
             parameters[entry.parameter].copy_(shard)
 
@@ -61,20 +66,26 @@ class WeightMap:
     def stream(self, stage: StageModel, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
         """``(name, full tensor)`` on rank 0, nothing elsewhere; every rank must iterate to the end.
 
-        Data-parallel copies take no part. One parameter is gathered at a time over tensor-parallel ranks,
-        and sent on to rank 0 by the other pipeline stages.
+        Data-parallel copies take no part, but for those with the first copy's other experts. One parameter is
+        gathered at a time over tensor- or expert-parallel ranks, and sent on to rank 0 by the other pipeline stages.
 
         Args:
             merged: whether LoRA's products are added.
         """
-        runtime = self.runtime
+        runtime, parameters = self.runtime, _named(stage)
         if runtime.dp_rank != 0:
+            if runtime.dp_rank < runtime.ep_size:
+                for entry in self._entries(runtime.pp_rank, copies=False):
+                    if entry.kind == "experts":
+                        self._gather_experts(entry, parameters)
             return
-        parameters = _named(stage)
         for pp_rank in range(runtime.pp_size):
             for entry in self._entries(pp_rank, copies=False):
                 if pp_rank == runtime.pp_rank:
-                    tensors = self._gather(entry, parameters[entry.parameter], merged=merged)
+                    if entry.kind == "experts":
+                        tensors: tuple[Tensor, ...] = (self._gather_experts(entry, parameters),)
+                    else:
+                        tensors = self._gather(entry, parameters[entry.parameter], merged=merged)
                     yield from self._hand_over(entry, tensors)
                 elif runtime.rank == 0:
                     yield from self._receive(entry, pp_rank, next(iter(parameters.values())))
@@ -90,11 +101,18 @@ class WeightMap:
         runtime = self.runtime
         shards = [parameter.detach()]
         if runtime.tp_size > 1 and entry.kind != "replicated":
-            shards = gather_shards(parameter.detach(), runtime)
+            shards = gather_parts(parameter.detach(), runtime.groups.tp)
         tensors = from_shards(entry.kind, shards, self.architecture)
         if self.adapters is None or not merged:
             return tensors
         return tuple(self.adapters.merge(name, t, runtime) for name, t in zip(entry.hf, tensors, strict=True))
+
+    def _gather_experts(self, entry: Entry, parameters: Mapping[str, Tensor]) -> Tensor:
+        """[experts, rows, columns]; a collective over expert-parallel ranks."""
+        runtime = self.runtime
+        count = self.architecture.experts // runtime.ep_size
+        own = torch.stack([parameters[entry.parameter.format(number)] for number in range(count)])
+        return torch.cat(gather_parts(own, runtime.groups.ep))
 
     def _hand_over(self, entry: Entry, tensors: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
         runtime = self.runtime
@@ -111,13 +129,6 @@ class WeightMap:
             tensor = torch.empty(self.shapes[name], dtype=like.dtype, device=like.device)
             dist.recv(tensor, src=source, group=group)
             yield name, tensor
-
-
-def gather_shards(tensor: Tensor, runtime: Runtime) -> list[Tensor]:
-    """The tensors of all tensor-parallel ranks, in order; a collective."""
-    shards = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(runtime.tp_size)]
-    dist.all_gather(shards, tensor.contiguous(), group=runtime.groups.tp)
-    return shards
 
 
 def _named(stage: StageModel) -> dict[str, Tensor]:

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_torch.estimates import CHUNK_ELEMENTS
 from rl_torch.vocab_parallel import VocabShard
-
-CHUNK_ELEMENTS = 2**24
-"""Logits held at once, by default: 64 MB in float32."""
 
 
 def chunk_size(vocab_size: int) -> int:
@@ -58,7 +56,8 @@ def token_outputs(
     Returns:
         [N] per name, float32 (float64 for float64 inputs).
     """
-    step = chunk_tokens or chunk_size(weight.shape[0])
+    # Ranks exchange something per chunk, so all need the same number of them, whatever rows they hold.
+    step = chunk_tokens or chunk_size(weight.shape[0] if shard is None else shard.per_rank)
     values = _TokenOutputs.apply(hidden, weight, bias, targets, temperature, tuple(outputs), step, shard)
     return dict(zip(outputs, values, strict=True))
 
@@ -81,6 +80,8 @@ class _TokenOutputs(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         count = hidden.shape[0]
         results = {name: torch.empty(count, dtype=_accumulator(hidden), device=hidden.device) for name in names}
+        # With it every rank knows its rows' probabilities again, without another exchange.
+        logsumexps = None if shard is None else torch.empty_like(hidden[:, 0], dtype=_accumulator(hidden))
         # A single chunk may stay: the backward pass would hold as much anyway, and keeping it saves
         # a quarter to a third of the head's time (measured on CPU, vocabularies of 128 to 152k).
         kept = None
@@ -93,6 +94,7 @@ class _TokenOutputs(torch.autograd.Function):
                     result[part] = _VALUES[name](z, log_p, targets[part, None])
             else:
                 log_p, logsumexp = shard.log_softmax(z)
+                logsumexps[part] = logsumexp
                 for name, result in results.items():
                     result[part] = _sharded_value(name, log_p, logsumexp, targets[part, None], shard)
             if count <= step:
@@ -101,13 +103,14 @@ class _TokenOutputs(torch.autograd.Function):
             for result, total in zip(partial, shard.sum(torch.stack(partial)), strict=True):
                 result.copy_(total)
         needs_backward = any(ctx.needs_input_grad[:3])
-        ctx.save_for_backward(hidden, weight, bias, targets, results.get("entropy"), kept if needs_backward else None)
+        kept = kept if needs_backward else None
+        ctx.save_for_backward(hidden, weight, bias, targets, results.get("entropy"), logsumexps, kept)
         ctx.temperature, ctx.names, ctx.step, ctx.shard = temperature, names, step, shard
         return tuple(results.values())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, entropies, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, entropies, logsumexps, kept = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         dtype = gradients[0].dtype
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -120,7 +123,7 @@ class _TokenOutputs(torch.autograd.Function):
             log_p = kept
             if log_p is None:
                 z = _logits(h, weight, bias, ctx.temperature)
-                log_p = torch.log_softmax(z, dim=-1) if ctx.shard is None else ctx.shard.log_softmax(z)[0]
+                log_p = torch.log_softmax(z, dim=-1) if ctx.shard is None else z - logsumexps[part, None]
             given = dict(zip(ctx.names, (g[part, None] for g in gradients), strict=True))
             entropy = entropies[part, None] if entropies is not None else None
             grad = _logits_gradient(given, log_p, targets[part, None], entropy, ctx.shard)
@@ -163,6 +166,8 @@ def _sharded_value(name: str, log_p: Tensor, logsumexp: Tensor, target: Tensor, 
         return -(log_p.exp() * log_p).sum(1)
     if name == "mean_logprobs":
         return log_p.sum(1) / shard.total
+    if not log_p.shape[1]:
+        return log_p.new_zeros(len(log_p))
     index, mine = shard.locate(target, log_p.shape[1])
     return torch.where(mine, log_p.gather(1, index), 0.0).squeeze(1)
 
@@ -182,7 +187,7 @@ def _logits_gradient(
     if "logprobs" in given:
         if shard is None:
             grad.scatter_add_(1, target, given["logprobs"])
-        else:
+        elif log_p.shape[1]:
             index, mine = shard.locate(target, log_p.shape[1])
             grad.scatter_add_(1, index, torch.where(mine, given["logprobs"], 0.0))
     return grad

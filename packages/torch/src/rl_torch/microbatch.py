@@ -17,19 +17,12 @@ from rl_core.batch import UNIT, SequenceBatch
 from rl_core.packing import best_fit_decreasing
 from torch import Tensor
 
+from rl_torch.estimates import CPU_ROW_TOKENS
+
 Packing = Literal["auto", "packed", "padded"]
 
 MAX_WASTE = 0.15
 """``auto`` on CPU pads when at most this fraction of the cells is padding."""
-
-# Attention over a packed row is dense with a mask: its cost grows with the square of the row.
-# Forward + backward of 64 sequences, hidden 128, 2 layers, on one core:
-#   8-11 tokens:    padded 34 ms | rows of 32: 29, 128: 38, 512: 92 ms
-#   20-199 tokens:  padded 718 ms (waste 45 %) | rows of 200: 488, 256: 516, 512: 611 ms
-#   100-499 tokens: padded 2.4 s (waste 41 %) | rows of 500: 1.8, 512: 2.0 s
-# and with `plan` (auto sorts by length): 8-11 tokens: auto 33, packed 32, padded 32 ms;
-#   5-39: 75, 66, 115; 20-199: 403, 435, 703; 100-499: 1460, 1809, 1600 ms.
-CPU_ROW_TOKENS = 128
 
 # Below this many tokens a micro-batch no longer pays for its fixed cost (about 3 ms).
 _MIN_GROUP_TOKENS = 1024

@@ -16,6 +16,8 @@ from torch import Tensor
 class VocabShard:
     """The rows of the output embedding that this rank holds.
 
+    A rank may hold none: where the vocabulary is short, or padded to equal parts.
+
     Attributes:
         group: the ranks that hold the whole vocabulary between them, in order.
         start: index of this rank's first row.
@@ -25,6 +27,11 @@ class VocabShard:
     group: dist.ProcessGroup
     start: int
     total: int
+
+    @property
+    def per_rank(self) -> int:
+        """Rows that a rank holds on average, rounded up: the same number on all of them."""
+        return -(-self.total // self.group.size())
 
     def log_softmax(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Of this rank's logits [N, V_local]: their log-probs over the whole vocabulary, and the logsumexp [N]."""
