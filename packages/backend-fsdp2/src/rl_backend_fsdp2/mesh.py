@@ -68,6 +68,13 @@ class Mesh:
         return Topology(dp_rank=dp_rank, dp_size=places.replicate * places.dp, is_output=cp_rank == 0 and tp_rank == 0)
 
     @property
+    def coordinates(self) -> dict[str, int]:
+        """This rank's place in every dimension of the mesh."""
+        place = self._ranks.get_coordinate()
+        assert place is not None
+        return dict(zip(("replicate", "shard", "tp"), place, strict=True))
+
+    @property
     def fsdp(self) -> DeviceMesh:
         """The dimensions that parameters are sharded over, and replicated over before them (HSDP)."""
         return self._ranks["replicate", "shard"] if self.sizes.replicate > 1 else self._ranks["shard"]

@@ -98,9 +98,8 @@ class MegatronBackend:
 
     def finish_saving(self) -> None:
         """Wait until everything saved is on disk."""
-        with self._joined().active():
-            for loaded in self._roles.values():
-                checkpoint.finish(loaded, self._joined())
+        for loaded in self._roles.values():
+            checkpoint.finish(loaded)
 
     def restore(self, role: str, directory: str) -> None:
         """Read what :meth:`save` wrote, in any layout."""
@@ -120,10 +119,9 @@ class MegatronBackend:
         self._offload(away=False)
 
     def close(self) -> None:
-        """Drop all models and leave the process groups; a checkpoint nobody finished stays without its index."""
+        """Drop all models and leave the process groups."""
         for loaded in self._roles.values():
-            if loaded.saving is not None:
-                loaded.saving.wait()
+            checkpoint.finish(loaded)
         self._roles.clear()
         gc.collect()
         if self._runtime is not None:
