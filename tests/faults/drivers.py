@@ -51,7 +51,7 @@ class Method:
     def remote(self, *args):
         try:
             return self._function(*args)
-        except Exception as error:  # noqa: BLE001 - raised again by get(), as Ray does
+        except Exception as error:
             return Failure(error)
 
 

@@ -142,8 +142,9 @@ def test_a_terminated_run_saves_its_step_and_exits_with_143(runs):
     assert runs["returned"]["terminated"] == 143
     stopped = re.search(r"SIGTERM: stopped after step (\d+) of stage 'train'; a checkpoint is saved\n    (.*)", said)
     assert stopped.group(2) == f"continue with: rl resume {runs['broken']}"
-    assert f"continuing from {runs['broken']}/checkpoints/step-{int(stopped.group(1)):06d}; nothing is lost" in (
-        runs["said"]["out of time"]
+    assert (
+        f"continuing from {runs['broken']}/checkpoints/step-{int(stopped.group(1)):06d}; nothing is lost"
+        in (runs["said"]["out of time"])
     )
 
 

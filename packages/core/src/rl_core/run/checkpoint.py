@@ -188,7 +188,9 @@ class CheckpointStore:
         except OSError as error:
             self.discard()
             where = f" ({error.filename})" if error.filename else ""
-            raise StorageError(f"the checkpoint of step {step} cannot be written: {error.strerror}{where}") from error
+            raise StorageError(
+                f"the checkpoint of step {step} cannot be written: {error.strerror or error}{where}"
+            ) from error
         except StorageError:
             self.discard()
             raise
