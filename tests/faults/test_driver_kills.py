@@ -1,4 +1,4 @@
-"""A run whose driver is killed twenty times, stopped, starved of disk and given a broken file ends as if nothing was."""
+"""A run that is killed twenty times, stopped, starved of disk and given a broken file ends as if nothing had been."""
 
 import json
 import random

@@ -1,6 +1,7 @@
 """Parts of tensors in files: any other split reads them, and damage is named."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ def whole(rows=12, columns=5):
 def parts(tensor, cuts, *, name="w", dim=0):
     """The tensor as shards, cut along ``dim`` at ``cuts``."""
     edges = [0, *cuts, tensor.shape[dim]]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         data = tensor.narrow(dim, start, end - start).clone()
         offset = tuple(start if d == dim else 0 for d in range(tensor.dim()))
         yield Shard(name=name, data=data, shape=tuple(tensor.shape), offset=offset)
@@ -38,6 +39,15 @@ def written(folder, shards):
 
 def blank(shards):
     return [Shard(s.name, torch.full_like(s.data, -1), s.shape, s.offset) for s in shards]
+
+
+def complaint(action):
+    """What the action says is wrong, or None; any error but an RLError is passed on."""
+    try:
+        action()
+    except RLError as error:
+        return str(error)
+    return None
 
 
 splits = st.lists(st.integers(0, 12), max_size=4).map(sorted)
@@ -165,14 +175,9 @@ def test_damage_is_an_error_with_the_file_or_changes_only_numbers(tmp_path_facto
         content[place] ^= 1 << data.draw(st.integers(0, 7), label="bit")
     file.write_bytes(content)
     read = blank(list(parts(whole(3), [])))
-    try:
-        read_shards(read, folder)
-    except RLError as error:
-        assert str(folder) in str(error)
-        assert "\n    resume " in str(error)
-    else:
-        # The numbers themselves are what a checkpoint's manifest checks.
-        assert read[0].data.shape == (3, 5)
+    said = complaint(lambda: read_shards(read, folder))
+    # The numbers themselves are what a checkpoint's manifest checks.
+    assert said is None or (str(folder) in said and "\n    resume " in said)
     shutil.rmtree(folder.parent)
 
 
@@ -210,10 +215,8 @@ def test_damaged_facts_are_an_error_with_the_file(tmp_path_factory, data):
     else:
         content[place] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
-    try:
-        read_facts(folder, backend="fsdp2", version=2, role="policy")
-    except RLError as error:
-        assert str(folder) in str(error)
+    said = complaint(lambda: read_facts(folder, backend="fsdp2", version=2, role="policy"))
+    assert said is None or str(folder) in said
     shutil.rmtree(folder)
 
 

@@ -13,7 +13,7 @@ def test_durations_are_read_in_days_hours_minutes_and_seconds(text, expected):
 
 @pytest.mark.parametrize("text", ["", "3", "3x", "h", "-3h", "3h50", "3:50:00"])
 def test_what_is_no_duration_is_explained(text):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="must be a time") as caught:
         seconds(text)
     assert str(caught.value) == f"must be a time such as 3h50m, 45m or 90s, or a number of seconds; found {text!r}"
 

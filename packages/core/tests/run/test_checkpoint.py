@@ -141,6 +141,6 @@ def test_a_failed_save_is_a_warning_that_names_what_is_kept(tmp_path, caplog):
         raise StorageError("cannot write x: No space left on device")
     assert not attempt.succeeded
     assert caplog.messages == [
-        "cannot write x: No space left on device; training goes on, step-000001 is kept, and saving is tried again when "
-        "the next checkpoint is due"
+        "cannot write x: No space left on device; training goes on, step-000001 is kept, "
+        "and saving is tried again when the next checkpoint is due"
     ]

@@ -94,3 +94,10 @@ def test_a_disk_without_room_for_the_status_does_not_stop_a_run(tmp_path, caplog
     monkeypatch.setattr(os, "replace", full)
     run.status(status="running", step=3)
     assert caplog.messages == [f"cannot write {run.path}/status.json: No space left on device"]
+
+
+def test_the_status_does_not_hold_secrets_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACME_TOKEN", "abcdef123")
+    run = create(tmp_path / "r")
+    run.status(status="failed", error="refused abcdef123")
+    assert read_status(run.path)["error"] == "refused ***"

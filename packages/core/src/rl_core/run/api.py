@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.check import check, load_config
+from rl_core.config.redaction import RedactingFormatter, secret_values
 from rl_core.errors import ConfigError, RLError
 from rl_core.plugins.registry import Registry, load_registry
 from rl_core.run.assembly import Assembly, assemble, driver_parts
@@ -65,7 +66,7 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
         raise ConfigError(f"{path}: there are no evaluators\n    add evaluators: [{{name: accuracy}}] and eval_data")
     folder = Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
-    with _logging(folder), _assembled(stage, config, registry, folder, policy_path=policy_path) as parts:
+    with _logging(folder, config), _assembled(stage, config, registry, folder, policy_path=policy_path) as parts:
         parts.publish_weights(0)
         with working("evaluating"):
             metrics, samples = run_evaluators(parts, parts.driver.evaluators, stage.run.steps)
@@ -94,7 +95,7 @@ def export(run_dir: str, *, step: int | None = None, stage: str | None = None, t
     if source is None:
         raise RLError(f"{run_dir}: stage {chosen.name!r} has no complete checkpoint to export yet")
     logs = Path(config.directory) / "logs"
-    with _logging(logs), _assembled(chosen, config, registry, folder, training=True) as parts:
+    with _logging(logs, config), _assembled(chosen, config, registry, folder, training=True) as parts:
         parts.policy.restore(str(source / parts.policy.role.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         parts.export(target)
@@ -105,7 +106,7 @@ def export(run_dir: str, *, step: int | None = None, stage: str | None = None, t
 def _resume(config: RunConfig, registry: Registry, allowed: Sequence[str]) -> int:
     directory = RunDirectory.open(config.directory)
     try:
-        with _logging(directory.logs):
+        with _logging(directory.logs, config):
             refuse_corrupting(_changes(config, directory, registry), allowed, directory.path)
             directory.replace_config(config.to_yaml())
     except BaseException:
@@ -132,7 +133,7 @@ def _changes(config: RunConfig, directory: RunDirectory, registry: Registry) -> 
 
 def _execute(config: RunConfig, directory: RunDirectory, registry: Registry, allowed: Sequence[str] = ()) -> int:
     try:
-        with _logging(directory.logs):
+        with _logging(directory.logs, config):
             outcome = Pipeline(config, directory, registry, allowed=allowed).run()
     finally:
         directory.close()
@@ -194,13 +195,17 @@ class _Screen(logging.StreamHandler):
 
 
 @contextmanager
-def _logging(folder: Path) -> Iterator[None]:
-    """Everything to ``rl.log``; to the screen what a reader wants to see: all of ours where it is not a terminal."""
+def _logging(folder: Path, config: RunConfig) -> Iterator[None]:
+    """Everything to ``rl.log``; to the screen what a reader wants to see: all of ours where it is not a terminal.
+
+    Without the secrets of the environment and of ``config``.
+    """
+    secrets = {s for stage in config.stages for c in stage.choices() for s in secret_values(c.config.model_dump())}
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / "rl.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", secrets=secrets))
     screen = _Screen()
-    screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    screen.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S", secrets=secrets))
     screen.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
     screen.addFilter(lambda record: record.name.partition(".")[0].startswith("rl") or record.levelno >= logging.ERROR)
     root = logging.getLogger()

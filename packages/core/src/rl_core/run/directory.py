@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rl_core.config.redaction import hide_secrets
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,8 @@ class RunDirectory:
 
         A full disk does not stop a run here.
         """
+        if changes.get("error"):
+            changes["error"] = hide_secrets(str(changes["error"]))
         self._status |= {"pid": os.getpid(), **changes}
         try:
             write_atomic(self.path / "status.json", json.dumps(self._status) + "\n", durable=False)
