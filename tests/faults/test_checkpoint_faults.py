@@ -94,7 +94,7 @@ def test_a_checkpoint_that_cannot_fit_is_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=2_000_000))
     with pytest.raises(StorageError) as caught:
         store.save(state(2), write(b"x"))
-    assert str(caught.value) == (f"the checkpoint of step 2 needs about 0.005 GB, {tmp_path} has 0.002 GB left")
+    assert str(caught.value) == (f"the checkpoint of step 2 needs about 5 MB, {tmp_path} has 2 MB left")
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
 

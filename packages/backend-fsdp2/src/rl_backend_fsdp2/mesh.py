@@ -56,7 +56,7 @@ class Mesh:
         shape = (self.sizes.replicate, self.sizes.dp * self.sizes.cp, self.sizes.tp)
         self._ranks: DeviceMesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
         self.cp_group = self._context_group()
-        # Background writes talk to each other while training does: a group of their own, in host memory.
+        # Whether all could write a checkpoint is text, which goes through host memory.
         self.saving_group = dist.new_group(backend="gloo", timeout=timeout)
 
     @property

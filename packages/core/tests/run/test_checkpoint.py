@@ -132,6 +132,16 @@ def test_the_best_and_every_nth_checkpoint_stay(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000006"]
 
 
+def test_a_checkpoint_without_the_metric_of_keep_best_is_a_warning_once(tmp_path, caplog):
+    store = CheckpointStore(tmp_path, keep_last=1, keep_best=Best("eval/loss", "min"))
+    for step in (1, 2):
+        store.save(replace(state(step), metrics={"train/loss": 1.0}), write(b"x"))
+    assert caplog.messages == [
+        "run.keep_best: step-000001 has no metric eval/loss, so it cannot be among the best; "
+        "evaluate at the steps that are saved"
+    ]
+
+
 def test_a_failed_save_is_a_warning_that_names_what_is_kept(tmp_path, caplog):
     store = CheckpointStore(tmp_path)
     with training_goes_on(store) as attempt:

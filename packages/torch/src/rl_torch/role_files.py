@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,18 @@ def read_random_state(directory: Path, rank: int) -> bool:
             "    resume from another checkpoint, or restore this one from a copy"
         ) from error
     return True
+
+
+def finish_all(finish: Iterable[Callable[[], None]]) -> None:
+    """Call all of ``finish``, each of which waits for a write, and then raise what the first that failed raised."""
+    problems = []
+    for one in finish:
+        try:
+            one()
+        except StorageError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
 
 
 def write_together(write: Callable[[], None], group: dist.ProcessGroup | None = None) -> None:

@@ -61,6 +61,7 @@ class CheckpointStore:
         self.folder = folder
         self._retention = Retention(last=keep_last, every=keep_every, best=keep_best)
         self._temporary: Path | None = None
+        self._warned = False
 
     @classmethod
     def of(cls, folder: Path, run: RunSection) -> CheckpointStore:
@@ -104,6 +105,7 @@ class CheckpointStore:
             self._temporary.rename(final)
             self._temporary = None
             fsync(self.folder)
+        self._warn_without_metric(final)
         self._prune()
         return final
 
@@ -177,8 +179,8 @@ class CheckpointStore:
         needed, free = size_of(newest), shutil.disk_usage(self.folder).free
         if free < needed:
             raise StorageError(
-                f"the checkpoint of step {step} needs about {needed / 1e9:.3g} GB, "
-                f"{self.folder} has {free / 1e9:.3g} GB left"
+                f"the checkpoint of step {step} needs about {_readable(needed)}, "
+                f"{self.folder} has {_readable(free)} left"
             )
 
     @contextmanager
@@ -194,6 +196,17 @@ class CheckpointStore:
         except StorageError:
             self.discard()
             raise
+
+    def _warn_without_metric(self, path: Path) -> None:
+        best = self._retention.best
+        if best is None or self._warned or best.metric in _metrics_of(path):
+            return
+        self._warned = True
+        logger.warning(
+            "run.keep_best: %s has no metric %s, so it cannot be among the best; evaluate at the steps that are saved",
+            path.name,
+            best.metric,
+        )
 
     def _prune(self) -> None:
         paths = {_step(p): p for p in self._paths()}
@@ -244,6 +257,14 @@ def read_state(path: Path) -> RunState:
             f"{file} is damaged: {type(error).__name__}: {error}\n"
             f"    restore the checkpoint from a copy, or remove {path} to use the one before"
         ) from error
+
+
+def _readable(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB" if count < 1000 else f"{count / 1000:.3g} TB"
 
 
 def _metrics_of(path: Path) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import Scale
-from rl_core.errors import RLError
+from rl_core.errors import RLError, StorageError
 from rl_core.model import NonFiniteBatch
 from rl_core.run.checkpoint import CheckpointStore, RunState, read_state, training_goes_on
 from rl_core.run.evaluation import due, evaluate
@@ -187,7 +188,10 @@ class Loop:
         with training_goes_on(self.checkpoints) as attempt:
             self.checkpoints.begin(state, self._write_models)
             self._unfinished = state.step
-        if attempt.succeeded and (wait or not self.parts.policy.is_saving()):
+        if not attempt.succeeded:
+            with contextlib.suppress(StorageError):  # of what other roles began to write in the background
+                self.parts.policy.finish_saving()
+        elif wait or not self.parts.policy.is_saving():
             return self._commit()
         return attempt.succeeded
 

@@ -80,7 +80,8 @@ class Pipeline:
         )
         status = "failed"
         try:
-            with stop_on_interrupt(self._config.stages[0].run.save_before_timeout) as stop:
+            limits = [stage.run.save_before_timeout for stage in self._config.stages]
+            with stop_on_interrupt(min((limit for limit in limits if limit is not None), default=None)) as stop:
                 self._run_stages(unfinished, stop)
             status = "finished"
         except BaseException as error:
