@@ -104,6 +104,17 @@ def test_files_of_a_rank_are_limited_in_size(tmp_path):
     assert [s.data[0].item() for s in read] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
+def test_more_files_than_may_be_open_are_read_one_after_the_other(tmp_path):
+    count = 70
+    shards = list(parts(whole(count), list(range(1, count))))
+    folder = written(tmp_path / "s", shards)
+    before = len(os.listdir("/proc/self/fd"))
+    (read,) = blank(list(parts(whole(count), [])))
+    read_shards([read], folder)
+    assert torch.equal(read.data, whole(count))
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
 def test_a_flexible_tensor_takes_what_there_is_and_keeps_the_rest(tmp_path):
     folder = written(tmp_path / "s", parts(whole(4), []))
     larger = Shard("w", torch.full((6, 5), -1.0), (6, 5), (0, 0), flexible=True)

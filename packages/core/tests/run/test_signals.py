@@ -44,13 +44,15 @@ def test_the_first_reason_counts():
 
 def test_the_time_limit_leaves_room_for_another_step_as_long_as_the_longest():
     clock = Clock()
-    stop = StopRequest(limit_s=100.0, clock=clock)
+    stop = StopRequest(limit_s=150.0, clock=clock)
     stopped = []
+    clock.now += 50.0  # loading
+    stop.steps_begin()
     for took in (10.0, 30.0, 10.0, 10.0, 10.0):
         clock.now += took
         stop.step_done()
         stopped.append(bool(stop))
-    # At 60 s another 30 s fit; at 70 s they would end at 100 s.
+    # At 110 s another 30 s fit; at 120 s they would end at 150 s.
     assert stopped == [False, False, False, False, True]
     assert str(stop.error("stopped after step 5")) == "run.save_before_timeout: stopped after step 5"
 

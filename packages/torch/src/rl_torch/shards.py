@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,13 +97,14 @@ def read_shards(shards: Sequence[Shard], folder: Path) -> None:
     paths = sorted(folder.glob("rank-*.safetensors"))
     if not paths:
         raise RLError(f"{folder} holds no rank-*.safetensors files\n    resume from another checkpoint, or restore it")
-    with ExitStack() as stack, torch.no_grad():
-        stored: dict[str, list[_Piece]] = {}
-        for path in paths:
-            for piece in _pieces(path, stack):
-                stored.setdefault(piece.name, []).append(piece)
+    files = _OpenFiles()
+    stored: dict[str, list[_Piece]] = {}
+    for path in paths:
+        for piece in _pieces(path, files):
+            stored.setdefault(piece.name, []).append(piece)
+    with torch.no_grad():
         for shard in shards:
-            _fill(shard, stored.get(shard.name, []), folder)
+            _fill(shard, stored.get(shard.name, []), folder, files)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
@@ -133,35 +133,49 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, error) from error
 
 
+class _OpenFiles:
+    """Files by path; a job of many ranks has more of them than a process may hold open."""
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
+        self._open: dict[Path, Any] = {}
+
+    def __getitem__(self, path: Path) -> Any:
+        file = self._open.pop(path, None) or safe_open(path, framework="pt")
+        self._open[path] = file  # last: the most recently used
+        if len(self._open) > self._limit:
+            del self._open[next(iter(self._open))]  # which closes it
+        return file
+
+
 @dataclass(frozen=True)
 class _Piece:
     """A shard as it lies in a file."""
 
     path: Path
-    file: Any
     key: str
     name: str
     shape: tuple[int, ...]
     offset: tuple[int, ...]
     extent: tuple[int, ...]
 
-    def read(self, where: tuple[slice, ...]) -> Tensor:
+    def read(self, where: tuple[slice, ...], files: _OpenFiles) -> Tensor:
         """A box of the piece; ``where`` counts from the piece's first element."""
         try:
-            flat_dims = len(self.extent) - len(self.file.get_slice(self.key).get_shape())
-            inner = where[flat_dims:]
-            return self.file.get_slice(self.key)[inner] if inner else self.file.get_tensor(self.key)
+            file = files[self.path]
+            inner = where[len(self.extent) - len(file.get_slice(self.key).get_shape()) :]
+            return file.get_slice(self.key)[inner] if inner else file.get_tensor(self.key)
         except (OSError, SafetensorError) as error:
             raise _damaged(self.path, error) from error
 
 
-def _pieces(path: Path, stack: ExitStack) -> Iterator[_Piece]:
+def _pieces(path: Path, files: _OpenFiles) -> Iterator[_Piece]:
     try:
-        file = stack.enter_context(safe_open(path, framework="pt"))
+        file = files[path]
         header = json.loads((file.metadata() or {})[_HEADER])
         keys = set(file.keys())
         for key, (name, shape, offset, extent) in header.items():
-            piece = _Piece(path, file, key, str(name), _sizes(shape), _sizes(offset), _sizes(extent))
+            piece = _Piece(path, key, str(name), _sizes(shape), _sizes(offset), _sizes(extent))
             if key not in keys or math.prod(piece.extent) != math.prod(file.get_slice(key).get_shape()):
                 raise ValueError(f"the header and the tensor {key} disagree")
             if not len(piece.shape) == len(piece.offset) == len(piece.extent):
@@ -171,7 +185,7 @@ def _pieces(path: Path, stack: ExitStack) -> Iterator[_Piece]:
         raise _damaged(path, error) from error
 
 
-def _fill(shard: Shard, pieces: Sequence[_Piece], folder: Path) -> None:
+def _fill(shard: Shard, pieces: Sequence[_Piece], folder: Path, files: _OpenFiles) -> None:
     if not shard.data.numel():
         return
     if not pieces:
@@ -195,7 +209,7 @@ def _fill(shard: Shard, pieces: Sequence[_Piece], folder: Path) -> None:
         ]
         if any(n <= 0 for n in size):
             continue
-        taken = piece.read(_box(begin, size, piece.offset))
+        taken = piece.read(_box(begin, size, piece.offset), files)
         target[_box(begin, size, shard.offset)].copy_(taken.view(size))
         found += math.prod(size)
     wanted = math.prod(

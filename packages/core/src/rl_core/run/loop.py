@@ -71,6 +71,7 @@ class Loop:
         if feed.samples or done.step == 0:
             parts.publish_weights(version)
         samples = self._evaluate_before(done.step)
+        self.stop.steps_begin()
         for step in range(done.step + 1, steps + 1):
             started = time.perf_counter()
             if feed.samples:
@@ -157,7 +158,8 @@ class Loop:
         last = step == run.steps
         periodic = run.checkpoint_every is not None and step % run.checkpoint_every == 0
         self.stop.step_done()
-        if last or periodic or self.stop:
+        stopping = bool(self.stop)  # once: a signal during the save stops after the next step
+        if last or periodic or stopping:
             state = RunState(
                 stage=self.parts.stage.name,
                 step=step,
@@ -165,16 +167,16 @@ class Loop:
                 weights_version=version,
                 fingerprint=self.parts.driver.fingerprint,
                 algorithm=dict(self.parts.driver.algorithm.state()),
-                metrics=dict(metrics),
+                metrics={name: float(value) for name, value in metrics.items()},
             )
             with self.loggers.doing("saving a checkpoint"):
-                saved = self._begin_checkpoint(state, wait=last or bool(self.stop))
+                saved = self._begin_checkpoint(state, wait=last or stopping)
             if last and not saved:
                 raise RLError(
                     f"stage {self.parts.stage.name!r} is trained, but the checkpoint of its last step cannot be saved\n"
                     f"    make room, then train what is missing again with: rl resume {self.directory}"
                 )
-            if self.stop and not last:
+            if stopping and not last:
                 how = "a checkpoint is saved" if saved else "its checkpoint cannot be saved, an earlier one is kept"
                 raise self.stop.error(
                     f"stopped after step {step} of stage {self.parts.stage.name!r}; {how}\n"

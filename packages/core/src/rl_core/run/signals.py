@@ -51,6 +51,10 @@ class StopRequest:
         if self._error is None:
             self._error, self._reason = error, reason
 
+    def steps_begin(self) -> None:
+        """To be called before a stage's first step: loading is no measure of how long a step takes."""
+        self._last = self._clock()
+
     def step_done(self) -> None:
         """To be called after every step, its checkpoint included: stops where another may not fit before the limit."""
         now = self._clock()
