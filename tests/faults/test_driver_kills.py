@@ -193,3 +193,10 @@ def test_a_resume_that_would_train_nothing_says_so_and_fails(runs):
 def test_checkpoints_hold_nothing_but_json_and_safetensors(runs):
     files = [p for p in (runs["broken"] / "checkpoints").rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".json", ".safetensors"}
+
+
+def test_a_checkpoint_knows_the_metrics_of_its_step(runs):
+    state = json.loads((runs["broken"] / "checkpoints" / f"step-{STEPS:06d}" / "state.json").read_text())
+    last = metrics_of(runs["whole"])[-1]
+    assert state["metrics"]["train/loss"] == last["train/loss"]
+    assert state["metrics"].keys() <= last.keys()
