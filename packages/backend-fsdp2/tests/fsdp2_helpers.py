@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rl_torch.shards
 import torch
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_core.errors import StorageError
 from rl_core.model import reduce_metrics
 from rl_torch.models import build_model
 from rl_torch.weights import from_buckets
@@ -203,6 +208,35 @@ def train_on_while_saving(
             "returned before it was written": pending,
             "written": not made.is_saving(),
         }
+
+
+def save_without_room(
+    rank: int, world: int, port: int, *, batch: SequenceBatch, directories: list[str], config: dict[str, Any]
+) -> list[str]:
+    """The last rank's disk is full for one save: what every rank is told, and how training went on."""
+    written = rl_torch.shards.save_file
+    with backend(rank, world, port, **config) as made:
+        made.load(POLICY, model_spec(), optimizer_spec())
+        shard, said = own_part(made, batch), []
+        for directory in directories:
+            if rank == world - 1 and directory == directories[0]:
+                rl_torch.shards.save_file = partial(_no_room_for_shards, written)
+            try:
+                made.save("policy", directory)
+                made.finish_saving()
+                said.append("saved")
+            except StorageError as error:
+                said.append(str(error))
+            rl_torch.shards.save_file = written
+            made.train("policy", shard, NLL, Scale.of(batch))
+        made.restore("policy", directories[-1])
+        return said
+
+
+def _no_room_for_shards(written: Callable[..., None], tensors: Any, path: Path, **options: Any) -> None:
+    if path.parent.name == "shards":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    written(tensors, path, **options)
 
 
 def losses_of(ranks: list[dict[str, Any]]) -> list[dict[str, float]]:

@@ -11,7 +11,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from fsdp2_helpers import (
     POLICY,
     backend,
@@ -181,7 +180,7 @@ def test_a_checkpoint_holds_only_the_adapter_and_continues_bit_exactly(pair: Ran
     assert losses_of(continued) == losses_of(whole)[2:]
     for name, weight in whole[0]["weights"].items():
         np.testing.assert_array_equal(continued[0]["weights"][name], weight, err_msg=name)
-    stored = dcp.FileSystemReader(tmp_path / "saved" / "shards").read_metadata().state_dict_metadata
+    stored = [name for file in (tmp_path / "saved" / "shards").iterdir() for name in load_file(file)]
     assert stored
     assert all(".lora_" in name or ".ranknum." in name for name in stored)
 

@@ -19,6 +19,7 @@ from fsdp2_helpers import (
     optimizer_spec,
     plain_model,
     random_batch,
+    save_without_room,
     train,
     train_on_while_saving,
 )
@@ -190,3 +191,14 @@ def test_a_checkpoint_written_in_the_background_continues_bit_exactly(
     assert losses_of(continued) == losses_of(whole)[2:]
     for name, weight in whole[0]["weights"].items():
         np.testing.assert_array_equal(continued[0]["weights"][name], weight)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_disk_that_is_full_on_one_rank_is_told_to_the_run_and_training_goes_on(
+    pair: Ranks, tmp_path: Path, background: bool
+) -> None:
+    folders = [make_directory(tmp_path / name) for name in ("first", "second")]
+    said = pair(save_without_room, batch=random_batch(), directories=folders, config={"async_save": background})
+    full = f"cannot write {folders[0]}/shards/rank-00001-000.safetensors: No space left on device"
+    # In the background a rank hears of its own trouble only; the run asks all of them.
+    assert said == [["saved" if background else full, "saved"], [full, "saved"]]

@@ -11,6 +11,7 @@ import torch
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.memory import Layout, estimate_memory, kept_per_token
 from rl_backend_fsdp2.rating import memory_per_rank
+from rl_core.cluster.ports import free_port
 from rl_core.config.model_shape import shape_of_config
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.contracts.rating import JobRole, MemoryEstimate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from fsdp2_helpers import (
     POLICY,
     forward,
     losses_of,
+    make_directory,
     model_spec,
     optimizer_spec,
     random_batch,
@@ -116,6 +118,17 @@ def test_log_probs_on_a_mesh_equal_one_process(single: Ranks, pair: Ranks, mesh:
     for found in pair(forward, **options, config={"parallel": MESHES[mesh]}):
         for name, values in plain.items():
             np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("saved", "read"), [("tp2 dp2", "hsdp2x2"), ("tp2 replicate2", "dp4"), ("hsdp2x2", "cp2 tp2 sequence")]
+)
+def test_a_mesh_reads_the_checkpoint_of_another_bit_by_bit(quad: Ranks, tmp_path: Path, saved: str, read: str) -> None:
+    batch, folder = random_batch(), make_directory(tmp_path / "policy")
+    before = quad(train, batch=batch, steps=1, save=folder, config={"parallel": MESHES[saved]})
+    after = quad(train, batch=batch, steps=0, restore=folder, config={"parallel": MESHES[read]})
+    for name, weight in before[0]["weights"].items():
+        np.testing.assert_array_equal(after[0]["before"][name], weight, err_msg=name)
 
 
 def test_an_architecture_without_a_plan_is_refused(pair: Ranks) -> None:

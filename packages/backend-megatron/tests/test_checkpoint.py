@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RLError) as caught:
             made.restore("policy", str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path / 'role.json'}: checkpoint format 7, this version of rl-backend-megatron reads 1"
+        f"{tmp_path / 'role.json'}: checkpoint format 7, this version of rl-backend-megatron reads 2"
     )
 
 

@@ -6,17 +6,17 @@ Each test names the module that depends on it. When one fails after an upgrade, 
 from __future__ import annotations
 
 import inspect
-import queue
 from collections.abc import Callable
 from importlib.metadata import version
 
-import pytest
 import torch
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedTensorFactory,
+    apply_factories,
+    is_main_replica,
+)
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
@@ -95,22 +95,12 @@ def test_optimizer_state_relies_on_where_shards_lie() -> None:
     assert {"key", "data"} <= set(ShardedTensorFactory.__dataclass_fields__)
 
 
-def test_saving_relies_on_the_queue_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = queue.Queue()
-    monkeypatch.setattr(filesystem_async, "_results_queue", mine)
-    assert filesystem_async._get_write_results_queue() is mine
-    source = inspect.getsource(filesystem_async)
-    # Put by the function that a synchronous save runs in this process, and taken without waiting.
-    assert "global_results_queue.put(write_results_or_exc)" in source
-    assert "self.results_queue.get_nowait()" in source
-
-
-def test_saving_relies_on_the_parts_of_a_request() -> None:
-    assert {"async_fn", "async_fn_args", "async_fn_kwargs", "preload_fn", "finalize_fns"} <= set(AsyncRequest._fields)
-    source = inspect.getsource(AsyncRequest.execute_sync)
-    assert "async_fn_args[1] = self.preload_fn()" in source
-    assert "self.async_fn(*async_fn_args, **self.async_fn_kwargs)" in source
-    assert "async_sharded_save" in arguments(dist_checkpointing.save)
+def test_checkpoints_rely_on_what_describes_a_part_of_a_tensor() -> None:
+    described = {"key", "data", "global_shape", "global_offset", "replica_id", "allow_shape_mismatch"}
+    assert described <= set(ShardedTensor.__dataclass_fields__)
+    assert [is_main_replica(replica) for replica in (0, (0, 0), (0, 1))] == [True, True, False]
+    assert arguments(apply_factories) == ["sharded_state_dict"]
+    assert {"merge_fn"} <= set(ShardedTensorFactory.__dataclass_fields__)
 
 
 def test_lora_relies_on_the_parallel_layers() -> None:

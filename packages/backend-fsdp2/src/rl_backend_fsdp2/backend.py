@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult, WeightBucket, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+from rl_torch.role_files import finish_all
 from rl_torch.seeding import prepare_process
 from rl_torch.weights import to_buckets
 
@@ -109,8 +111,7 @@ class Fsdp2Backend:
 
     def finish_saving(self) -> None:
         """Wait until everything saved is on disk."""
-        for loaded in self._roles.values():
-            checkpoint.finish(loaded)
+        finish_all(partial(checkpoint.finish, loaded) for loaded in self._roles.values())
 
     def restore(self, role: str, directory: str) -> None:
         """Read what :meth:`save` wrote, on any number of ranks."""

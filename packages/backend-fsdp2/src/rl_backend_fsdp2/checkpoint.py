@@ -1,34 +1,39 @@
 """Saving and restoring a role.
 
-A checkpoint directory holds ``shards/`` (torch.distributed.checkpoint: parameters and AdamW moments, readable on any
-number of ranks in any layout), ``role.json`` (optimizer steps taken, loss scale), ``rng-<rank>.safetensors``
+A checkpoint directory holds ``shards/`` (:mod:`rl_torch.shards`: parameters and AdamW moments, readable on any number
+of ranks in any layout), ``role.json`` (optimizer steps taken, loss scale), ``rng-<rank>.safetensors``
 (random-number state) and for AdaLoRA ``ranks.safetensors``. With an adapter, ``shards/`` holds only what is trained.
+All of it is JSON and safetensors: reading runs no code.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from rl_core.errors import RLError
 from rl_torch.role_files import (
     read_facts,
-    refuse_other_role,
-    restore_random_state,
-    save_random_state,
+    read_random_state,
+    require_own_directory,
     write_facts,
+    write_random_state,
+    write_together,
 )
-from safetensors.torch import load_file, save_file
+from rl_torch.shards import BackgroundWrite, Shard, load_tensors, read_shards, save_tensors, write_shards
 from torch import Tensor
 
 from rl_backend_fsdp2.adapters import is_adapter, outside_name
 from rl_backend_fsdp2.mesh import Mesh
+from rl_backend_fsdp2.placement import is_written_here, local, own_slice
 from rl_backend_fsdp2.sharding import release, stored_tensors
 from rl_backend_fsdp2.step import LoadedModel
 
-FORMAT = 1
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _RANKS = "ranks.safetensors"
 
@@ -41,40 +46,48 @@ def save(loaded: LoadedModel, directory: Path, mesh: Mesh, *, background: bool =
 
     Raises:
         RLError: the directory already holds another role.
+        StorageError: on all ranks, where one of them could not write.
     """
-    refuse_other_role(directory, loaded.role)
+    require_own_directory(directory, loaded.role.name)
+    mesh.barrier()  # role.json must not appear before every rank has looked
+    write_together(lambda: _write(loaded, directory, mesh, background=background), mesh.saving_group)
+
+
+def _write(loaded: LoadedModel, directory: Path, mesh: Mesh, *, background: bool) -> None:
     finish(loaded)
-    mesh.barrier()
+    folder = directory / "shards"
+    folder.mkdir(exist_ok=True)
+    shards = _shards(loaded, mesh)
     if background:
-        loaded.saving.append(
-            dcp.async_save(_sharded_state(loaded), checkpoint_id=directory / "shards", process_group=mesh.saving_group)
-        )
+        loaded.saving.append(BackgroundWrite(shards, folder, rank=mesh.rank))
     else:
-        dcp.save(_sharded_state(loaded), checkpoint_id=directory / "shards")
-    save_random_state(directory, mesh.rank)
-    if mesh.rank == 0:
-        facts: dict[str, Any] = {
-            "steps": loaded.steps,
-            "ranks": mesh.size,
-            "adapter": loaded.adapter.kind if loaded.adapter else None,
-        }
-        if loaded.loss_scale is not None:
-            facts["loss_scale"] = [loaded.loss_scale.value, loaded.loss_scale.good_steps]
-        if loaded.ranks is not None:
-            save_file(loaded.ranks.state(), directory / _RANKS)
-        write_facts(directory, loaded.role, version=FORMAT, **facts)
-    mesh.barrier()
+        write_shards(shards, folder, rank=mesh.rank)
+    write_random_state(directory, mesh.rank)
+    if mesh.rank != 0:
+        return
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "role": loaded.role.name,
+        "steps": loaded.steps,
+        "ranks": mesh.size,
+        "adapter": loaded.adapter.kind if loaded.adapter else None,
+    }
+    if loaded.loss_scale is not None:
+        content["loss_scale"] = [loaded.loss_scale.value, loaded.loss_scale.good_steps]
+    if loaded.ranks is not None:
+        save_tensors(loaded.ranks.state(), directory / _RANKS)
+    write_facts(directory, content)
 
 
 def is_saving(loaded: LoadedModel) -> bool:
     """Whether this rank still writes in the background."""
-    return any(not future.done() for future in loaded.saving)
+    return any(write.is_running for write in loaded.saving)
 
 
 def finish(loaded: LoadedModel) -> None:
     """Wait for background writes; raises what they raised."""
     while loaded.saving:
-        loaded.saving.pop().result()
+        loaded.saving.pop().finish()
 
 
 def restore(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
@@ -84,23 +97,23 @@ def restore(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
     checkpoint. A rank that the checkpoint had no counterpart for keeps its own random numbers.
 
     Raises:
-        RLError: there is no checkpoint of this role, or this version cannot read it.
+        RLError: there is no checkpoint of this role, it is damaged, or this version cannot read it.
     """
     facts = _read_facts(loaded, directory)
     release(loaded.model)
     loaded.steps = facts["steps"]
-    state = _sharded_state(loaded)
-    dcp.load(state, checkpoint_id=directory / "shards")
+    read_shards(_shards(loaded, mesh), directory / "shards")
     if loaded.loss_scale is not None and "loss_scale" in facts:
         loaded.loss_scale.value, loaded.loss_scale.good_steps = facts["loss_scale"]
     if loaded.ranks is not None:
-        loaded.ranks.load_state({n: t.to(mesh.device) for n, t in load_file(directory / _RANKS).items()})
-    restore_random_state(directory, mesh.rank)
+        loaded.ranks.load_state({n: t.to(mesh.device) for n, t in load_tensors(directory / _RANKS).items()})
+    if not read_random_state(directory, mesh.rank):
+        logger.warning("%s has no random-number state for rank %d", directory, mesh.rank)
     mesh.barrier()
 
 
 def _read_facts(loaded: LoadedModel, directory: Path) -> dict[str, Any]:
-    facts = read_facts(directory, loaded.role, backend="fsdp2", version=FORMAT)
+    facts = read_facts(directory, backend="fsdp2", version=FORMAT, role=loaded.role.name)
     ours = loaded.adapter.kind if loaded.adapter else None
     if facts.get("adapter") != ours:
         theirs = facts.get("adapter")
@@ -109,6 +122,20 @@ def _read_facts(loaded: LoadedModel, directory: Path) -> dict[str, Any]:
             f"this run has {f'a {ours} adapter' if ours else 'none'}\n    resume with the model.adapter of that run"
         )
     return facts
+
+
+def _shards(loaded: LoadedModel, mesh: Mesh) -> list[Shard]:
+    """This rank's parts of everything that is saved; nothing here is a copy."""
+    return [
+        Shard(
+            name=name,
+            data=local(tensor),
+            shape=tuple(tensor.shape),
+            offset=tuple(part.start for part in own_slice(tensor)),
+            owned=is_written_here(tensor, mesh.coordinates),
+        )
+        for name, tensor in _sharded_state(loaded).items()
+    ]
 
 
 def _sharded_state(loaded: LoadedModel) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ class Mesh:
         shape = (self.sizes.replicate, self.sizes.dp * self.sizes.cp, self.sizes.tp)
         self._ranks: DeviceMesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
         self.cp_group = self._context_group()
-        # Background writes talk to each other while training does: a group of their own, in host memory.
+        # Whether all could write a checkpoint is text, which goes through host memory.
         self.saving_group = dist.new_group(backend="gloo", timeout=timeout)
 
     @property
@@ -66,6 +66,13 @@ class Mesh:
         outer, tp_rank = divmod(self.rank, places.tp)
         dp_rank, cp_rank = divmod(outer, places.cp)
         return Topology(dp_rank=dp_rank, dp_size=places.replicate * places.dp, is_output=cp_rank == 0 and tp_rank == 0)
+
+    @property
+    def coordinates(self) -> dict[str, int]:
+        """This rank's place in every dimension of the mesh."""
+        place = self._ranks.get_coordinate()
+        assert place is not None
+        return dict(zip(("replicate", "shard", "tp"), place, strict=True))
 
     @property
     def fsdp(self) -> DeviceMesh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -42,6 +43,19 @@ def copies(tensor: Tensor, world: int) -> int:
         tensor.device_mesh.size(dim) for dim, p in enumerate(tensor.placements) if p.is_shard() or _is_strided(p)
     )
     return world // parts
+
+
+def is_written_here(tensor: Tensor, coordinates: Mapping[str, int]) -> bool:
+    """Whether this rank is the first of those that hold the same part of ``tensor``.
+
+    Args:
+        coordinates: this rank's place in the whole mesh, by dimension.
+    """
+    split: set[str] = set()
+    if isinstance(tensor, DTensor):
+        names = tensor.device_mesh.mesh_dim_names or ()
+        split = {n for n, p in zip(names, tensor.placements, strict=True) if p.is_shard() or _is_strided(p)}
+    return all(place == 0 for name, place in coordinates.items() if name not in split)
 
 
 def _is_strided(placement: object) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, c
 from rl_torch.microbatch import MicroBatch, Packing, plan
 from rl_torch.optim import learning_rate, set_learning_rate
 from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_cells
+from rl_torch.shards import BackgroundWrite
 from rl_torch.varlen import ATTENTION as VARLEN
 from rl_torch.varlen import Segments
 from torch import Tensor
@@ -51,7 +51,7 @@ class LoadedModel:
     steps: int = 0
     loss_scale: LossScale | None = None
     ranks: RankSchedule | None = None
-    saving: list[Any] = field(default_factory=list)
+    saving: list[BackgroundWrite] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult, WeightBucket, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+from rl_torch.role_files import finish_all
 from rl_torch.weights import to_buckets
 
 from rl_backend_megatron import checkpoint
@@ -98,9 +100,7 @@ class MegatronBackend:
 
     def finish_saving(self) -> None:
         """Wait until everything saved is on disk."""
-        with self._joined().active():
-            for loaded in self._roles.values():
-                checkpoint.finish(loaded, self._joined())
+        finish_all(partial(checkpoint.finish, loaded) for loaded in self._roles.values())
 
     def restore(self, role: str, directory: str) -> None:
         """Read what :meth:`save` wrote, in any layout."""
@@ -120,10 +120,9 @@ class MegatronBackend:
         self._offload(away=False)
 
     def close(self) -> None:
-        """Drop all models and leave the process groups; a checkpoint nobody finished stays without its index."""
+        """Drop all models and leave the process groups."""
         for loaded in self._roles.values():
-            if loaded.saving is not None:
-                loaded.saving.wait()
+            checkpoint.finish(loaded)
         self._roles.clear()
         gc.collect()
         if self._runtime is not None:

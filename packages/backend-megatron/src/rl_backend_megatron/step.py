@@ -17,6 +17,7 @@ from rl_core.contracts.backend import LossSpec, Scale, TrainResult
 from rl_core.contracts.model import ModelInfo, Role
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
 from rl_torch.microbatch import MicroBatch
+from rl_torch.shards import BackgroundWrite
 from torch import Tensor, nn
 
 from rl_backend_megatron.lora import Adapters
@@ -25,7 +26,6 @@ from rl_backend_megatron.model import StageModel
 from rl_backend_megatron.optimizer import Trainer
 from rl_backend_megatron.outputs import OutputHead
 from rl_backend_megatron.runtime import Runtime
-from rl_backend_megatron.saving import BackgroundSave
 from rl_backend_megatron.weights import WeightMap
 
 Compute = Callable[[MicroBatch, Tensor], tuple[Tensor, Any]]
@@ -55,7 +55,7 @@ class LoadedModel:
     trainer: Trainer | None = None
     adapters: Adapters | None = None
     base_of: str | None = None
-    saving: BackgroundSave | None = None
+    saving: BackgroundWrite | None = None
 
     def as_this_role(self) -> AbstractContextManager[None]:
         """Switches a shared model's adapters off."""

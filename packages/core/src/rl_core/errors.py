@@ -33,7 +33,21 @@ class WorkerDied(RLError):
     """A worker process ended while it was needed. Exit code 1."""
 
 
+class StorageError(RLError):
+    """A file could not be written: the disk is full, over quota or read-only. Exit code 1.
+
+    A backend whose ``save`` or ``finish_saving`` raises it can go on training; the run loop then tries to save
+    again later.
+    """
+
+
 class Interrupted(RLError):
     """The user asked to stop and the state was saved. Exit code 130."""
 
     exit_code = 130
+
+
+class Preempted(Interrupted):
+    """SIGTERM or ``run.save_before_timeout`` ended the run and the state was saved. Exit code 143, as after SIGTERM."""
+
+    exit_code = 143

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import logging
+import sys
+
 import pytest
-from rl_core.config.redaction import is_secret, redact
+from pydantic import SecretStr
+from rl_core.config.redaction import RedactingFormatter, hide_secrets, is_secret, redact, secret_values
 
 
 @pytest.mark.parametrize(
@@ -69,3 +73,32 @@ def test_text_under_secret_keys_is_replaced_at_any_depth():
         "my_token": "***",
     }
     assert document["api_key"] == "x"
+
+
+def test_passwords_in_addresses_are_replaced_and_expressions_stay():
+    document = {"a": "s3://me:hunter2@host/x", "b": "ray://host:10001", "c": "s3://${env:ME}:${env:KEY}@host"}
+    assert redact(document) == {**document, "a": "s3://me:***@host/x"}
+
+
+def test_secrets_of_a_config_are_found_at_any_depth():
+    document = {"api_key": "abcdef", "a": [{"token": SecretStr("ghijkl")}], "secrets": {"one": "mnopqr"}, "name": "x"}
+    assert sorted(secret_values(document)) == ["abcdef", "ghijkl", "mnopqr"]
+
+
+def test_secrets_of_the_environment_do_not_reach_a_text(monkeypatch):
+    monkeypatch.setenv("ACME_API_KEY", "abcdef123")
+    monkeypatch.setenv("SHORT_TOKEN", "1")
+    text = "401 for key=abcdef123 at https://me:pw@host in 1 s, with other-secret"
+    assert hide_secrets(text, ["other-secret"]) == "401 for key=*** at https://me:***@host in 1 s, with ***"
+
+
+def test_logs_hide_secrets_in_messages_and_tracebacks(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdef")
+    try:
+        raise ValueError("refused hf_abcdef")
+    except ValueError:
+        error = sys.exc_info()
+    record = logging.LogRecord("rl", logging.ERROR, __file__, 1, "cannot log in with %s", ("hunter22",), error)
+    text = RedactingFormatter("%(levelname)s %(message)s", secrets=["hunter22"]).format(record)
+    assert text.startswith("ERROR cannot log in with ***\nTraceback ")
+    assert text.endswith("\nValueError: refused ***")

@@ -128,6 +128,20 @@ def test_a_secret_in_the_file_is_removed_and_its_absence_noticed(run_check, base
     ]
 
 
+def test_a_password_in_an_address_is_removed_and_its_absence_noticed(run_check, base, registry, folder):
+    result = run_check(base, "run.address=ray://me:hunter2@host:10001")
+    (problem,) = result.problems
+    assert str(problem) == (
+        "command line: run.address: a secret in the config is not written to the run directory, so the run cannot be "
+        "resumed\n    write address: ${env:NAME}"
+    )
+    assert problem.severity == "warning"
+    assert result.config.stages[0].resolved["run"]["address"] == "ray://me:***@host:10001"
+    (folder / "config.yaml").write_text(result.config.to_yaml())
+    (problem,) = check("config.yaml", [], registry).problems
+    assert "run.address: this secret was removed when the config was written down" in str(problem)
+
+
 def test_run_directories(config_of, base, folder):
     assert config_of(base).directory == str(folder / "runs" / "demo")
     assert config_of(base, "run.directory=out").directory == str(folder / "out")

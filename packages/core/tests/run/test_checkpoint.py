@@ -1,8 +1,10 @@
 import logging
+from dataclasses import replace
 
 import pytest
-from rl_core.errors import RLError
-from rl_core.run.checkpoint import CheckpointStore, RunState, damage, read_state
+from rl_core.errors import RLError, StorageError
+from rl_core.run.checkpoint import CheckpointStore, RunState, damage, read_state, training_goes_on
+from rl_core.run.retention import Best
 
 
 def state(step):
@@ -41,8 +43,9 @@ def test_a_crash_while_saving_leaves_the_one_before(tmp_path):
         write(b"half")(folder)
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError) as raised:
         store.save(state(2), crash)
+    assert str(raised.value) == "the checkpoint of step 2 cannot be written: disk full"
     assert store.latest().name == "step-000001"
     assert store.save(state(2), write(b"y")).name == "step-000002"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000002"]
@@ -55,7 +58,10 @@ def test_a_crash_while_saving_leaves_the_one_before(tmp_path):
             lambda p: (p / "policy" / "weights.bin").write_bytes(b"abX"),
             "policy/weights.bin does not match its checksum",
         ),
-        (lambda p: (p / "policy" / "weights.bin").write_bytes(b"ab"), "policy/weights.bin does not match its checksum"),
+        (lambda p: (p / "policy" / "weights.bin").write_bytes(b"ab"), "policy/weights.bin has 2 bytes instead of 3"),
+        (lambda p: (p / "policy" / "more.bin").write_bytes(b"ab"), "policy/more.bin is not in manifest.json"),
+        (lambda p: (p / "manifest.json").unlink(), "manifest.json: No such file or directory"),
+        (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json is damaged: it lists no files"),
         (lambda p: (p / "state.json").unlink(), "state.json is missing"),
     ],
 )
@@ -76,3 +82,75 @@ def test_asking_for_a_step_that_is_not_there_lists_those_that_are(tmp_path):
     with pytest.raises(RLError) as raised:
         store.at(4)
     assert str(raised.value) == f"there is no checkpoint of step 4 in {tmp_path} (steps there: 5)"
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_is_refused_with_the_others(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    store.save(state(5), write(b"x"))
+    path = store.save(state(6), write(b"x"))
+    (path / "policy" / "weights.bin").write_bytes(b"y")
+    with pytest.raises(RLError) as raised:
+        store.at(6)
+    assert str(raised.value) == (
+        f"checkpoint {path} is damaged: policy/weights.bin does not match its checksum\n"
+        "    choose another step with --step (5, 6)"
+    )
+
+
+def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (1, 2):
+        (store.save(state(step), write(b"x")) / "policy" / "weights.bin").unlink()
+    with pytest.raises(RLError) as raised:
+        store.latest()
+    assert str(raised.value) == (
+        f"every checkpoint in {tmp_path} is damaged\n"
+        "    step-000002: policy/weights.bin is missing\n"
+        "    step-000001: policy/weights.bin is missing\n"
+        "    restore one from a copy, or move the folder away to train this stage from its start"
+    )
+
+
+def test_a_checkpoint_that_was_never_finished_is_reported(tmp_path, caplog):
+    CheckpointStore(tmp_path).begin(state(1), write(b"x"))
+    (left,) = tmp_path.iterdir()
+    with caplog.at_level(logging.WARNING):
+        assert CheckpointStore(tmp_path).latest() is None
+    assert caplog.messages == [f"checkpoint {left} is not complete: the run ended while it was written; passed over"]
+
+
+def test_a_replacement_that_was_cut_off_between_its_renames_is_undone(tmp_path):
+    path = CheckpointStore(tmp_path).save(state(4), write(b"x"))
+    path.rename(tmp_path / ".old-step-000004-1a2b3c4d")
+    assert CheckpointStore(tmp_path).latest() == path
+
+
+def test_the_best_and_every_nth_checkpoint_stay(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=1, keep_every=4, keep_best=Best("eval/loss", "min"))
+    for step, loss in enumerate((5.0, 3.0, 4.0, 4.5, float("nan"), 9.0), start=1):
+        store.save(replace(state(step), metrics={"eval/loss": loss}), write(b"x"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000006"]
+
+
+def test_a_checkpoint_without_the_metric_of_keep_best_is_a_warning_once(tmp_path, caplog):
+    store = CheckpointStore(tmp_path, keep_last=1, keep_best=Best("eval/loss", "min"))
+    for step in (1, 2):
+        store.save(replace(state(step), metrics={"train/loss": 1.0}), write(b"x"))
+    assert caplog.messages == [
+        "run.keep_best: step-000001 has no metric eval/loss, so it cannot be among the best; "
+        "evaluate at the steps that are saved"
+    ]
+
+
+def test_a_failed_save_is_a_warning_that_names_what_is_kept(tmp_path, caplog):
+    store = CheckpointStore(tmp_path)
+    with training_goes_on(store) as attempt:
+        store.save(state(1), write(b"x"))
+    assert attempt.succeeded
+    with training_goes_on(store) as attempt:
+        raise StorageError("cannot write x: No space left on device")
+    assert not attempt.succeeded
+    assert caplog.messages == [
+        "cannot write x: No space left on device; training goes on, step-000001 is kept, "
+        "and saving is tried again when the next checkpoint is due"
+    ]

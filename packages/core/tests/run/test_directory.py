@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import pytest
 from rl_core.errors import ConfigError, EnvironmentProblem
@@ -55,3 +57,47 @@ def test_steps_that_will_run_again_are_moved_not_lost(tmp_path):
     assert run.trim("grpo", 1) == 2
     assert [json.loads(line) for line in run.metrics.read_text().splitlines()] == rows[:2]
     assert (run.path / "metrics.discarded.jsonl").read_text() == json.dumps(rows[2]) + '\n{"stage": "grpo", "st\n'
+
+
+def test_a_folder_that_a_run_was_killed_in_before_it_began_is_taken(tmp_path):
+    create(tmp_path / "r").close()
+    (tmp_path / "r" / "config.yaml").unlink()
+    run = create(tmp_path / "r")
+    assert (run.path / "config.yaml").read_text() == "run: {}\n"
+
+
+def test_a_replaced_config_keeps_the_one_before(tmp_path):
+    run = create(tmp_path / "r")
+    run.replace_config("run: {}\n")
+    assert [p.name for p in run.path.glob("config*")] == ["config.yaml"]
+    run.replace_config("run: {steps: 2}\n")
+    assert (run.path / "config.yaml").read_text() == "run: {steps: 2}\n"
+    (kept,) = run.path.glob("config.2*.yaml")
+    assert kept.read_text() == "run: {}\n"
+
+
+def test_the_last_logged_step_is_that_of_the_stage_and_torn_lines_do_not_count(tmp_path):
+    run = create(tmp_path / "r")
+    assert run.last_step("grpo") == 0
+    rows = [{"stage": "sft", "step": 9}, {"stage": "grpo", "step": 1, "loss": 2.5}, {"stage": "grpo", "step": 2}]
+    run.metrics.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"stage": "grpo", "step": 3')
+    assert run.last_step("grpo") == 2
+    assert run.last_metrics("grpo") == {"step": 2, "loss": 2.5}
+
+
+def test_a_disk_without_room_for_the_status_does_not_stop_a_run(tmp_path, caplog, monkeypatch):
+    run = create(tmp_path / "r")
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    run.status(status="running", step=3)
+    assert caplog.messages == [f"cannot write {run.path}/status.json: No space left on device"]
+
+
+def test_the_status_does_not_hold_secrets_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACME_TOKEN", "abcdef123")
+    run = create(tmp_path / "r")
+    run.status(status="failed", error="refused abcdef123")
+    assert read_status(run.path)["error"] == "refused ***"

@@ -42,6 +42,10 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Change a value, e.g. algorithm.group_size=16.", show_default=False),
 ]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="KEY", help="On resume: let this key (or section) change.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

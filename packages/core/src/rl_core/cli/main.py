@@ -1,7 +1,7 @@
 """The console script ``rl``: builds the application, runs one command, turns its outcome into an exit code.
 
 Exit codes: 0 done, 1 the run failed, 2 the config or the command line is wrong, 3 the environment
-is, 130 interrupted.
+is, 130 interrupted, 143 stopped by SIGTERM or before a time limit (the state is saved).
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RLError as error:
         if debug:
             traceback.print_exc()
+        from rl_core.config.redaction import hide_secrets
+
         head = "" if isinstance(error, Interrupted) else "error: "
-        typer.echo(f"{head}{error}", err=True)
+        typer.echo(hide_secrets(f"{head}{error}"), err=True)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where an unforeseen failure is reported
         _report_unforeseen(error, debug=debug)

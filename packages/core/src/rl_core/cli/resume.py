@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from rl_core.cli.framework import OverridesArgument, RunArgument
+from rl_core.cli.framework import AllowOption, OverridesArgument, RunArgument
 
 
-def resume_command(run_dir: RunArgument, overrides: OverridesArgument = None) -> None:
+def resume_command(run_dir: RunArgument, overrides: OverridesArgument = None, allow: AllowOption = None) -> None:
     """Continue a run from its last complete checkpoint."""
     from rl_core.run import api
 
-    raise typer.Exit(api.resume(run_dir, overrides or []))
+    raise typer.Exit(api.resume(run_dir, overrides or [], allowed=allow or []))

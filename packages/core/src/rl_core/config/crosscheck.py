@@ -10,7 +10,7 @@ from rl_core.config.compose import LISTS
 from rl_core.config.document import Node, children
 from rl_core.config.findings import Findings
 from rl_core.config.problems import Problem
-from rl_core.config.redaction import MASKS, REDACTED, is_secret
+from rl_core.config.redaction import MASKS, REDACTED, hide_url_passwords, is_secret
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
 
@@ -100,10 +100,11 @@ def check_secrets(selected: Selected, findings: Findings) -> None:
         elif isinstance(node.value, str) and node.value and not node.expression:
             key = next((part for part in reversed(node.path) if isinstance(part, str)), "")
             fix = f"write {key}: ${{env:NAME}}"
-            if node.value in MASKS and (secret or node.value != REDACTED):
+            removed = "://" in node.value and f":{REDACTED}@" in node.value
+            if removed or (node.value in MASKS and (secret or node.value != REDACTED)):
                 message = "this secret was removed when the config was written down"
                 findings.add(node.where, node.path, message, fix=fix)
-            elif secret:
+            elif secret or hide_url_passwords(node.value) != node.value:
                 message = "a secret in the config is not written to the run directory, so the run cannot be resumed"
                 findings.add(node.where, node.path, message, fix=fix, severity="warning")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 REDACTED = "***"
@@ -12,6 +14,9 @@ MASKS = (REDACTED, "**********")
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
 _TOKENS_OF_TEXT = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "end", "start", "special", "image", "new"}
+_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)(?=@)")
+_SHORTEST = 6
+"""Values of fewer characters are not searched for in texts: they would be found everywhere."""
 _EXPRESSION = re.compile(r"(?<!\$)\$\{[^${}]*\}")
 
 
@@ -33,7 +38,8 @@ def is_secret(key: str) -> bool:
 def redact(document: Any, *, secret: bool = False) -> Any:
     """A copy of plain data in which the text under secret keys (:func:`is_secret`) is ``"***"``.
 
-    ``${env:VAR}`` stays, because it names the secret without holding it.
+    So are passwords in addresses, ``scheme://user:password@host``. ``${env:VAR}`` stays, because it names the
+    secret without holding it.
     """
     if isinstance(document, Mapping):
         return {key: redact(value, secret=secret or is_secret(str(key))) for key, value in document.items()}
@@ -41,4 +47,46 @@ def redact(document: Any, *, secret: bool = False) -> Any:
         return [redact(value, secret=secret) for value in document]
     if secret and isinstance(document, str) and document and not _EXPRESSION.search(document):
         return REDACTED
-    return document
+    return hide_url_passwords(document) if isinstance(document, str) else document
+
+
+def hide_url_passwords(text: str) -> str:
+    """``text`` with ``***`` for the passwords in addresses; ``${env:VAR}`` stays."""
+
+    def hide(found: re.Match[str]) -> str:
+        return found[0] if "${" in found[0] else f"{found[1]}:{REDACTED}"
+
+    return _URL_PASSWORD.sub(hide, text)
+
+
+def secret_values(document: Any, *, secret: bool = False) -> Iterator[str]:
+    """The texts under secret keys in plain data, such as ``model_dump()`` of a config, ``SecretStr`` included."""
+    if isinstance(document, Mapping):
+        for key, value in document.items():
+            yield from secret_values(value, secret=secret or is_secret(str(key)))
+    elif isinstance(document, list | tuple):
+        for value in document:
+            yield from secret_values(value, secret=secret)
+    elif hasattr(document, "get_secret_value"):
+        yield str(document.get_secret_value())
+    elif secret and isinstance(document, str):
+        yield document
+
+
+def hide_secrets(text: str, more: Iterable[str] = ()) -> str:
+    """``text`` with ``***`` for every secret in the environment, for ``more``, and for passwords in addresses."""
+    found = {value for name, value in os.environ.items() if is_secret(name)} | set(more)
+    for value in sorted((v for v in found if len(v) >= _SHORTEST and v not in MASKS), key=len, reverse=True):
+        text = text.replace(value, REDACTED)
+    return hide_url_passwords(text)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats log records, tracebacks included, without the secrets of the environment and of a config."""
+
+    def __init__(self, fmt: str, datefmt: str | None = None, *, secrets: Iterable[str] = ()) -> None:
+        super().__init__(fmt, datefmt)
+        self._secrets = tuple(secrets)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_secrets(super().format(record), self._secrets)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rl_core.config.durations import Duration
 from rl_core.config.gates import Gate
 from rl_core.config.paths import ConfigPath, ModelPath
 from rl_core.contracts.model import AdapterKind, AdapterSpec, OptimizerSpec
@@ -245,6 +246,14 @@ class ModelConfig(Section):
         return self
 
 
+class KeepBestConfig(Section):
+    """Checkpoints that stay because of a metric of their step."""
+
+    metric: str = Field(min_length=1, description="A metric of the steps that are saved, e.g. eval/accuracy.")
+    mode: Literal["max", "min"] = Field(description="max where more is better, min where less is (a loss).")
+    count: int = Field(1, ge=1, description="How many of the best are kept.")
+
+
 class RunSection(Section):
     """How long, where, and how often."""
 
@@ -264,7 +273,13 @@ class RunSection(Section):
     )
     seed: int = Field(0, ge=0, description="Seeds everything: initial weights, data order, sampling.")
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; default: only at the end.")
-    keep_last: int = Field(2, ge=1, description="Complete checkpoints that are kept.")
+    keep_last: int = Field(2, ge=1, description="Newest complete checkpoints that are kept.")
+    keep_every: int | None = Field(None, ge=1, description="Checkpoints of every this many steps are kept for good.")
+    keep_best: KeepBestConfig | None = Field(None, description="The best checkpoints by a metric are kept too.")
+    save_before_timeout: Duration | None = Field(
+        None,
+        description="Time limit of the job, e.g. 3h50m: before it, a checkpoint is saved and `rl` exits with 143.",
+    )
     max_staleness: int = Field(
         0,
         ge=0,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
-from rl_core.config.check import load_config
+from rl_core.config.check import check, load_config
+from rl_core.config.redaction import RedactingFormatter, secret_values
 from rl_core.errors import ConfigError, RLError
 from rl_core.plugins.registry import Registry, load_registry
 from rl_core.run.assembly import Assembly, assemble, driver_parts
@@ -22,6 +23,7 @@ from rl_core.run.directory import RunDirectory, require_writable
 from rl_core.run.evaluation import evaluate as run_evaluators
 from rl_core.run.pipeline import Pipeline
 from rl_core.run.progress import working
+from rl_core.run.resuming import Change, changes, has_trained, refuse_corrupting
 from rl_core.run.summary import show
 
 if TYPE_CHECKING:
@@ -30,20 +32,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rl")
 
 
-def run(config_path: str, overrides: Sequence[str], *, resume: bool = False) -> int:
-    """Check the config and run it; with ``resume``, continue its run directory where there is one."""
+def run(config_path: str, overrides: Sequence[str], *, resume: bool = False, allowed: Sequence[str] = ()) -> int:
+    """Check the config and run it; with ``resume``, continue its run directory where there is one.
+
+    Args:
+        allowed: keys that may have changed although that mixes two runs (see :mod:`rl_core.run.resuming`).
+    """
     registry = load_registry()
     config = load_config(config_path, list(overrides), registry)
     if resume and (Path(config.directory) / "config.yaml").is_file():
-        return _resume(config, registry)
+        return _resume(config, registry, allowed)
     directory = RunDirectory.create(config.directory, config_yaml=config.to_yaml(), manifest=registry.manifest())
     return _execute(config, directory, registry)
 
 
-def resume(run_dir: str, overrides: Sequence[str]) -> int:
-    """Continue a run from its newest complete checkpoint."""
+def resume(run_dir: str, overrides: Sequence[str], *, allowed: Sequence[str] = ()) -> int:
+    """Continue a run from its newest complete checkpoint; ``allowed`` as for :func:`run`."""
     registry = load_registry()
-    return _resume(_config_of(run_dir, overrides, registry), registry)
+    return _resume(_config_of(run_dir, overrides, registry), registry, allowed)
 
 
 def evaluate(path: str, overrides: Sequence[str]) -> int:
@@ -60,7 +66,7 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
         raise ConfigError(f"{path}: there are no evaluators\n    add evaluators: [{{name: accuracy}}] and eval_data")
     folder = Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
-    with _logging(folder), _assembled(stage, config, registry, folder, policy_path=policy_path) as parts:
+    with _logging(folder, config), _assembled(stage, config, registry, folder, policy_path=policy_path) as parts:
         parts.publish_weights(0)
         with working("evaluating"):
             metrics, samples = run_evaluators(parts, parts.driver.evaluators, stage.run.steps)
@@ -84,12 +90,12 @@ def export(run_dir: str, *, step: int | None = None, stage: str | None = None, t
         _say(f"already exported: {target}")
         return 0
     require_writable(target)
-    store = CheckpointStore(folder / "checkpoints", keep_last=chosen.run.keep_last)
+    store = CheckpointStore.of(folder / "checkpoints", chosen.run)
     source = store.at(step) if step is not None else store.latest()
     if source is None:
         raise RLError(f"{run_dir}: stage {chosen.name!r} has no complete checkpoint to export yet")
     logs = Path(config.directory) / "logs"
-    with _logging(logs), _assembled(chosen, config, registry, folder, training=True) as parts:
+    with _logging(logs, config), _assembled(chosen, config, registry, folder, training=True) as parts:
         parts.policy.restore(str(source / parts.policy.role.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         parts.export(target)
@@ -97,19 +103,38 @@ def export(run_dir: str, *, step: int | None = None, stage: str | None = None, t
     return 0
 
 
-def _resume(config: RunConfig, registry: Registry) -> int:
+def _resume(config: RunConfig, registry: Registry, allowed: Sequence[str]) -> int:
     directory = RunDirectory.open(config.directory)
-    saved = directory.path / "config.yaml"
-    if saved.read_text() != config.to_yaml():
-        saved.rename(directory.path / f"config.{time.strftime('%Y%m%d-%H%M%S')}.yaml")
-        saved.write_text(config.to_yaml())
-    return _execute(config, directory, registry)
-
-
-def _execute(config: RunConfig, directory: RunDirectory, registry: Registry) -> int:
     try:
-        with _logging(directory.logs):
-            outcome = Pipeline(config, directory, registry).run()
+        with _logging(directory.logs, config):
+            refuse_corrupting(_changes(config, directory, registry), allowed, directory.path)
+            directory.replace_config(config.to_yaml())
+    except BaseException:
+        directory.close()
+        raise
+    return _execute(config, directory, registry, allowed)
+
+
+def _changes(config: RunConfig, directory: RunDirectory, registry: Registry) -> list[Change]:
+    """What differs from the config that the run was started or last resumed with."""
+    saved = directory.path / "config.yaml"
+    if saved.read_text(encoding="utf-8") == config.to_yaml():
+        return []
+    before = check(str(saved), [f"run.directory={directory.path.resolve()}"], registry)
+    if before.config is None:
+        problems = "\n".join(str(problem) for problem in before.errors)
+        raise ConfigError(
+            f"{saved} can no longer be read, so the new config cannot be compared with it\n{problems}\n"
+            "    install the versions in plugins.json, or start a new run"
+        )
+    trained = [s.name for s in config.stages if has_trained(Path(config.stage_directory(s.name)))]
+    return changes(before.config, config, trained=trained)
+
+
+def _execute(config: RunConfig, directory: RunDirectory, registry: Registry, allowed: Sequence[str] = ()) -> int:
+    try:
+        with _logging(directory.logs, config):
+            outcome = Pipeline(config, directory, registry, allowed=allowed).run()
     finally:
         directory.close()
     show(outcome)
@@ -170,13 +195,17 @@ class _Screen(logging.StreamHandler):
 
 
 @contextmanager
-def _logging(folder: Path) -> Iterator[None]:
-    """Everything to ``rl.log``; to the screen what a reader wants to see: all of ours where it is not a terminal."""
+def _logging(folder: Path, config: RunConfig) -> Iterator[None]:
+    """Everything to ``rl.log``; to the screen what a reader wants to see: all of ours where it is not a terminal.
+
+    Without the secrets of the environment and of ``config``.
+    """
+    secrets = {s for stage in config.stages for c in stage.choices() for s in secret_values(c.config.model_dump())}
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / "rl.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", secrets=secrets))
     screen = _Screen()
-    screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    screen.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S", secrets=secrets))
     screen.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
     screen.addFilter(lambda record: record.name.partition(".")[0].startswith("rl") or record.levelno >= logging.ERROR)
     root = logging.getLogger()

@@ -11,14 +11,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rl_core.config.redaction import hide_secrets
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError
+
+logger = logging.getLogger(__name__)
+
+_BEFORE = frozenset({"logs", ".lock", "plugins.json", "plugins.json.tmp", "config.yaml.tmp"})
+"""What a run that was killed before it wrote config.yaml leaves; a new one may take the folder."""
 
 
 class RunDirectory:
@@ -46,7 +55,7 @@ class RunDirectory:
             EnvironmentProblem: it cannot be written.
         """
         run = cls(path)
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if run.path.exists() and (not run.path.is_dir() or any(p.name not in _BEFORE for p in run.path.iterdir())):
             raise ConfigError(
                 f"the run directory {run.path} already exists\n"
                 f"    continue it:  rl resume {run.path}\n"
@@ -55,8 +64,8 @@ class RunDirectory:
         try:
             run.logs.mkdir(parents=True, exist_ok=True)
             run._acquire()
-            write_atomic(run.path / "config.yaml", config_yaml)
             write_atomic(run.path / "plugins.json", json.dumps(dict(manifest), indent=2) + "\n")
+            write_atomic(run.path / "config.yaml", config_yaml)  # last: from here on it is a run directory
         except OSError as error:
             raise EnvironmentProblem(
                 f"cannot write the run directory {run.path}: {error.strerror or error}\n"
@@ -98,19 +107,51 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
+    def replace_config(self, config_yaml: str) -> None:
+        """Write another config.yaml; the one before is kept beside it, named by the time."""
+        saved = self.path / "config.yaml"
+        if saved.read_text(encoding="utf-8") != config_yaml:
+            kept = self.path / f"config.{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+            write_atomic(kept, saved.read_text(encoding="utf-8"))
+            write_atomic(saved, config_yaml)
+
     def status(self, **changes: Any) -> None:
-        """Update status.json (``status``, ``stage``, ``step``, ``error``; the process id is added)."""
+        """Update status.json (``status``, ``stage``, ``step``, ``error``; the process id is added).
+
+        A full disk does not stop a run here.
+        """
+        if changes.get("error"):
+            changes["error"] = hide_secrets(str(changes["error"]))
         self._status |= {"pid": os.getpid(), **changes}
-        write_atomic(self.path / "status.json", json.dumps(self._status) + "\n", durable=False)
+        try:
+            write_atomic(self.path / "status.json", json.dumps(self._status) + "\n", durable=False)
+        except OSError as error:
+            logger.warning("cannot write %s: %s", self.path / "status.json", error.strerror or error)
+
+    def last_step(self, stage: str) -> int:
+        """The newest step that ``stage`` logged; 0 where there is none."""
+        newest = 0
+        for row in self._rows():
+            if row.get("stage") == stage and isinstance(row.get("step"), int):
+                newest = max(newest, row["step"])
+        return newest
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of metrics.jsonl, without one that a crash cut short."""
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    yield row
 
     def last_metrics(self, stage: str) -> dict[str, float]:
         """The newest value of each metric that ``stage`` logged."""
         newest: dict[str, float] = {}
-        if self.metrics.exists():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                if row["stage"] == stage:
-                    newest |= {k: v for k, v in row.items() if isinstance(v, int | float)}
+        for row in self._rows():
+            if row.get("stage") == stage:
+                newest |= {k: v for k, v in row.items() if isinstance(v, int | float)}
         return newest
 
     def trim(self, stage: str, step: int) -> int:
@@ -141,7 +182,7 @@ def _belongs(line: str, stage: str, step: int) -> bool:
         row = json.loads(line)
     except ValueError:
         return False
-    return row.get("stage") != stage or row.get("step", 0) <= step
+    return not isinstance(row, dict) or row.get("stage") != stage or row.get("step", 0) <= step
 
 
 def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:

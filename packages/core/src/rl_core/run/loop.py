@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -14,9 +15,9 @@ import numpy as np
 
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import Scale
-from rl_core.errors import Interrupted, RLError
+from rl_core.errors import RLError, StorageError
 from rl_core.model import NonFiniteBatch
-from rl_core.run.checkpoint import CheckpointStore, RunState, read_state
+from rl_core.run.checkpoint import CheckpointStore, RunState, read_state, training_goes_on
 from rl_core.run.evaluation import due, evaluate
 from rl_core.run.loggers import Loggers
 from rl_core.run.signals import StopRequest
@@ -55,13 +56,13 @@ class Loop:
         """Train to the last step; returns the samples of the final evaluation.
 
         Raises:
-            Interrupted: the user asked to stop; a checkpoint was saved.
+            Interrupted: the user, a signal or the time limit asked to stop; a checkpoint was saved.
             RLError: the batch of a non-finite loss was saved, or a part failed.
         """
         parts = self.parts
         done = self._restore()
         if self.stop:
-            raise Interrupted(
+            raise self.stop.error(
                 f"stopped before step {done.step + 1} of stage {parts.stage.name!r}\n"
                 f"    continue with: rl resume {self.directory}"
             )
@@ -75,6 +76,7 @@ class Loop:
         if feed.samples or done.step == 0:
             parts.publish_weights(version)
         samples = self._evaluate_before(done.step)
+        self.stop.steps_begin()
         for step in range(done.step + 1, steps + 1):
             started = time.perf_counter()
             if feed.samples:
@@ -97,7 +99,7 @@ class Loop:
             self.loggers.log(step, metrics)
             self.loggers.log_samples(step, [*draw.samples, *samples_now])
             self.hooks.step_end(step, metrics)
-            self._save_if_due(step, feed, version)
+            self._save_if_due(step, feed, version, metrics)
         return samples
 
     def _restore(self) -> RunState:
@@ -105,11 +107,6 @@ class Loop:
         if self.resume_from is None:
             return RunState(stage=stage, step=0, position=0, weights_version=0)
         state = read_state(self.resume_from)
-        if state.fingerprint != self.parts.driver.fingerprint:
-            raise RLError(
-                f"the training data of stage {stage!r} has changed since the checkpoint {self.resume_from}\n"
-                "    restore the data, or start a new run from the export"
-            )
         for model in self.parts.models.values():
             if model.role.trainable:
                 model.restore(str(self.resume_from / model.role.name))
@@ -161,11 +158,13 @@ class Loop:
         last = self.parts.stage.run.steps
         return [pair for pair in self.parts.driver.evaluators if due(pair[0], step, last)]
 
-    def _save_if_due(self, step: int, feed: Feed, version: int) -> None:
+    def _save_if_due(self, step: int, feed: Feed, version: int, metrics: Mapping[str, float]) -> None:
         run = self.parts.stage.run
         last = step == run.steps
         periodic = run.checkpoint_every is not None and step % run.checkpoint_every == 0
-        if last or periodic or self.stop:
+        self.stop.step_done()
+        stopping = bool(self.stop)  # once: a signal during the save stops after the next step
+        if last or periodic or stopping:
             state = RunState(
                 stage=self.parts.stage.name,
                 step=step,
@@ -173,35 +172,52 @@ class Loop:
                 weights_version=version,
                 fingerprint=self.parts.driver.fingerprint,
                 algorithm=dict(self.parts.driver.algorithm.state()),
+                metrics={name: float(value) for name, value in metrics.items()},
             )
             with self.loggers.doing("saving a checkpoint"):
-                self._begin_checkpoint(state, wait=last or bool(self.stop))
-        if self.stop and not last:
-            raise Interrupted(
-                f"stopped after step {step} of stage {self.parts.stage.name!r}; a checkpoint is saved\n"
-                f"    continue with: rl resume {self.directory}"
-            )
+                saved = self._begin_checkpoint(state, wait=last or stopping)
+            if last and not saved:
+                raise RLError(
+                    f"stage {self.parts.stage.name!r} is trained, but the checkpoint of its last step cannot be saved\n"
+                    f"    make room, then train what is missing again with: rl resume {self.directory}"
+                )
+            if stopping and not last:
+                how = "a checkpoint is saved" if saved else "its checkpoint cannot be saved, an earlier one is kept"
+                raise self.stop.error(
+                    f"stopped after step {step} of stage {self.parts.stage.name!r}; {how}\n"
+                    f"    continue with: rl resume {self.directory}"
+                )
 
-    def _begin_checkpoint(self, state: RunState, *, wait: bool) -> None:
+    def _begin_checkpoint(self, state: RunState, *, wait: bool) -> bool:
+        """Whether the checkpoint is written, or being written."""
         self._commit()
         self.parts.turns.training()
-        self.checkpoints.begin(state, self._write_models)
-        self._unfinished = state.step
-        if wait or not self.parts.policy.is_saving():
-            self._commit()
+        with training_goes_on(self.checkpoints) as attempt:
+            self.checkpoints.begin(state, self._write_models)
+            self._unfinished = state.step
+        if not attempt.succeeded:
+            with contextlib.suppress(StorageError):  # of what other roles began to write in the background
+                self.parts.policy.finish_saving()
+        elif wait or not self.parts.policy.is_saving():
+            return self._commit()
+        return attempt.succeeded
 
     def _commit_if_written(self) -> None:
         """Publish a checkpoint that was written in the background, once it is complete."""
         if self._unfinished is not None and not self.parts.policy.is_saving():
             self._commit()
 
-    def _commit(self) -> None:
-        """Wait for the checkpoint that is being written, if there is one, and publish it."""
+    def _commit(self) -> bool:
+        """Wait for the checkpoint that is being written, if there is one, and publish it; False if that failed."""
         if self._unfinished is None:
-            return
+            return True
         step, self._unfinished = self._unfinished, None
-        self.parts.policy.finish_saving()
-        self.hooks.checkpoint(step, str(self.checkpoints.commit(step)))
+        with training_goes_on(self.checkpoints) as attempt:
+            self.parts.policy.finish_saving()
+            path = self.checkpoints.commit(step)
+        if attempt.succeeded:
+            self.hooks.checkpoint(step, str(path))
+        return attempt.succeeded
 
     def _write_models(self, folder: Path) -> None:
         for model in self.parts.models.values():

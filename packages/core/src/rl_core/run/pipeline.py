@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ from rl_core.config.gates import gate_failure
 from rl_core.config.redaction import redact
 from rl_core.contracts.logger import RunInfo
 from rl_core.errors import Interrupted, RLError
-from rl_core.run.assembly import assemble, driver_parts
-from rl_core.run.checkpoint import CheckpointStore, read_state
+from rl_core.run.assembly import DriverParts, assemble, driver_parts
+from rl_core.run.checkpoint import CheckpointStore
 from rl_core.run.directory import RunDirectory, write_atomic
 from rl_core.run.loggers import Loggers
 from rl_core.run.loop import Loop, LoopHooks
 from rl_core.run.progress import working
+from rl_core.run.resuming import announce, starting_point
 from rl_core.run.signals import StopRequest, stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -51,7 +52,11 @@ class Outcome:
 class Pipeline:
     """Runs the stages of a config that are not finished yet."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, registry: Registry) -> None:
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, registry: Registry, *, allowed: Sequence[str] = ()
+    ) -> None:
+        """``allowed``: what may have changed since the run was started (``rl resume --allow``)."""
+        self._allowed = tuple(allowed)
         self._config = config
         self._directory = directory
         self._registry = registry
@@ -75,7 +80,8 @@ class Pipeline:
         )
         status = "failed"
         try:
-            with stop_on_interrupt() as stop:
+            limits = [stage.run.save_before_timeout for stage in self._config.stages]
+            with stop_on_interrupt(min((limit for limit in limits if limit is not None), default=None)) as stop:
                 self._run_stages(unfinished, stop)
             status = "finished"
         except BaseException as error:
@@ -93,6 +99,7 @@ class Pipeline:
         self._directory.status(status="running", stage=stages[0].name, step=0, error=None)
         # Data and tokenizer first: what is wrong with them shows before Ray takes its seconds to start.
         first = driver_parts(stages[0], self._registry)
+        start = self._starting_point(stages[0], first)
         pool = WorkerPool(
             manifest=self._registry.manifest(),
             logs=self._directory.logs,
@@ -107,17 +114,42 @@ class Pipeline:
             for index, stage in enumerate(stages):
                 parts = first if index == 0 else driver_parts(stage, self._registry)
                 started = time.perf_counter()
-                self._run_stage(stage, parts, pool, loggers, stop)
+                if index:
+                    start = self._starting_point(stage, parts)
+                self._run_stage(stage, parts, pool, loggers, stop, start)
                 self._outcome.seconds[stage.name] = time.perf_counter() - started
                 pool.unload()
 
+    def _starting_point(self, stage: StageConfig, driver: DriverParts) -> tuple[Path | None, int]:
+        """The checkpoint to continue from and its step; what it cannot continue from is found before Ray starts."""
+        latest = self._checkpoints(stage).latest()
+        state = starting_point(
+            stage,
+            latest,
+            fingerprint=driver.fingerprint,
+            directory=self._directory.path,
+            allowed=self._allowed,
+        )
+        if latest is None or state is None:
+            return None, 0
+        announce(stage, latest, state, logged=self._directory.last_step(stage.name))
+        return latest, state.step
+
+    def _checkpoints(self, stage: StageConfig) -> CheckpointStore:
+        return CheckpointStore.of(Path(self._config.stage_directory(stage.name)) / "checkpoints", stage.run)
+
     def _run_stage(
-        self, stage: StageConfig, driver: Any, pool: WorkerPool, loggers: Loggers, stop: StopRequest
+        self,
+        stage: StageConfig,
+        driver: DriverParts,
+        pool: WorkerPool,
+        loggers: Loggers,
+        stop: StopRequest,
+        start: tuple[Path | None, int],
     ) -> None:
         folder = Path(self._config.stage_directory(stage.name))
-        checkpoints = CheckpointStore(folder / "checkpoints", keep_last=stage.run.keep_last)
-        latest = checkpoints.latest()
-        done = read_state(latest).step if latest else 0
+        checkpoints = self._checkpoints(stage)
+        latest, done = start
         self._directory.trim(stage.name, done if latest else -1)
         parts = assemble(stage, driver=driver, pool=pool, directory=folder)
         loggers.start(self._info(stage, done + 1))

@@ -1,0 +1,167 @@
+"""`rl` in processes that are forked after every import, with the training worker inside: a run costs a second.
+
+A program. It reads one JSON object a line, ``{"argv", "log", …}``, forks a process that runs ``rl argv``, and answers
+with ``{"returncode", "counts"}``. Everything is the real thing except Ray: the worker's methods are called directly.
+
+How a run is disturbed:
+
+* ``kill``: ``{"during": "loop" | "saving", "after": n, "signal": 9}`` sends the process the signal at the n-th function
+  call (of Python or C) that happens in the training loop, or in it while a checkpoint is being written.
+* ``full_disk_for``: so many safetensors files cannot be written, with ENOSPC.
+* ``count``: count the calls instead, per step of the loop and per checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
+import rl_core.cli.main
+import rl_core.run.pipeline
+import rl_torch.shards
+import torch
+from rl_core.cluster.host import Host
+from rl_core.cluster.workers import WorkerPool
+from rl_core.run.checkpoint import CheckpointStore
+from rl_core.run.loop import Loop
+
+IMPORTED_HERE_TOO = ("ray", "rich", "rl_algo_sft_rm", "rl_backend_fsdp2", "rl_core", "rl_data_text", "transformers")
+"""Packages of which this process imports what a run has needed, so that the forks after it find it loaded."""
+
+
+class Direct:
+    """A host in this process that is called like an actor's handle."""
+
+    def __init__(self, host):
+        self._host = host
+
+    def __getattr__(self, method):
+        return Method(getattr(self._host, method))
+
+
+class Method:
+    def __init__(self, function):
+        self._function = function
+
+    def remote(self, *args):
+        try:
+            return self._function(*args)
+        except Exception as error:
+            return Failure(error)
+
+
+class Failure:
+    def __init__(self, error):
+        self.error = error
+
+
+class DirectPool(WorkerPool):
+    """A pool whose workers live in this process."""
+
+    def prepare(self, resources):
+        self.trainers = [Direct(Host("train-0", self._manifest, None, 1))]
+
+    def get(self, references, **_options):
+        for found in references:
+            if isinstance(found, Failure):
+                raise found.error
+        return list(references)
+
+    def close(self):
+        self.trainers = []
+
+
+class Calls:
+    """Counts function calls in the training loop and in the writing of checkpoints; strikes at a given one."""
+
+    def __init__(self, kill):
+        self._kill = kill or {}
+        self._in_loop = self._saving = False
+        self.counts = {"loop": 0, "saving": 0, "saves": 0}
+
+    def __call__(self, frame, event, _argument):
+        code = frame.f_code
+        if event == "call" and code is Loop.run.__code__:
+            self._in_loop = True
+        if event == "call" and code is CheckpointStore.begin.__code__:
+            self._saving = True
+        if event == "return" and code is CheckpointStore.commit.__code__:
+            self._saving = False
+            self.counts["saves"] += 1
+        if self._in_loop and event in ("call", "c_call"):
+            self._one("loop")
+            if self._saving:
+                self._one("saving")
+
+    def _one(self, what):
+        self.counts[what] += 1
+        if self._kill.get("during") == what and self.counts[what] == self._kill["after"]:
+            os.kill(os.getpid(), self._kill["signal"])
+
+
+def full_disk(files):
+    """The next ``files`` safetensors files cannot be written."""
+    write, left = rl_torch.shards.save_file, [files]
+
+    def save_file(tensors, path, metadata=None):
+        if left[0]:
+            left[0] -= 1
+            path.write_bytes(b"as much as there was room for")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(tensors, path, metadata=metadata)
+
+    rl_torch.shards.save_file = save_file
+
+
+@contextmanager
+def no_session(_config, _logs):
+    yield
+
+
+def child(command, answer):
+    """Never returns."""
+    log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    rl_core.run.pipeline.WorkerPool = DirectPool
+    rl_core.run.pipeline.ray_session = no_session
+    full_disk(command.get("full_disk_for", 0))
+    calls = Calls(command.get("kill"))
+    if command.get("kill") or command.get("count"):
+        sys.setprofile(calls)
+    returncode = rl_core.cli.main.main(command["argv"])
+    sys.setprofile(None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    modules = [name for name in sys.modules if name.partition(".")[0] in IMPORTED_HERE_TOO]
+    os.write(answer, json.dumps({"counts": calls.counts, "modules": modules}).encode())
+    os._exit(returncode)
+
+
+def serve():
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in sys.stdin:
+        command = json.loads(line)
+        reading, writing = os.pipe()
+        process = os.fork()
+        if process == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            child(command, writing)
+        os.close(writing)
+        with open(reading) as answer:
+            found = json.loads(answer.read() or '{"counts": null, "modules": []}')
+        for name in found.pop("modules"):
+            importlib.import_module(name)
+        status = os.waitpid(process, 0)[1]
+        sys.stdout.write(json.dumps(found | {"returncode": os.waitstatus_to_exitcode(status)}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()
