@@ -71,8 +71,8 @@ def _conversation(stage: StageConfig) -> list[tuple[str, str]]:
     if stage.environment is None:
         return []
     turns, tokens = stage.environment.config.max_turns, max_tokens_per_turn(stage)
-    limits = f"at most {turns:,} turns of {tokens:,} tokens" if turns > 1 else f"one turn of at most {tokens:,} tokens"
-    return [("conversation", f"{limits}, with the environment's messages at most {stage.model.max_length:,} tokens")]
+    whole = stage.model.max_length
+    return [("conversation", f"at most {turns:,} × {tokens:,} model tokens; with prompt and environment {whole:,}")]
 
 
 def _memory(report: BackendReport | None) -> list[tuple[str, str]]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from rl_core.rollout.router import Router
 
 
+_HEAD_START_S = 0.02
+
+
 @dataclass(frozen=True)
 class Conversed:
     """Finished conversations.
@@ -102,6 +105,8 @@ class Conversations:
                 )
                 conversation.started = self._calls.start(rows[index], conversation.own_seed(), place=conversation.place)
                 begun.append(conversation)
+        # What takes long in starting goes on while the first turns are generated.
+        self._calls.wait([c.started for c in begun], at_most_s=_HEAD_START_S, all_of_them=True)
         return begun
 
     def _hand_over(
