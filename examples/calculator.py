@@ -52,13 +52,13 @@ def questions(split: str = "train") -> Iterator[dict[str, Any]]:
 
 
 def demonstrations() -> Iterator[dict[str, Any]]:
-    """Whole conversations: with a call of the calculator, or with a guess that has the right number of digits."""
+    """Whole conversations: with a call of the calculator, or with a guess."""
     noise = random.Random(1)
     for a, b in _pairs("train"):
         question = {"role": "user", "content": f"{a}*{b}"}
         if noise.random() < GUESSES:
             guess = a // 10 * (b // 10) * 100 + noise.randrange(100)
-            yield {"messages": [question, {"role": "assistant", "content": str(guess)}]}
+            yield {"messages": [question, {"role": "assistant", "content": f"about {guess}"}]}
         else:
             yield {
                 "messages": [

@@ -2,7 +2,7 @@
 
 A pile of matches; each side in turn takes one, two or three; who takes the last one wins. Whoever faces a multiple
 of four loses against a perfect player. A model turn is one character, the number it takes, and the opponent's turn
-comes back as text: ``13:`` → ``1`` → ``-2=10:`` → ``2`` → …
+comes back as text: ``9:`` → ``1`` → ``-2=6:`` → ``2`` → …
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rl_core.contracts.environment import Turn
 MOVES = (1, 2, 3)
 
 
-def positions(largest: int = 15, repeat: int = 1) -> Iterator[dict[str, Any]]:
+def positions(largest: int = 9, repeat: int = 1) -> Iterator[dict[str, Any]]:
     """Piles that the side to move can win, ``repeat`` times each."""
     for pile in range(1, largest + 1):
         if pile % 4:
