@@ -7,6 +7,7 @@ from textwrap import dedent
 
 import pytest
 from rl_core.config.check import check
+from rl_core.config.plan import plan_rows
 from rl_core.plugins.registry import load_registry
 
 GRPO = """\
@@ -109,3 +110,12 @@ def test_lengths_are_those_of_all_turns(problems):
         "c.yaml:2: algorithm.constant_length: constant_length 8 is not environment.max_turns × "
         "generator.max_new_tokens, 32\n    set constant_length: 32, or 1 for sums over tokens"
     ]
+
+
+def test_the_plan_shows_the_limits_of_a_conversation(problems):
+    assert problems(TOOLS) == []
+    registry = load_registry()
+    config = check("c.yaml", [], registry).config
+    rows = dict(plan_rows(config, config.stages[0], registry))
+    assert rows["environment"].startswith("tools (rl-env-tools")
+    assert rows["conversation"] == "at most 4 × 8 model tokens; with prompt and environment 64"

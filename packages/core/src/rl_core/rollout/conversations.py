@@ -72,6 +72,10 @@ class Conversations:
         limit = self._config.max_tokens_per_turn
         return sampling if limit is None else replace(sampling, max_new_tokens=limit)
 
+    def limit_name(self, otherwise: str) -> str:
+        """The config field that limits a turn; ``otherwise`` where the environment leaves it alone."""
+        return otherwise if self._config.max_tokens_per_turn is None else "environment.max_tokens_per_turn"
+
     def run(self, requests: SequenceBatch, rows: Sequence[Row], sampling: SamplingParams) -> Conversed:
         """``sampling.n`` conversations per request; ``rows`` has the data row of each request.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -162,10 +163,16 @@ class RolloutFeed:
                 tokenizer=self._tokenizer,
                 max_length=self._max_length,
                 max_new_tokens=self._sampling.max_new_tokens,
-                tools=self._conversations.tools if self._conversations else (),
+                **self._prompt_options(),
             )
             self._prompts[index] = tokens
         return tokens
+
+    def _prompt_options(self) -> dict[str, Any]:
+        if self._conversations is None:
+            return {}
+        name = self._conversations.limit_name("generator.max_new_tokens")
+        return {"tools": self._conversations.tools, "limit_name": name}
 
 
 def conversation_metrics(columns: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -22,12 +22,14 @@ def encode_prompt(
     max_new_tokens: int,
     tools: Sequence[Mapping[str, Any]] = (),
     section: str = "data",
+    limit_name: str = "generator.max_new_tokens",
 ) -> np.ndarray:
     """int32 [P]: a row's prompt, checked to leave room for a completion.
 
     Args:
         tools: JSON schemas of functions for the chat template.
         section: the config section that the row comes from, for messages.
+        limit_name: the field that ``max_new_tokens`` comes from, for messages.
     """
     where = row.get("__where__", "a data row")
     if row.get("prompt") is None:
@@ -40,9 +42,8 @@ def encode_prompt(
         raise DataError(f"{where}: the prompt is empty")
     if len(tokens) + max_new_tokens > max_length:
         raise DataError(
-            f"{where}: the prompt has {len(tokens)} tokens; with generator.max_new_tokens {max_new_tokens} that is "
-            f"more than model.max_length {max_length}\n    raise model.max_length, lower generator.max_new_tokens, "
-            "or drop the row"
+            f"{where}: the prompt has {len(tokens)} tokens; with {limit_name} {max_new_tokens} that is "
+            f"more than model.max_length {max_length}\n    raise model.max_length, lower {limit_name}, or drop the row"
         )
     return tokens
 

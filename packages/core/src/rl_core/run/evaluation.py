@@ -93,8 +93,9 @@ def _complete(
 ) -> tuple[SequenceBatch, list[Sample]]:
     """The rows' prompts completed as in rollouts: by the generator, or in conversations with the environment."""
     tokenizer, conversations = parts.driver.tokenizer, parts.conversations()
+    limit_name = "the evaluator's max_new_tokens"
     if conversations is not None:
-        sampling = conversations.sampling(sampling)
+        sampling, limit_name = conversations.sampling(sampling), conversations.limit_name(limit_name)
     prompts = [
         encode_prompt(
             row,
@@ -103,6 +104,7 @@ def _complete(
             max_new_tokens=sampling.max_new_tokens,
             tools=conversations.tools if conversations is not None else (),
             section="eval_data",
+            limit_name=limit_name,
         )
         for row in rows
     ]
