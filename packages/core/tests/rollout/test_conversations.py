@@ -381,6 +381,11 @@ def test_errors_meant_for_the_user_stop_the_run_whatever_the_policy():
             "step returned the message {'role': 'tool', 'content': 3}\n"
             "    a message is {'role': 'tool', 'content': 'text'}",
         ),
+        (
+            Turn(["so?"], done=False),
+            "step returned the message 'so?'\n    a message is {'role': 'tool', 'content': 'text'}",
+        ),
+        (Turn(reward="one"), "step returned the reward 'one', which is no finite number"),
         (Turn(reward=float("nan")), "step returned the reward nan, which is no finite number"),
     ],
 )
@@ -425,3 +430,6 @@ def test_every_conversation_is_ended_once_however_it_ended():
     world.calls.close()
     assert sorted(ended[:-1]) == ["a", "b", "x"]
     assert ended[-1] == "closed"
+    with pytest.raises(RLError, match="no such file"):
+        World(Holds()).run(["c", "b"])
+    assert sorted(ended[4:]) == ["b", "c"], "also where a failure stops the run"

@@ -36,7 +36,8 @@ class Environment(Protocol):
 
     - ``tools``: a sequence of JSON schemas of functions, given to the chat template of the prompt
       (``{"type": "function", "function": {"name", "description", "parameters"}}``);
-    - ``end(state)``: called once for every conversation that was started, however it ended;
+    - ``end(state)``: called once for every conversation that was started, however it ended (a step that took too
+      long may still be running);
     - ``close()``: called when the stage ends, never a coroutine.
 
     ``DataError`` and ``ConfigError`` stop the run with their message; for any other exception, and for a call that

@@ -7,8 +7,9 @@ weights: which others run beside it makes no difference (up to floating-point ro
 
 from __future__ import annotations
 
+import numbers
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _HEAD_START_S = 0.02
+_LAST_WORDS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,28 @@ class Conversations:
         """
         sampling = self.sampling(sampling)
         conversations = self._begin(requests, rows, sampling.n)
+        try:
+            waited = self._converse(conversations, requests, sampling)
+        except BaseException:
+            self._calls.wait(self._endings(conversations), at_most_s=_LAST_WORDS_S, all_of_them=True)
+            raise
+        self._finish(conversations)
+        return Conversed(_to_batch(conversations), [tuple(c.said) for c in conversations], waited)
+
+    def _converse(
+        self, conversations: Sequence[Conversation], requests: SequenceBatch, sampling: SamplingParams
+    ) -> float:
+        """Turn after turn, to the end of all conversations; the seconds that went by waiting for the environment."""
         waited = 0.0
-        answered = self._hand_over(conversations, self._router.generate(requests, sampling), sampling)
+        answered = self._hand_over(conversations, self._router.generate(requests, sampling))
         while answered:
             began = time.perf_counter()
             ready = self._replies(answered, sampling)
             waited += time.perf_counter() - began
             if ready:
                 turns = self._router.generate(_next_requests(ready), replace(sampling, n=1))
-                answered |= self._hand_over(ready, turns, sampling)
-        self._finish(conversations)
-        return Conversed(_to_batch(conversations), [tuple(c.said) for c in conversations], waited)
+                answered |= self._hand_over(ready, turns)
+        return waited
 
     def _begin(self, requests: SequenceBatch, rows: Sequence[Row], n: int) -> list[Conversation]:
         begun: list[Conversation] = []
@@ -114,7 +127,7 @@ class Conversations:
         return begun
 
     def _hand_over(
-        self, conversations: Sequence[Conversation], turns: SequenceBatch, sampling: SamplingParams
+        self, conversations: Sequence[Conversation], turns: SequenceBatch
     ) -> dict[Future[Turn], Conversation]:
         """Give each conversation its new turn, and the environment those that it is to answer."""
         handed = {}
@@ -153,24 +166,24 @@ class Conversations:
                 raise
             conversation.fail()
             return False
-        messages = [{**m, "content": self._short(m["content"])} for m in turn.messages]
-        conversation.said += messages
-        conversation.reward += turn.reward
+        conversation.reward += float(turn.reward)
         if turn.done or conversation.turns == self._config.max_turns:
+            conversation.said += turn.messages
             conversation.stop(truncated=not turn.done)
             return False
-        tokens = self._encode(messages, conversation, sampling)
+        tokens = self._encode(turn.messages, conversation, sampling)
         if conversation.length + len(tokens) + sampling.max_new_tokens > self._max_length:
             conversation.stop(truncated=True)
             return False
         conversation.add_reply(tokens)
         return True
 
-    def _short(self, text: str) -> str:
-        return self._tokenizer.shorten(text, self._config.max_environment_tokens)
-
     def _encode(self, messages: Sequence[Message], conversation: Conversation, sampling: SamplingParams) -> np.ndarray:
+        """int32 [E]: what the model reads of ``messages``, which join what was said, cut to their limit."""
+        limit = self._config.max_environment_tokens
         try:
+            messages = [{**m, "content": self._tokenizer.shorten(m["content"], limit)} for m in messages]
+            conversation.said += messages
             tokens = self._tokenizer.encode_reply(
                 messages, chat=conversation.chat, ended=conversation.last_token in sampling.stop_token_ids
             )
@@ -191,17 +204,21 @@ class Conversations:
                 f"{where} {type(turn).__name__}, not a Turn\n    return rl_core.contracts.environment.Turn(…)"
             )
         for message in turn.messages:
-            if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            parts = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None,)
+            if not all(isinstance(part, str) for part in parts):
                 raise RLError(
-                    f"{where} the message {dict(message)!r}\n    a message is {{'role': 'tool', 'content': 'text'}}"
+                    f"{where} the message {message!r}\n    a message is {{'role': 'tool', 'content': 'text'}}"
                 )
-        if not np.isfinite(turn.reward):
+        if not isinstance(turn.reward, numbers.Real) or not np.isfinite(float(turn.reward)):
             raise RLError(f"{where} the reward {turn.reward!r}, which is no finite number")
         return turn
 
+    def _endings(self, conversations: Sequence[Conversation]) -> list[Future[Any]]:
+        return [self._calls.end(c.started, place=c.place) for c in conversations]
+
     def _finish(self, conversations: Sequence[Conversation]) -> None:
         """Tell the environment that its conversations are over."""
-        endings = [self._calls.end(c.started, place=c.place) for c in conversations]
+        endings = self._endings(conversations)
         self._calls.wait(endings, at_most_s=None, all_of_them=True)
         for conversation, ending in zip(conversations, endings, strict=True):
             try:
