@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rl_core.errors import DataError
+from rl_data_text.tokenizers.chat import reply
 
 CHAT = [
     {"role": "user", "content": "1"},
@@ -242,3 +243,30 @@ def test_long_text_is_shortened_by_tokens(bpe: Callable) -> None:
     assert len(tokenizer.encode_prompt(short)) <= 3
     assert "many clips many clips many clips".startswith(short)
     assert short
+
+
+CHATML_WITH_TOOLS = (
+    "{% for m in messages %}"
+    "{% if m.role == 'tool' %}"
+    "{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
+    "{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% elif m.role == 'assistant' and not loop.last %}{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>\n' }}"
+    "{% elif m.role == 'assistant' %}"
+    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + m.content + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As Qwen's: results in a user's turn, several in one, and a last answer that is rendered unlike earlier ones."""
+
+
+def test_replies_follow_a_template_that_gathers_results_and_renders_the_last_answer_differently(
+    characters: Callable,
+) -> None:
+    tokenizer = characters([{"prompt": "1"}], chat_template=CHATML_WITH_TOOLS)
+    results = [{"role": "tool", "content": "42"}, {"role": "tool", "content": "43"}]
+    assert reply(tokenizer._tokenizer, results) == (
+        "<|im_end|>\n<|im_start|>user\n<tool_response>\n42\n</tool_response>\n<tool_response>\n43\n</tool_response>"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
