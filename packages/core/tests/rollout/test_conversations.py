@@ -331,12 +331,12 @@ def test_a_call_that_hangs_is_given_up(kind):
                 raise
 
     environment = HangsInThread() if kind == "thread" else HangsInCoroutine()
-    done = World(environment, step_timeout_s=0.05, on_error="end").run(["a"])
+    done = World(environment, step_timeout_s=0.5, on_error="end").run(["a"])
     assert done.batch.sequence_columns["environment_failed"].tolist() == [True]
     with pytest.raises(RLError) as caught:
-        World(environment, step_timeout_s=0.05).run(["a"])
+        World(environment, step_timeout_s=0.5).run(["a"])
     assert str(caught.value) == (
-        "environment 'world' (test) took longer than 0.05 s in step, after turn 1 of the conversation of a data row\n"
+        "environment 'world' (test) took longer than 0.5 s in step, after turn 1 of the conversation of a data row\n"
         "    raise environment.step_timeout_s, or set environment.on_error: end, which ends such conversations and "
         "counts them"
     )
@@ -351,10 +351,10 @@ def test_a_coroutine_that_blocks_the_event_loop_is_reported():
             release.wait(120)
 
     with pytest.raises(RLError) as caught:
-        World(Blocks(), step_timeout_s=0.05).run(["a", "b"])
+        World(Blocks(), step_timeout_s=0.5).run(["a", "b"])
     release.set()
     assert str(caught.value) == (
-        "environment 'world' (test): one of its coroutines has held the event loop for more than 0.05 s, so that no "
+        "environment 'world' (test): one of its coroutines has held the event loop for more than 0.5 s, so that no "
         "other conversation goes on\n    await what takes long (asyncio.sleep, an asynchronous client), or write the "
         "method without async"
     )
