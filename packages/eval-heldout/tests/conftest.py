@@ -11,6 +11,8 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.evaluator import EvaluationContext
 from rl_core.contracts.generator import SamplingParams
+from rl_core.contracts.reward import Sample
+from rl_core.rollout.samples import to_samples
 
 END = 1
 
@@ -73,6 +75,14 @@ class Adder:
         return SequenceBatch.from_lists(sequences, sequence_columns=columns)
 
 
+def _complete(
+    adder: Adder, rows: Sequence[Mapping[str, Any]], sampling: SamplingParams, seed: int
+) -> tuple[SequenceBatch, list[Sample]]:
+    """What the core does for evaluators, without a router."""
+    batch = adder([CodePoints().encode_prompt(row["prompt"]) for row in rows], sampling, seed)
+    return batch, to_samples(batch, rows, CodePoints())
+
+
 @pytest.fixture
 def adder() -> Adder:
     return Adder()
@@ -88,7 +98,7 @@ def context(adder: Adder) -> Callable[..., EvaluationContext]:
             "tokenizer": CodePoints(),
             "algorithm": CountingAlgorithm(),
             "models": {},
-            "generate": adder,
+            "complete": lambda rows, sampling, seed: _complete(adder, rows, sampling, seed),
             "score": lambda samples: np.array([s.completion == s.row["answer"] for s in samples], np.float32),
         }
         return EvaluationContext(**(defaults | fields))

@@ -71,21 +71,28 @@ def test_the_threshold_is_compared_in_float32() -> None:
     assert metrics(batch, rewards, threshold=0.7, n=1)["eval/accuracy"] == 0.5
 
 
-def test_a_row_without_a_prompt_is_named(context: Callable) -> None:
-    with pytest.raises(DataError) as caught:
-        accuracy().evaluate(context([{"messages": [], "answer": "2", "__where__": "eval.jsonl:4"}]))
-    assert str(caught.value) == (
-        "eval.jsonl:4: there is no 'prompt' to complete (columns: messages, answer)\n"
-        "    map one in the eval_data section, e.g. prompt: question"
-    )
-    with pytest.raises(DataError, match=r"^eval\.jsonl:5: the prompt is empty$"):
-        accuracy().evaluate(context([{"prompt": "", "__where__": "eval.jsonl:5"}]))
+def test_eval_data_without_rows_is_refused(context: Callable) -> None:
     with pytest.raises(DataError, match=r"^evaluator 'accuracy': eval_data has no rows$"):
         accuracy().evaluate(context([]))
 
 
+def test_conversations_count_the_models_tokens_and_turns() -> None:
+    batch = SequenceBatch.from_lists(
+        [[1, 2, 3, 4, 5, 6], [1, 2]],
+        sequence_columns={
+            "request": [0, 1],
+            "prompt_length": [1, 1],
+            "truncated": [False, False],
+            "turns": [2, 1],
+            "environment_tokens": [2, 0],
+        },
+    )
+    found = metrics(batch, [1.0, 0.0], threshold=1.0, n=1)
+    assert (found["eval/turns_mean"], found["eval/completion_tokens_mean"]) == (1.5, 2.0)
+
+
 def test_it_needs_a_generator_and_rewards(context: Callable) -> None:
     with pytest.raises(ConfigError, match=r"^evaluator 'accuracy' needs a generator section$"):
-        accuracy().evaluate(context(ROWS, generate=None))
+        accuracy().evaluate(context(ROWS, complete=None))
     with pytest.raises(ConfigError, match=r"^evaluator 'accuracy' needs a rewards section$"):
         accuracy().evaluate(context(ROWS, score=None))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 from rl_core.config.policy_gradient import PolicyGradientConfig
 from rl_core.config.problems import Problem
+from rl_core.config.turn_limits import completion_limit_name, max_completion_tokens
 from rl_core.contracts.algorithm import BatchPlan
 
 from rl_algo_grpo.applicability import RULES
@@ -89,13 +90,13 @@ class GrpoConfig(PolicyGradientConfig):
         yield from super().problems(stage)
         if stage.generator is None:
             return
-        limit = stage.generator.config.max_new_tokens
+        limit = max_completion_tokens(stage)
         longest = self.overlong.max_tokens
         if self.overlong.mode == "shape" and longest is not None and longest != limit:
             never = longest - self.overlong.buffer >= limit
             yield Problem(
                 "overlong.max_tokens",
-                f"overlong.max_tokens {longest} is not generator.max_new_tokens {limit}"
+                f"overlong.max_tokens {longest} is not {completion_limit_name(stage)} {limit}"
                 + (", and no completion gets long enough to be shaped" if never else ""),
                 fix=f"set overlong.max_tokens: {limit}",
                 severity="warning",

@@ -17,7 +17,18 @@ KINDS = (
 )
 """Every kind of component, in the order they are listed to the user."""
 
-SECTIONS = ("algorithm", "backend", "generator", "tokenizer", "data", "eval_data", "rewards", "evaluators", "loggers")
+SECTIONS = (
+    "algorithm",
+    "backend",
+    "generator",
+    "environment",
+    "tokenizer",
+    "data",
+    "eval_data",
+    "rewards",
+    "evaluators",
+    "loggers",
+)
 """The config sections that name components (``Component.needs`` draws from these)."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -44,6 +45,52 @@ def load_function(ref: str) -> Callable[..., Any]:
             _with_fix(f"{ref}: {name!r} is {type(found).__name__}, not a function", _functions_like(name, module))
         )
     return found
+
+
+def missing_function(ref: str) -> tuple[str, str] | None:
+    """``(what is wrong, how to mend it)`` where a reference names nothing, as far as that shows without running it.
+
+    For ``rl check``: a file is read and its top-level names are looked at; of a module only the top package.
+    """
+    where, name = split_function_reference(ref)
+    if not where.endswith(".py"):
+        top = where.partition(".")[0]
+        found = top in sys.modules or importlib.util.find_spec(top) is not None
+        fix = "install the package that has it, or name a file: path/to/file.py:function"
+        return None if found else (f"there is no Python module {top!r}", fix)
+    path = os.path.abspath(os.path.expanduser(where))
+    if not os.path.isfile(path):
+        return f"there is no file {path}", _files_like(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = ast.parse(file.read())
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        return f"{path}{f':{line}' if line else ''} is no Python: {error}", ""
+    names, functions = _top_level_names(tree)
+    if name.partition(".")[0] in names or "*" in names:
+        return None
+    fix = did_you_mean(name, sorted(functions), listing="it has") or "it defines nothing"
+    return f"{path} has no {name!r}", fix
+
+
+def _top_level_names(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Every name a module may bind at its top level, and those of its own public functions and classes."""
+    names, functions = set(), set()
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+            if not node.name.startswith("_"):
+                functions.add(node.name)
+            continue
+        if isinstance(node, ast.alias):
+            names.add(node.asname or node.name.partition(".")[0])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        waiting.extend(ast.iter_child_nodes(node))
+    return names, functions
 
 
 def _load_file(file: str, ref: str) -> ModuleType:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from rl_core.errors import ConfigError
-from rl_core.functions import load_function
+from rl_core.functions import load_function, missing_function
 
 
 @pytest.fixture
@@ -102,3 +102,26 @@ def test_a_failing_import_tells_where(file):
 
 def test_a_malformed_reference_is_explained():
     assert error_of("score") == "function reference must be 'module:function' or 'file.py:function', found 'score'"
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "found"),
+    [
+        ("def tool(): ...", "tool", None),
+        ("from os.path import basename as tool", "tool", None),
+        ("from os.path import *", "tool", None),
+        ("if True:\n    tool = len", "tool", None),
+        ("class Game:\n    def tool(self): ...", "Game.tool", None),
+        ("class Game:\n    def tool(self): ...", "tool", "has no 'tool' | it has: Game"),
+        ("def tools(): ...", "tool", "has no 'tool' | did you mean 'tools'?"),
+        ("", "tool", "has no 'tool' | it defines nothing"),
+        ("def tool(:", "tool", ":1 is no Python: invalid syntax (<unknown>, line 1) | "),
+    ],
+)
+def test_a_missing_function_shows_without_running_its_file(source, name, found, tmp_path):
+    file = tmp_path / "my_tools.py"
+    file.write_text(f"{source}\n")
+    problem = missing_function(f"{file}:{name}")
+    assert (None if problem is None else " | ".join(problem).removeprefix(str(file)).strip(" ")) == (
+        None if found is None else found.strip(" ")
+    )

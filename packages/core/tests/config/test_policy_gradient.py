@@ -169,7 +169,7 @@ def test_the_entropy_is_computed_only_where_it_is_wanted():
 
 def warnings(algorithm: PolicyGradientConfig, *, max_new_tokens: int = 64, **sampling) -> list[tuple[str, str, str]]:
     generator = GeneratorConfig(name="any", max_new_tokens=max_new_tokens, **sampling)
-    problems = algorithm.problems(SimpleNamespace(generator=SimpleNamespace(config=generator)))
+    problems = algorithm.problems(SimpleNamespace(generator=SimpleNamespace(config=generator), environment=None))
     return [(p.path, p.message, p.fix) for p in problems if p.severity == "warning"]
 
 
@@ -177,7 +177,7 @@ def test_what_fits_the_generator_is_fine():
     assert warnings(config()) == []
     assert warnings(config(loss_reduction="constant", constant_length=64)) == []
     assert warnings(config(loss_reduction="constant", constant_length=1)) == []
-    assert list(config().problems(SimpleNamespace(generator=None))) == []
+    assert list(config().problems(SimpleNamespace(generator=None, environment=None))) == []
 
 
 def test_a_constant_length_other_than_the_generators_is_pointed_out():

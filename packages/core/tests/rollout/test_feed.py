@@ -61,3 +61,13 @@ def test_a_row_without_a_prompt_lists_its_columns():
         "train.jsonl:1: there is no 'prompt' column (columns: question)\n"
         "    map one in the data section, e.g. prompt: question"
     )
+
+
+def test_a_row_of_eval_data_names_its_own_section():
+    row = {"prompt": None, "messages": [], "answer": "2", "__where__": "eval.jsonl:4"}
+    with pytest.raises(DataError) as raised:
+        encode_prompt(row, tokenizer=Letters(), max_length=8, max_new_tokens=4, section="eval_data")
+    assert str(raised.value) == (
+        "eval.jsonl:4: there is no 'prompt' column (columns: prompt, messages, answer)\n"
+        "    map one in the eval_data section, e.g. prompt: question"
+    )

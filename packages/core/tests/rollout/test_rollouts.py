@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from rl_core.algorithm import AlgorithmBase
 from rl_core.batch import SequenceBatch
+from rl_core.config.environment import EnvironmentConfig
 from rl_core.contracts.algorithm import BatchPlan
+from rl_core.contracts.environment import Turn
 from rl_core.contracts.generator import SamplingParams
+from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor
+from rl_core.rollout.environment_calls import EnvironmentCalls
 from rl_core.rollout.rewards import RewardPipeline
 from rl_core.rollout.rollouts import RolloutFeed
 
@@ -14,6 +18,12 @@ from rl_core.rollout.rollouts import RolloutFeed
 class Letters:
     def encode_prompt(self, prompt):
         return np.array([ord(c) for c in prompt], np.int32)
+
+    def encode_reply(self, messages, *, chat, ended):
+        return self.encode_prompt("".join(m["content"] for m in messages))
+
+    def shorten(self, text, max_tokens):
+        return text[:max_tokens]
 
     def decode(self, tokens):
         return "".join(chr(t) for t in tokens)
@@ -29,12 +39,16 @@ class Echo:
         ]
         return SequenceBatch.from_lists(
             tokens,
-            token_columns={"loss_mask": [np.array([0, 1], np.float32)] * len(rows)},
+            token_columns={
+                "loss_mask": [np.append(np.zeros(len(t) - 1, np.float32), np.float32(1)) for t in tokens],
+                "sampled_logprobs": [np.zeros(len(t), np.float32) for t in tokens],
+                "weights_version": [np.zeros(len(t), np.int32) for t in tokens],
+            },
             sequence_columns={
                 "request": np.array([i for i, _ in rows]),
                 "sample": np.array([k for _, k in rows]),
                 "truncated": np.zeros(len(rows), bool),
-                "prompt_length": np.ones(len(rows), np.int64),
+                "prompt_length": requests.lengths[[i for i, _ in rows]],
             },
         )
 
@@ -53,14 +67,14 @@ class KeepsVaried(AlgorithmBase):
         return np.isin(groups, varied)
 
 
-def feed(letters, *, rows_per_step, rounds):
+def feed(letters, *, rows_per_step, rounds, **options):
     choice = SimpleNamespace(name="varied", package="test", config=SimpleNamespace(weight=1.0))
+    options = {"cursor": DataCursor(size=len(letters), seed=0), **options}
     return RolloutFeed(
         [{"prompt": letter} for letter in letters],
         algorithm=KeepsVaried(None),
         tokenizer=Letters(),
         plan=BatchPlan("rollouts", rows_per_step=rows_per_step, group_size=2, max_resample_rounds=rounds),
-        cursor=DataCursor(size=len(letters), seed=0),
         router=Echo(),
         sampling=SamplingParams(n=2, max_new_tokens=1),
         rewards=RewardPipeline([(choice, Varied())]),
@@ -68,6 +82,7 @@ def feed(letters, *, rows_per_step, rounds):
         seed=0,
         max_length=8,
         samples_per_step=3,
+        **options,
     )
 
 
@@ -103,3 +118,87 @@ def test_resampling_ends_with_its_rounds_and_trains_on_what_there_is():
     nothing = feed("bcd", rows_per_step=3, rounds=1).next(1)
     assert sorted(prompts(nothing.batch)) == list("bbccdd")
     assert nothing.metrics["rollout/kept_fraction"] == 0.0
+
+
+class Doubts:
+    """Asks once whether the model is sure, and pays half a point for the second answer."""
+
+    def start(self, row, seed):
+        return None
+
+    def step(self, state, conversation):
+        if len(conversation) == 2:
+            return Turn([{"role": "user", "content": "?"}], done=False)
+        return Turn(done=True, reward=0.5)
+
+
+def conversing(letters, **options):
+    """A feed like the others, whose completions are conversations of two turns."""
+    source = feed(letters, **options)
+    calls = EnvironmentCalls(Doubts(), name="environment 'doubts' (test)", timeout_s=60, concurrency=4)
+    conversations = Conversations(
+        calls, config=EnvironmentConfig(name="doubts"), router=Echo(), tokenizer=Letters(), max_length=8
+    )
+    return feed(letters, **options, conversations=conversations), source
+
+
+def test_conversations_share_everything_after_generation_with_single_turns():
+    several, single = conversing("abcdefgh", rows_per_step=2, rounds=7)
+    draw, plain = several.next(1), single.next(1)
+    assert several.cursor.position == single.cursor.position, "dynamic sampling keeps the same groups"
+    columns, plain_columns = draw.batch.sequence_columns, plain.batch.sequence_columns
+    assert columns["group"].tolist() == plain_columns["group"].tolist()
+    assert columns["reward"].tolist() == (plain_columns["reward"] + 0.5).tolist()
+    assert set(prompts(draw.batch)) == {"a", "e"}
+    assert draw.batch.token_columns["loss_mask"].tolist() == [0, 1, 0, 1] * 4
+    assert draw.metrics["rollout/completion_tokens_mean"] == 2.0
+    new = {name: draw.metrics[name] for name in set(draw.metrics) - set(plain.metrics)}
+    assert new.pop("time/environment_s") >= 0.0
+    assert new == {
+        "rollout/turns_mean": 2.0,
+        "rollout/environment_tokens_mean": 1.0,
+        "rollout/environment_reward_mean": 0.5,
+        "rollout/environment_errors": 0.0,
+    }
+
+
+def test_the_sample_log_shows_the_conversation_and_rewards_judge_its_last_turn():
+    several, _ = conversing("b", rows_per_step=1, rounds=0)
+    row = several.next(1).samples[0]
+    assert row == {
+        "prompt": "b",
+        "completion": "assistant: b\nuser: ?\nassistant: b",
+        "answer": None,
+        "reward": 0.5,
+        "messages": [
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "b"},
+        ],
+    }
+
+
+def test_a_feed_that_goes_on_after_a_resume_repeats_the_conversations():
+    class Rolls(Doubts):
+        """Asks with a letter that it draws."""
+
+        def start(self, row, seed):
+            return chr(ord("a") + seed % 26)
+
+        def step(self, state, conversation):
+            turn = super().step(state, conversation)
+            return turn if turn.done else Turn([{"role": "user", "content": state}], done=False)
+
+    def rolling(**options):
+        calls = EnvironmentCalls(Rolls(), name="environment 'rolls' (test)", timeout_s=60, concurrency=4)
+        config = EnvironmentConfig(name="rolls")
+        conversations = Conversations(calls, config=config, router=Echo(), tokenizer=Letters(), max_length=8)
+        return feed("abcdefgh", rows_per_step=3, rounds=0, conversations=conversations, **options)
+
+    first = rolling()
+    first.next(1)
+    resumed = rolling(cursor=DataCursor(size=8, seed=0, position=first.cursor.position))
+    expected, again = first.next(2).batch, resumed.next(2).batch
+    assert again.tokens.tolist() == expected.tokens.tolist()
+    asked = expected.tokens[expected.token_columns["loss_mask"] == 0]
+    assert len(set(asked.tolist())) > 3, "each conversation has a seed of its own"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rl_core.errors import DataError
+from rl_data_text.tokenizers.chat import reply
 
 CHAT = [
     {"role": "user", "content": "1"},
@@ -179,3 +180,93 @@ def test_encoding_a_short_example_costs_microseconds(characters: Callable) -> No
     for _ in range(1000):
         tokenizer.encode_example(row, "completion")
     assert (time.process_time() - started) / 1000 < 300e-6
+
+
+TOOL_TALK = [
+    {"role": "user", "content": "12"},
+    {"role": "assistant", "content": "21"},
+    {"role": "tool", "content": "1"},
+    {"role": "assistant", "content": "2"},
+]
+
+
+def test_a_chat_with_replies_has_the_tokens_of_the_same_conversation_in_training(characters: Callable) -> None:
+    tokenizer = characters([{"messages": TOOL_TALK}])
+    turns = [np.array([*tokenizer.encode_prompt(text), tokenizer._eos]) for text in ("21", "2")]
+    reply = tokenizer.encode_reply(TOOL_TALK[2:3], chat=True, ended=True)
+    rolled_out = np.concatenate([tokenizer.encode_prompt(TOOL_TALK[:1]), turns[0], reply, turns[1]])
+    trained, mask = tokenizer.encode_example({"messages": TOOL_TALK}, "completion")
+    assert rolled_out.tolist() == trained[: len(rolled_out)].tolist()
+    assert tokenizer.decode(trained[len(rolled_out) :]) == "\n", "the end of the line is not generated"
+    assert mask[: len(rolled_out)].sum() == len(turns[0]) + len(turns[1])
+    assert tokenizer.decode(reply) == "\ntool: 1\nassistant: "
+
+
+def test_a_turn_that_did_not_end_is_closed_before_the_reply(characters: Callable) -> None:
+    tokenizer = characters([{"messages": TOOL_TALK}])
+    ended, cut = (tokenizer.encode_reply(TOOL_TALK[2:3], chat=True, ended=e) for e in (True, False))
+    assert cut.tolist() == [tokenizer._eos, *ended.tolist()]
+
+
+def test_a_text_is_continued_with_the_contents_alone(characters: Callable) -> None:
+    tokenizer = characters([{"prompt": "123"}], bos=True)
+    reply = tokenizer.encode_reply(
+        [{"role": "tool", "content": "1"}, {"role": "user", "content": "2"}], chat=False, ended=True
+    )
+    assert reply.dtype == np.int32
+    assert reply.tolist() == tokenizer.encode_prompt("12")[1:].tolist(), "no second <bos>"
+
+
+def test_a_template_that_rewrites_what_the_assistant_wrote_cannot_be_continued(characters: Callable) -> None:
+    rewrites = "{% for m in messages %}{{ m.role + ':' + m.content | upper }}{% endfor %}"
+    with pytest.raises(DataError) as caught:
+        characters([{"prompt": "1"}], chat_template=rewrites).encode_reply(TOOL_TALK[2:3], chat=True, ended=True)
+    assert str(caught.value) == (
+        "the chat template does not render an assistant's message as it is, once, so an environment's messages "
+        "cannot be put after it\n    set tokenizer.chat_template to one that does"
+    )
+
+
+def test_a_template_sees_the_tools(characters: Callable) -> None:
+    shows = "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}"
+    shows += "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer = characters([{"prompt": "12;add"}], chat_template=shows)
+    prompt = tokenizer.encode_prompt(TOOL_TALK[:1], tools=[{"type": "function", "function": {"name": "add"}}])
+    assert tokenizer.decode(prompt) == "add;12"
+    assert tokenizer.decode(tokenizer.encode_prompt(TOOL_TALK[:1])) == "12"
+
+
+def test_long_text_is_shortened_by_tokens(bpe: Callable) -> None:
+    tokenizer = bpe([{"prompt": "how many clips", "completion": "many clips"}] * 9)
+    assert tokenizer.shorten("many clips", 50) == "many clips"
+    short = tokenizer.shorten("many clips many clips many clips", 3)
+    assert len(tokenizer.encode_prompt(short)) <= 3
+    assert "many clips many clips many clips".startswith(short)
+    assert short
+
+
+CHATML_WITH_TOOLS = (
+    "{% for m in messages %}"
+    "{% if m.role == 'tool' %}"
+    "{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
+    "{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% elif m.role == 'assistant' and not loop.last %}{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>\n' }}"
+    "{% elif m.role == 'assistant' %}"
+    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + m.content + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As Qwen's: results in a user's turn, several in one, and a last answer that is rendered unlike earlier ones."""
+
+
+def test_replies_follow_a_template_that_gathers_results_and_renders_the_last_answer_differently(
+    characters: Callable,
+) -> None:
+    tokenizer = characters([{"prompt": "1"}], chat_template=CHATML_WITH_TOOLS)
+    results = [{"role": "tool", "content": "42"}, {"role": "tool", "content": "43"}]
+    assert reply(tokenizer._tokenizer, results) == (
+        "<|im_end|>\n<|im_start|>user\n<tool_response>\n42\n</tool_response>\n<tool_response>\n43\n</tool_response>"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )

@@ -61,6 +61,13 @@ class ModelRewardConfig(RewardConfig):
         """What is wrong with a folder that is already there; a hub id is looked at when the run starts."""
         from rl_reward_model.folder import folder_problem
 
+        if stage.environment is not None:
+            yield Problem(
+                "",
+                "with an environment the reward model reads the row's prompt and the model's last turn, and nothing of "
+                "what was said in between",
+                severity="warning",
+            )
         # An earlier stage of the same run may still write its export.
         if os.path.isabs(self.path) and (os.path.isdir(self.path) or os.path.basename(self.path) != "export"):
             found = folder_problem(self.path)

@@ -51,6 +51,7 @@ def build_stage(selected: Selected, read: frozenset[str], findings: Findings) ->
         evaluators=choices["evaluators"],
         loggers=choices["loggers"],
         resolved=redact(resolved),
+        environment=first["environment"],
     )
     return stage, document
 

@@ -199,6 +199,7 @@ def _build_stages(
         crosscheck.check_plans(selected, stage, findings)
         crosscheck.check_adapter(selected, stage, findings)
         crosscheck.check_ahead(selected, stage, findings)
+        crosscheck.check_environment(selected, stage, findings)
         crosscheck.check_components(selected, stage, read, findings)
         crosscheck.check_hooks(selected, stage, registry, findings)
     return built

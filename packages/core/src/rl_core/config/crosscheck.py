@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from rl_core.component import SECTIONS
 from rl_core.config.compose import LISTS
 from rl_core.config.document import Node, children
+from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.findings import Findings
 from rl_core.config.problems import Problem
 from rl_core.config.redaction import MASKS, REDACTED, hide_url_passwords, is_secret
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
+from rl_core.config.turn_limits import turn_limit_problems
 
 if TYPE_CHECKING:
     from rl_core.plugins.registry import Registry
@@ -29,6 +31,8 @@ def sections_read(selected: Selected) -> frozenset[str]:
     while waiting:
         section = waiting.pop()
         read.add(section)
+        if section == "generator":  # what is generated goes through the environment, whoever asked for it
+            waiting |= {"environment"} - read
         for selection in selected.selections.get(section, ()):
             if selection.registered is not None:
                 component = selection.registered.component
@@ -59,7 +63,9 @@ def check_needs(selected: Selected, read: frozenset[str], registry: Registry, fi
                 continue
             for need in selection.registered.component.needs:
                 # The required sections and the tokenizer have messages of their own.
-                if need not in (*REQUIRED, "tokenizer") and not _given(selected, need):
+                if need in (*REQUIRED, "tokenizer") or (need == "rewards" and _environment_rewards(selected)):
+                    continue
+                if not _given(selected, need):
                     message = f"{selection.what} needs the section {need!r}"
                     findings.add(
                         selection.node.where, selection.node.path, message, fix=_section_example(need, registry)
@@ -80,6 +86,9 @@ def check_unread(stages: Sequence[Selected], reads: Sequence[frozenset[str]], re
             if section == "eval_data" and not _given(stage, "evaluators"):
                 message = f"{scope} 'eval_data': there are no evaluators"
                 fix = f"{_section_example('evaluators', registry)}; or remove 'eval_data'"
+            elif section == "environment":
+                message = f"{scope} 'environment': no selected component generates"
+                fix = "choose an algorithm that trains on rollouts, such as grpo, or remove it"
             else:
                 message = f"{scope} the section {section!r}: no selected component needs or uses it"
                 fix = "remove it, or set it to null in this stage" if stage.tree.path else "remove it"
@@ -118,6 +127,12 @@ def check_plans(selected: Selected, stage: StageConfig, findings: Findings) -> N
     _guarded(algorithm, findings, "plan()", lambda: stage.algorithm.config.plan())  # type: ignore[attr-defined]
     gpus = stage.run.nodes * stage.run.gpus
     _guarded(backend, findings, "world_size()", lambda: stage.backend.config.world_size(gpus))  # type: ignore[attr-defined]
+
+
+def check_environment(selected: Selected, stage: StageConfig, findings: Findings) -> None:
+    """The turns of a conversation fit the model's context."""
+    for problem in turn_limit_problems(stage):
+        _add(selected.nodes["environment"], problem, findings)
 
 
 def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) -> None:
@@ -216,6 +231,14 @@ def _add(root: Node, problem: Problem, findings: Findings) -> None:
         node = child
         path = child.path
     findings.add(node.where, path, problem.message, fix=problem.fix, severity=problem.severity)
+
+
+def _environment_rewards(selected: Selected) -> bool:
+    """Whether there is an environment that may reward conversations."""
+    return any(
+        isinstance(selection.config, EnvironmentConfig) and selection.config.gives_reward
+        for selection in selected.selections.get("environment", ())
+    )
 
 
 def _given(selected: Selected, section: str) -> bool:

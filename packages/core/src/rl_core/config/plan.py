@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rl_core.config.stage import ComponentChoice, RunConfig, StageConfig
+from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.plugins.lookup import ComponentNotFound
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def plan_rows(
     return [
         *rows,
         ("step", _step(plan)),
+        *_conversation(stage),
         ("optimizer steps", f"{plan.optimizer_steps:,} per step × {stage.run.steps:,} steps = {total:,}"),
         ("micro-batch", f"at most {backend.max_tokens_per_microbatch:,} tokens per rank"),
         ("ranks", f"{ranks} ({stage.run.nodes} × {stage.run.gpus} GPUs)" if gpus else f"{ranks} on CPU"),
@@ -63,6 +65,14 @@ def plan_rows(
         *((("export", config.export_directory(stage.name)),) if config.multi_stage else ()),
         *(("note", note) for note in plan.notes),
     ]
+
+
+def _conversation(stage: StageConfig) -> list[tuple[str, str]]:
+    if stage.environment is None:
+        return []
+    turns, tokens = stage.environment.config.max_turns, max_tokens_per_turn(stage)
+    whole = stage.model.max_length
+    return [("conversation", f"at most {turns:,} × {tokens:,} model tokens; with prompt and environment {whole:,}")]
 
 
 def _memory(report: BackendReport | None) -> list[tuple[str, str]]:
@@ -125,6 +135,7 @@ def _choices(stage: StageConfig) -> list[tuple[str, tuple[ComponentChoice, ...]]
         "algorithm": stage.algorithm,
         "backend": stage.backend,
         "generator": stage.generator,
+        "environment": stage.environment,
         "tokenizer": stage.tokenizer,
         "data": stage.data,
         "eval_data": stage.eval_data,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from rl_core.component import SECTIONS
 from rl_core.config.compose import LISTS, StageTree
 from rl_core.config.document import Node, plain
+from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.explain import explain
 from rl_core.config.findings import Findings
 from rl_core.config.interpolate import BrokenText, Interpolator
@@ -35,6 +36,7 @@ KIND_OF = {
     "algorithm": "algorithm",
     "backend": "backend",
     "generator": "generator",
+    "environment": "environment",
     "tokenizer": "tokenizer",
     "data": "data_source",
     "eval_data": "data_source",
@@ -48,6 +50,7 @@ BASE_OF: dict[str, type[ComponentConfig]] = {
     "algorithm": AlgorithmConfig,
     "backend": BackendConfig,
     "generator": GeneratorConfig,
+    "environment": EnvironmentConfig,
     "reward": RewardConfig,
     "evaluator": EvaluatorConfig,
 }

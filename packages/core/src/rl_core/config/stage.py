@@ -58,10 +58,19 @@ class StageConfig:
     evaluators: tuple[ComponentChoice, ...]
     loggers: tuple[ComponentChoice, ...]
     resolved: Mapping[str, Any]
+    environment: ComponentChoice | None = None
 
     def choices(self) -> tuple[ComponentChoice, ...]:
         """Every component of the stage, in the order of the sections."""
-        single = (self.algorithm, self.backend, self.generator, self.tokenizer, self.data, self.eval_data)
+        single = (
+            self.algorithm,
+            self.backend,
+            self.generator,
+            self.environment,
+            self.tokenizer,
+            self.data,
+            self.eval_data,
+        )
         return (*(c for c in single if c is not None), *self.rewards, *self.evaluators, *self.loggers)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,9 +15,11 @@ class Turn:
     """What an environment says after a model turn.
 
     Attributes:
-        messages: appended to the conversation; their tokens are masked out of the loss.
+        messages: appended to the conversation, at least one unless ``done``; their tokens are masked out of the
+            loss. A message is ``{"role": …, "content": text}``. What is said with ``done`` is shown in the sample
+            log and to rewards, and is not tokenized, because the model never reads it.
         done: no further model turn follows.
-        reward: added to the sample's reward.
+        reward: added to the sample's reward; those of all turns add up.
     """
 
     messages: Sequence[Message] = ()
@@ -26,12 +28,42 @@ class Turn:
 
 
 class Environment(Protocol):
-    """Built as ``factory(config)``; one instance serves many conversations, so state lives in ``start``'s value."""
+    """Built as ``factory(config)`` in the driver; one instance serves many conversations at once.
 
-    def start(self, row: Row) -> Any:
-        """State for one conversation."""
+    What belongs to one conversation lives in ``start``'s value, never in the instance. Every method may be a
+    coroutine function. Coroutines share one event loop, which lives as long as the stage; plain methods run in
+    threads, those of different conversations at the same time. An instance may further have
+
+    - ``tools``: a sequence of JSON schemas of functions, given to the chat template of the prompt
+      (``{"type": "function", "function": {"name", "description", "parameters"}}``);
+    - ``end(state)``: called once for every conversation that was started, however it ended (a step that took too
+      long may still be running);
+    - ``close()``: called when the stage ends, never a coroutine.
+
+    ``DataError`` and ``ConfigError`` stop the run with their message; for any other exception, and for a call that
+    takes longer than ``step_timeout_s``, the config says what happens (``on_error``).
+    """
+
+    def start(self, row: Row, seed: int) -> Any | Awaitable[Any]:
+        """State for one conversation.
+
+        Args:
+            row: the data row with all its columns. The prompt is the row's own.
+            seed: of this conversation (0 to 2**64 - 1): draw from it whatever is random, so that a resumed run
+                repeats it.
+        """
         ...
 
-    def step(self, state: Any, conversation: Sequence[Message]) -> Turn:
-        """Answer the last assistant message."""
+    def step(self, state: Any, conversation: Sequence[Message]) -> Turn | Awaitable[Turn]:
+        """Answer the model's last message, ``conversation[-1]``.
+
+        Args:
+            state: what ``start`` returned; it may be changed in place.
+            conversation: the prompt (a text prompt as one user message) and everything said since.
+        """
         ...
+
+
+def tools_of(environment: Environment) -> tuple[Mapping[str, Any], ...]:
+    """The JSON schemas of the functions an environment offers; empty where it has none."""
+    return tuple(getattr(environment, "tools", ()))

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What an evaluator works with; ``generate`` and ``score`` are None where the config has none.
+    """What an evaluator works with; ``generate``, ``complete`` and ``score`` are None where the config has none.
 
     Attributes:
         rows: the rows of ``eval_data``.
         generate: ``generate(prompts, sampling, seed) -> SequenceBatch`` through the router, with the
-            newest weights; ``prompts`` is a list of int32 token arrays.
+            newest weights; ``prompts`` is a list of int32 token arrays. One turn, whatever the environment.
+        complete: ``complete(rows, sampling, seed) -> (SequenceBatch, samples)``: the rows' prompts completed as in
+            rollouts, through the environment where there is one; ``samples`` in the batch's order, for ``score``.
         score: ``score(samples) -> float array [len(samples)]``: the weighted sum of the configured rewards.
     """
 
@@ -36,6 +38,7 @@ class EvaluationContext:
     models: Mapping[str, Model]
     generate: Callable[[Sequence[Any], SamplingParams, int], SequenceBatch] | None = None
     score: Callable[[Sequence[Sample]], Any] | None = None
+    complete: Callable[[Sequence[Row], SamplingParams, int], tuple[SequenceBatch, list[Sample]]] | None = None
 
 
 @dataclass(frozen=True)

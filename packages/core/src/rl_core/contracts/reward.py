@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rl_core.contracts.data import Row
+from rl_core.contracts.tokenizer import Message
 
 Score = float | dict[str, float]
 """A number, or a dict with ``reward`` and further numbers that become ``rollout/<reward name>/<key>`` metrics."""
@@ -19,9 +20,11 @@ class Sample:
     Attributes:
         row: the data row, all columns included (``row["answer"]``).
         prompt: the prompt as text.
-        completion: the completion as text, without special tokens.
-        completion_tokens: number of completion tokens.
-        truncated: ended by length rather than by a stop token.
+        completion: the completion as text, without special tokens; in a conversation the model's last turn.
+        completion_tokens: number of tokens that the model wrote, over all turns.
+        truncated: ended by a limit (length, in a conversation also turns) rather than on its own.
+        messages: with an environment: everything said after the prompt, the model's turns as ``assistant``.
+        environment_reward: with an environment: the sum of its rewards, which is part of the sample's reward.
     """
 
     row: Row
@@ -30,6 +33,8 @@ class Sample:
     completion_tokens: int = 0
     truncated: bool = False
     metadata: dict[str, float] = field(default_factory=dict)
+    messages: Sequence[Message] = ()
+    environment_reward: float = 0.0
 
 
 class Reward(Protocol):

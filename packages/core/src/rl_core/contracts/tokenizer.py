@@ -35,8 +35,30 @@ class Tokenizer(Protocol):
         """``bos_token_id``, ``eos_token_id``, ``pad_token_id``."""
         ...
 
-    def encode_prompt(self, prompt: Text) -> np.ndarray:
-        """int32 [P]: the prompt as the model sees it before it answers (chat template applied to messages)."""
+    def encode_prompt(self, prompt: Text, *, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
+        """int32 [P]: the prompt as the model sees it before it answers (chat template applied to messages).
+
+        ``tools`` are JSON schemas of functions for the chat template; a text prompt has no place for them. They
+        are only given where an environment has some.
+        """
+        ...
+
+    def encode_reply(self, messages: Sequence[Message], *, chat: bool, ended: bool) -> np.ndarray:
+        """int32 [E]: what the model reads between the end of its turn and the beginning of its next one.
+
+        Only called where there is an environment. The tokens of the turn itself are kept as they were sampled.
+
+        Args:
+            messages: what the environment said.
+            chat: whether the prompt is made of messages. Then the tokens are those that the chat template puts
+                after an assistant's text, around ``messages``, and where the assistant begins again. Else they
+                are those of the messages' contents, one after the other, and nothing else.
+            ended: whether the turn ended with the end-of-sequence token, so that it is not to be closed again.
+        """
+        ...
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        """``text``, cut at its end where it has more than ``max_tokens`` tokens."""
         ...
 
     def encode_example(self, row: Row, loss_on: LossOn) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RewardPipeline:
-    """The weighted sum of rewards, with each one's own mean as a metric."""
+    """The weighted sum of rewards, and of what the environment gave, with each reward's own mean as a metric."""
 
     def __init__(self, rewards: Sequence[tuple[ComponentChoice, Reward]]) -> None:
         self._rewards = list(rewards)
@@ -36,7 +36,7 @@ class RewardPipeline:
             return self._score(samples)
 
     def _score(self, samples: Sequence[Sample]) -> tuple[np.ndarray, dict[str, float]]:
-        total = np.zeros(len(samples), np.float64)
+        total = np.array([s.environment_reward for s in samples], np.float64)
         metrics: dict[str, float] = {}
         for choice, reward in self._rewards:
             scores = self._call(choice, reward, samples)

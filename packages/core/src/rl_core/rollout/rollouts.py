@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from rl_core.contracts.algorithm import Algorithm, BatchPlan
 from rl_core.contracts.data import Row
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
-from rl_core.contracts.tokenizer import Tokenizer
+from rl_core.contracts.tokenizer import Message, Tokenizer
+from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor, request_seeds
 from rl_core.rollout.feed import Draw
 from rl_core.rollout.rewards import RewardPipeline
 from rl_core.rollout.router import Router
-from rl_core.rollout.samples import encode_prompt, sample_rows, to_samples
+from rl_core.rollout.samples import completion_tokens, encode_prompt, sample_rows, to_samples
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,14 @@ class _Round:
     metrics: dict[str, float]
     rollout_s: float
     reward_s: float
+    environment_s: float
 
 
 class RolloutFeed:
     """Prompts, completed by the generator with the newest weights and scored by the rewards.
+
+    With an environment (``conversations``) a completion is a conversation of several turns; everything after that is
+    the same.
 
     With ``max_resample_rounds`` (dynamic sampling; Yu et al. 2025, DAPO, section 3.2) groups that the
     algorithm does not want are left out and further prompts drawn, until a step has
@@ -58,6 +64,7 @@ class RolloutFeed:
         seed: int,
         max_length: int,
         samples_per_step: int,
+        conversations: Conversations | None = None,
     ) -> None:
         self.cursor = cursor
         self._rows = rows
@@ -65,7 +72,8 @@ class RolloutFeed:
         self._tokenizer = tokenizer
         self._plan = plan
         self._router = router
-        self._sampling = sampling
+        self._sampling = conversations.sampling(sampling) if conversations else sampling
+        self._conversations = conversations
         self._rewards = rewards
         self._stage = stage
         self._seed = seed
@@ -101,9 +109,10 @@ class RolloutFeed:
         seeds = request_seeds(self._seed, self._stage, step, len(drawn), round=number)
         requests = SequenceBatch.from_lists([self.prompt(i) for i in drawn], sequence_columns={"seed": seeds})
         started = time.perf_counter()
-        batch = self._router.generate(requests, self._sampling)
+        rows = [self._rows[i] for i in drawn]
+        batch, messages, environment_s = self._complete(requests, rows)
         generated = time.perf_counter()
-        samples = to_samples(batch, [self._rows[i] for i in drawn], self._tokenizer)
+        samples = to_samples(batch, rows, self._tokenizer, messages=messages)
         rewards, metrics = self._rewards.score(samples)
         scored = time.perf_counter()
         batch = batch.with_columns(
@@ -113,15 +122,26 @@ class RolloutFeed:
                 "temperature": np.full(len(batch), self._sampling.temperature, np.float32),
             }
         )
-        return _Round(batch, samples, metrics, generated - started, scored - generated)
+        return _Round(batch, samples, metrics, generated - started, scored - generated, environment_s)
+
+    def _complete(
+        self, requests: SequenceBatch, rows: Sequence[Row]
+    ) -> tuple[SequenceBatch, Sequence[Sequence[Message]] | None, float]:
+        """Completions, or conversations with what was said in them and the seconds spent in the environment."""
+        if self._conversations is None:
+            return self._router.generate(requests, self._sampling), None, 0.0
+        done = self._conversations.run(requests, rows, self._sampling)
+        return done.batch, done.messages, done.environment_s
 
     def _metrics(self, rounds: Sequence[_Round]) -> dict[str, float]:
         """Over everything that was sampled, kept or not."""
         columns = [r.batch.sequence_columns for r in rounds]
         rewards = np.concatenate([c["reward"] for c in columns])
-        tokens = np.concatenate([r.batch.lengths - r.batch.sequence_columns["prompt_length"] for r in rounds])
+        tokens = np.concatenate([completion_tokens(r.batch) for r in rounds])
         rollout_s = sum(r.rollout_s for r in rounds)
         named = {name: float(np.mean([r.metrics[name] for r in rounds])) for name in rounds[0].metrics}
+        if self._conversations is not None:
+            named |= conversation_metrics(columns) | {"time/environment_s": sum(r.environment_s for r in rounds)}
         return named | {
             "rollout/reward_mean": float(rewards.mean()),
             "rollout/reward_std": float(rewards.std()),
@@ -146,9 +166,30 @@ class RolloutFeed:
                 tokenizer=self._tokenizer,
                 max_length=self._max_length,
                 max_new_tokens=self._sampling.max_new_tokens,
+                **self._prompt_options(),
             )
             self._prompts[index] = tokens
         return tokens
+
+    def _prompt_options(self) -> dict[str, Any]:
+        if self._conversations is None:
+            return {}
+        name = self._conversations.limit_name("generator.max_new_tokens")
+        return {"tools": self._conversations.tools, "limit_name": name}
+
+
+def conversation_metrics(columns: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Means over conversations (and the number that the environment failed) from the sequence columns of batches."""
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([c[name] for c in columns])
+
+    return {
+        "rollout/turns_mean": float(joined("turns").mean()),
+        "rollout/environment_tokens_mean": float(joined("environment_tokens").mean()),
+        "rollout/environment_reward_mean": float(joined("environment_reward").mean()),
+        "rollout/environment_errors": float(joined("environment_failed").sum()),
+    }
 
 
 def _first_groups(batch: SequenceBatch, count: int) -> SequenceBatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,33 +10,65 @@ import numpy as np
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.data import Row
 from rl_core.contracts.reward import Sample
-from rl_core.contracts.tokenizer import Tokenizer
+from rl_core.contracts.tokenizer import Message, Tokenizer
 from rl_core.errors import DataError
 
 
-def encode_prompt(row: Row, *, tokenizer: Tokenizer, max_length: int, max_new_tokens: int) -> np.ndarray:
-    """int32 [P]: a row's prompt, checked to leave room for a completion."""
+def encode_prompt(
+    row: Row,
+    *,
+    tokenizer: Tokenizer,
+    max_length: int,
+    max_new_tokens: int,
+    tools: Sequence[Mapping[str, Any]] = (),
+    section: str = "data",
+    limit_name: str = "generator.max_new_tokens",
+) -> np.ndarray:
+    """int32 [P]: a row's prompt, checked to leave room for a completion.
+
+    Args:
+        tools: JSON schemas of functions for the chat template.
+        section: the config section that the row comes from, for messages.
+        limit_name: the field that ``max_new_tokens`` comes from, for messages.
+    """
     where = row.get("__where__", "a data row")
-    if "prompt" not in row:
+    if row.get("prompt") is None:
         raise DataError(
             f"{where}: there is no 'prompt' column (columns: {', '.join(k for k in row if not k.startswith('__'))})\n"
-            "    map one in the data section, e.g. prompt: question"
+            f"    map one in the {section} section, e.g. prompt: question"
         )
-    tokens = tokenizer.encode_prompt(row["prompt"])
+    tokens = tokenizer.encode_prompt(row["prompt"], tools=tools) if tools else tokenizer.encode_prompt(row["prompt"])
     if not len(tokens):
         raise DataError(f"{where}: the prompt is empty")
     if len(tokens) + max_new_tokens > max_length:
         raise DataError(
-            f"{where}: the prompt has {len(tokens)} tokens; with generator.max_new_tokens {max_new_tokens} that is "
-            f"more than model.max_length {max_length}\n    raise model.max_length, lower generator.max_new_tokens, "
-            "or drop the row"
+            f"{where}: the prompt has {len(tokens)} tokens; with {limit_name} {max_new_tokens} that is "
+            f"more than model.max_length {max_length}\n    raise model.max_length, lower {limit_name}, or drop the row"
         )
     return tokens
 
 
-def to_samples(batch: SequenceBatch, rows: Sequence[Row], tokenizer: Tokenizer) -> list[Sample]:
-    """Decode generated sequences; ``rows[request]`` is each one's data row."""
+def completion_tokens(batch: SequenceBatch) -> np.ndarray:
+    """int64 [B]: tokens that the model wrote."""
+    written = batch.lengths - batch.sequence_columns["prompt_length"]
+    read = batch.sequence_columns.get("environment_tokens")
+    return written if read is None else written - read
+
+
+def to_samples(
+    batch: SequenceBatch,
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    messages: Sequence[Sequence[Message]] | None = None,
+) -> list[Sample]:
+    """Decode generated sequences; ``rows[request]`` is each one's data row.
+
+    ``messages`` are given for conversations: for each sequence what was said after the prompt.
+    """
     samples = []
+    written = completion_tokens(batch)
+    environment_rewards = batch.sequence_columns.get("environment_reward", np.zeros(len(batch)))
     prompts: dict[int, str] = {}  # a group shares its prompt, which is decoded once
     for i in range(len(batch)):
         tokens = batch.tokens[batch.sequence(i)]
@@ -44,21 +76,34 @@ def to_samples(batch: SequenceBatch, rows: Sequence[Row], tokenizer: Tokenizer) 
         request = int(batch.sequence_columns["request"][i])
         if request not in prompts:
             prompts[request] = tokenizer.decode(tokens[:cut])
+        said = tuple(messages[i]) if messages is not None else ()
         samples.append(
             Sample(
                 row=rows[request],
                 prompt=prompts[request],
-                completion=tokenizer.decode(tokens[cut:]),
-                completion_tokens=len(tokens) - cut,
+                completion=_last_turn(said) if said else tokenizer.decode(tokens[cut:]),
+                completion_tokens=int(written[i]),
                 truncated=bool(batch.sequence_columns["truncated"][i]),
+                messages=said,
+                environment_reward=float(environment_rewards[i]),
             )
         )
     return samples
 
 
+def _last_turn(messages: Sequence[Message]) -> str:
+    return next(m["content"] for m in reversed(messages) if m["role"] == "assistant")
+
+
 def sample_rows(samples: Sequence[Sample], rewards: np.ndarray) -> list[dict[str, Any]]:
-    """Samples as plain rows for loggers."""
+    """Samples as plain rows for loggers; of a conversation the completion is all that was said, role by role."""
     return [
-        {"prompt": s.prompt, "completion": s.completion, "answer": s.row.get("answer"), "reward": float(r)}
+        {
+            "prompt": s.prompt,
+            "completion": "\n".join(f"{m['role']}: {m['content']}" for m in s.messages) or s.completion,
+            "answer": s.row.get("answer"),
+            "reward": float(r),
+            **({"messages": [dict(m) for m in s.messages]} if s.messages else {}),
+        }
         for s, r in zip(samples, rewards, strict=False)
     ]

@@ -17,9 +17,10 @@ from rl_core.config.check import check, load_config
 from rl_core.config.redaction import RedactingFormatter, secret_values
 from rl_core.errors import ConfigError, RLError
 from rl_core.plugins.registry import Registry, load_registry
-from rl_core.run.assembly import Assembly, assemble, driver_parts
+from rl_core.run.assembly import Assembly, assemble
 from rl_core.run.checkpoint import CheckpointStore
 from rl_core.run.directory import RunDirectory, require_writable
+from rl_core.run.driver import driver_parts
 from rl_core.run.evaluation import evaluate as run_evaluators
 from rl_core.run.pipeline import Pipeline
 from rl_core.run.progress import working
@@ -180,6 +181,7 @@ def _assembled(
                 stage, driver=driver, pool=pool, directory=folder, training=training, policy_path=policy_path
             )
         finally:
+            driver.close()
             pool.close()
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rl_core.cluster.resources import Resources, resources_of
 from rl_core.cluster.workers import WorkerPool, group_topologies
@@ -17,38 +17,23 @@ from rl_core.contracts.model import AdapterSpec, ModelInfo, ModelSpec, Role
 from rl_core.errors import ConfigError, RLError
 from rl_core.model import Model
 from rl_core.rollout.ahead import AheadFeed
+from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.feed import ExamplesFeed, Feed
-from rl_core.rollout.rewards import RewardPipeline
 from rl_core.rollout.rollouts import RolloutFeed
 from rl_core.rollout.router import Router
 from rl_core.run.colocation import Colocation
+from rl_core.run.driver import DriverParts
 from rl_core.run.progress import working
 
 if TYPE_CHECKING:
-    from rl_core.config.stage import ComponentChoice, StageConfig
+    from rl_core.config.stage import StageConfig
     from rl_core.contracts.algorithm import Algorithm
-    from rl_core.contracts.data import Row
-    from rl_core.contracts.evaluator import Evaluator
     from rl_core.contracts.tokenizer import Tokenizer
-    from rl_core.plugins.registry import Registry
 
 logger = logging.getLogger("rl")
 
 TOKENIZER_FOLDER = "tokenizer"
-
-
-@dataclass(frozen=True)
-class DriverParts:
-    """What of a stage lives in the driver: text, data, the algorithm, rewards, evaluators."""
-
-    tokenizer: Tokenizer
-    rows: Sequence[Row]
-    eval_rows: Sequence[Row]
-    fingerprint: str
-    algorithm: Algorithm
-    rewards: RewardPipeline | None
-    evaluators: tuple[tuple[ComponentChoice, Evaluator], ...]
 
 
 @dataclass(frozen=True)
@@ -107,10 +92,23 @@ class Assembly:
             seed=run.seed,
             max_length=self.stage.model.max_length,
             samples_per_step=run.samples_per_step,
+            conversations=self.conversations(),
         )
         if not run.max_staleness:
             return feed
         return AheadFeed(feed, max_staleness=run.max_staleness, steps=run.steps)
+
+    def conversations(self) -> Conversations | None:
+        """Multi-turn generation, where the stage has an environment."""
+        if self.stage.environment is None or self.driver.environment is None or self.router is None:
+            return None
+        return Conversations(
+            self.driver.environment,
+            config=self.stage.environment.config,
+            router=self.router,
+            tokenizer=self.driver.tokenizer,
+            max_length=self.stage.model.max_length,
+        )
 
     def export(self, target: Path) -> None:
         """Write the policy and its tokenizer as a Hugging Face folder; complete or absent."""
@@ -127,31 +125,6 @@ class Assembly:
 def policy_role(algorithm: Algorithm) -> Role:
     """The first trainable role."""
     return next(role for role in algorithm.roles() if role.trainable)
-
-
-def driver_parts(stage: StageConfig, registry: Registry) -> DriverParts:
-    """Load data and tokenizer and build what runs in the driver; no Ray needed."""
-
-    def build(choice: ComponentChoice) -> Any:
-        return registry.resolve(choice.component.factory)(choice.config)
-
-    with working(f"{stage.name}: loading data"):
-        source = build(stage.data)
-        rows = source.load()
-        skipped = source.report().get("skipped", 0)
-        logger.info("%s: %d rows%s", stage.name, len(rows), f", {skipped} skipped" if skipped else "")
-        eval_rows = build(stage.eval_data).load() if stage.eval_data else []
-        tokenizer = build(stage.tokenizer)
-        tokenizer.load(stage.model.path, rows, trust_remote_code=stage.model.trust_remote_code)
-    return DriverParts(
-        tokenizer=tokenizer,
-        rows=rows,
-        eval_rows=eval_rows,
-        fingerprint=source.fingerprint(),
-        algorithm=build(stage.algorithm),
-        rewards=RewardPipeline([(c, build(c)) for c in stage.rewards]) if stage.rewards else None,
-        evaluators=tuple((c, build(c)) for c in stage.evaluators),
-    )
 
 
 def assemble(

@@ -13,9 +13,11 @@ from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
 from rl_core.errors import RLError
 from rl_core.rollout.cursor import request_seeds
+from rl_core.rollout.samples import encode_prompt, to_samples
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice
+    from rl_core.contracts.data import Row
     from rl_core.contracts.evaluator import Evaluator
     from rl_core.run.assembly import Assembly
 
@@ -66,6 +68,9 @@ def evaluation_context(parts: Assembly, step: int) -> EvaluationContext:
         seeds = request_seeds(seed, "evaluation", step, len(prompts))
         return router.generate(SequenceBatch.from_lists(prompts, sequence_columns={"seed": seeds}), sampling)
 
+    def complete(rows: Sequence[Row], sampling: SamplingParams, seed: int) -> tuple[SequenceBatch, list[Sample]]:
+        return _complete(parts, rows, sampling, seed=seed, step=step)
+
     def score(samples: Sequence[Sample]) -> np.ndarray:
         assert driver.rewards is not None
         return driver.rewards.score(samples)[0]
@@ -79,4 +84,36 @@ def evaluation_context(parts: Assembly, step: int) -> EvaluationContext:
         models=parts.models,
         generate=generate if router is not None else None,
         score=score if driver.rewards is not None else None,
+        complete=complete if router is not None else None,
     )
+
+
+def _complete(
+    parts: Assembly, rows: Sequence[Row], sampling: SamplingParams, *, seed: int, step: int
+) -> tuple[SequenceBatch, list[Sample]]:
+    """The rows' prompts completed as in rollouts: by the generator, or in conversations with the environment."""
+    tokenizer, conversations = parts.driver.tokenizer, parts.conversations()
+    limit_name = "the evaluator's max_new_tokens"
+    if conversations is not None:
+        sampling, limit_name = conversations.sampling(sampling), conversations.limit_name(limit_name)
+    prompts = [
+        encode_prompt(
+            row,
+            tokenizer=tokenizer,
+            max_length=parts.stage.model.max_length,
+            max_new_tokens=sampling.max_new_tokens,
+            tools=conversations.tools if conversations is not None else (),
+            section="eval_data",
+            limit_name=limit_name,
+        )
+        for row in rows
+    ]
+    seeds = request_seeds(seed, "evaluation", step, len(prompts))
+    requests = SequenceBatch.from_lists(prompts, sequence_columns={"seed": seeds})
+    if conversations is None:
+        assert parts.router is not None
+        batch, messages = parts.router.generate(requests, sampling), None
+    else:
+        done = conversations.run(requests, rows, sampling)
+        batch, messages = done.batch, done.messages
+    return batch, to_samples(batch, rows, tokenizer, messages=messages)

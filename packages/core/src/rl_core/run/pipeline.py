@@ -17,9 +17,10 @@ from rl_core.config.gates import gate_failure
 from rl_core.config.redaction import redact
 from rl_core.contracts.logger import RunInfo
 from rl_core.errors import Interrupted, RLError
-from rl_core.run.assembly import DriverParts, assemble, driver_parts
+from rl_core.run.assembly import assemble
 from rl_core.run.checkpoint import CheckpointStore
 from rl_core.run.directory import RunDirectory, write_atomic
+from rl_core.run.driver import DriverParts, driver_parts
 from rl_core.run.loggers import Loggers
 from rl_core.run.loop import Loop, LoopHooks
 from rl_core.run.progress import working
@@ -165,8 +166,7 @@ class Pipeline:
         try:
             samples = loop.run()
         finally:
-            if driver.rewards is not None:
-                driver.rewards.close()
+            driver.close()
         self._outcome.samples = samples or self._outcome.samples
         self._check_gates(stage)
         if stage.run.steps:

@@ -29,6 +29,7 @@ from pydantic.errors import PydanticUserError
 
 from rl_core import hookspecs
 from rl_core.config import sections
+from rl_core.config.environment import EnvironmentConfig
 from rl_core.plugins.registry import load_registry
 from rl_core.plugins.status import describe
 from rl_core.testing.building import check_building_twice, check_pickling, check_unknown_keys
@@ -64,6 +65,7 @@ CONFIG_BASES: dict[str, type[sections.ComponentConfig]] = {
     "algorithm": sections.AlgorithmConfig,
     "backend": sections.BackendConfig,
     "generator": sections.GeneratorConfig,
+    "environment": EnvironmentConfig,
     "reward": sections.RewardConfig,
     "evaluator": sections.EvaluatorConfig,
 }
@@ -164,8 +166,7 @@ def check_config_bases(package: str) -> None:
         model = config_model(package, component)
         base = CONFIG_BASES.get(component.kind, sections.ComponentConfig)
         assert issubclass(model, base), (
-            f"{package}: {label(component)}: {component.config!r} must derive from "
-            f"rl_core.config.sections.{base.__name__}"
+            f"{package}: {label(component)}: {component.config!r} must derive from {base.__module__}.{base.__name__}"
         )
 
 

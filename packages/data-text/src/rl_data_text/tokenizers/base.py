@@ -18,7 +18,7 @@ from rl_core.contracts.tokenizer import LossOn, Message, Text
 from rl_core.errors import DataError
 
 from rl_data_text.config import TextTokenizerConfig
-from rl_data_text.tokenizers.chat import Segment, render, segments
+from rl_data_text.tokenizers.chat import Segment, render, reply, segments
 
 
 class TextTokenizer(ABC):
@@ -80,14 +80,36 @@ class TextTokenizer(ABC):
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         return {name: getattr(self._tokenizer, name) for name in names}
 
-    def encode_prompt(self, prompt: Text) -> np.ndarray:
+    def encode_prompt(self, prompt: Text, *, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
         """int32 [P]: text behind the tokenizer's opening token if it has one; messages through the chat template.
 
         Raises:
             DataError: a character the tokenizer cannot express, or a chat template that is missing or refuses.
         """
         self._check_loaded()
-        return np.array(self._prompt_ids(prompt), np.int32)
+        return np.array(self._prompt_ids(prompt, tools), np.int32)
+
+    def encode_reply(self, messages: Sequence[Message], *, chat: bool, ended: bool) -> np.ndarray:
+        """int32 [E]: the tokens between the end of a model's turn and the beginning of its next one.
+
+        Text prompts are continued with the messages' contents alone; chat prompts with what the template puts after
+        an assistant's text, less the end token where the model wrote it itself (``ended``).
+
+        Raises:
+            DataError: a character the tokenizer cannot express, or a chat template that is missing, refuses the
+                messages, or changes what the assistant wrote.
+        """
+        self._check_loaded()
+        if not chat:
+            return np.array(self._encode("".join(str(m["content"]) for m in messages)), np.int32)
+        tokens = self._encode(reply(self._tokenizer, messages))
+        return np.array(tokens[1:] if ended and tokens[:1] == [self._eos] else tokens, np.int32)
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        """``text``, cut at its end where it has more than ``max_tokens`` tokens."""
+        self._check_loaded()
+        tokens = self._encode(text)
+        return text if len(tokens) <= max_tokens else self.decode(tokens[:max_tokens])
 
     def encode_example(self, row: Row, loss_on: LossOn) -> tuple[np.ndarray, np.ndarray]:
         """``(tokens int32 [T], loss_mask float32 [T])``.
@@ -164,10 +186,10 @@ class TextTokenizer(ABC):
                 tokens, mask = [*tokens[:last], self._eos], [*mask[:last], 1]
         return tokens, mask
 
-    def _prompt_ids(self, prompt: Text) -> list[int]:
+    def _prompt_ids(self, prompt: Text, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         if isinstance(prompt, str):
             return self._prefix + self._encode(prompt) if prompt else list(self._prefix)
-        return self._encode(render(self._tokenizer, prompt, ask=True))
+        return self._encode(render(self._tokenizer, prompt, ask=True, tools=tools))
 
     def _encode(self, text: str) -> list[int]:
         if self._backend is None:

@@ -16,6 +16,9 @@ from rl_core.errors import DataError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
+_TURN = "assistant-turn-1f6b0c"
+"""Stands for an assistant's text; no template has a reason to change it."""
+
 NO_TEMPLATE = (
     "the tokenizer has no chat template, but the row has chat messages\n"
     "    set tokenizer.chat_template to a Jinja template or a file with one, or use text prompts"
@@ -37,8 +40,12 @@ class Segment:
     trained: bool
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
+def render(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, ask: bool, tools: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """The conversation as text; with ``ask`` it ends where the assistant begins to write.
+
+    ``tools`` are JSON schemas of functions that the template may describe to the model.
 
     Raises:
         DataError: no chat template, or the template refuses these messages.
@@ -48,9 +55,30 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, ask: bool) 
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=ask)
+        return tokenizer.apply_chat_template(
+            [dict(m) for m in messages],
+            tools=[dict(tool) for tool in tools] or None,
+            tokenize=False,
+            add_generation_prompt=ask,
+        )
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise DataError(f"the chat template refuses the messages: {error}") from error
+
+
+def reply(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """What the template puts after an assistant's text: its end, ``messages``, and where the assistant begins again.
+
+    Raises:
+        DataError: no chat template, one that refuses the messages, or one that changes what the assistant wrote.
+    """
+    before = [{"role": "user", "content": "user"}, {"role": "assistant", "content": _TURN}]
+    whole = render(tokenizer, [*before, *messages], ask=True)
+    if whole.count(_TURN) != 1:
+        raise DataError(
+            "the chat template does not render an assistant's message as it is, once, so an environment's messages "
+            "cannot be put after it\n    set tokenizer.chat_template to one that does"
+        )
+    return whole.partition(_TURN)[2]
 
 
 def segments(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, given: int = 0) -> list[Segment]:

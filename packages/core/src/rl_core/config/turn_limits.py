@@ -1,0 +1,59 @@
+"""How much a model may write, with an environment and without, and whether that fits its context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rl_core.config.problems import Problem
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import StageConfig
+
+
+def max_tokens_per_turn(stage: StageConfig) -> int:
+    """Most tokens the model writes at a stretch; the stage has a generator."""
+    assert stage.generator is not None
+    given = stage.environment.config.max_tokens_per_turn if stage.environment is not None else None
+    return given or stage.generator.config.max_new_tokens
+
+
+def max_completion_tokens(stage: StageConfig) -> int:
+    """Most tokens the model writes in one sequence, over all turns; the stage has a generator."""
+    turns = stage.environment.config.max_turns if stage.environment is not None else 1
+    return turns * max_tokens_per_turn(stage)
+
+
+def completion_limit_name(stage: StageConfig) -> str:
+    """What a message calls :func:`max_completion_tokens`."""
+    if stage.environment is None:
+        return "generator.max_new_tokens"
+    given = stage.environment.config.max_tokens_per_turn
+    return f"environment.max_turns × {'max_tokens_per_turn' if given else 'generator.max_new_tokens'},"
+
+
+def turn_limit_problems(stage: StageConfig) -> Iterator[Problem]:
+    """Turns that can never be taken, because ``model.max_length`` ends every conversation before them.
+
+    Paths are relative to the section ``environment``.
+    """
+    if stage.environment is None or stage.generator is None:
+        return
+    config, limit, context = stage.environment.config, max_tokens_per_turn(stage), stage.model.max_length
+    named = "max_tokens_per_turn" if config.max_tokens_per_turn else "generator.max_new_tokens"
+    if 1 + limit > context:
+        yield Problem(
+            "max_tokens_per_turn",
+            f"{named} {limit} leaves no room for a prompt in model.max_length {context}",
+            fix=f"set max_tokens_per_turn below {context}, or raise model.max_length",
+        )
+        return
+    # A turn begins only where a full one fits; a turn and an answer have at least one token each.
+    possible = 1 + (context - 1 - limit) // 2
+    if config.max_turns > possible:
+        yield Problem(
+            "max_turns",
+            f"max_turns {config.max_turns} can never be reached: with {named} {limit}, at most {possible} turns fit "
+            f"model.max_length {context}, even if all but the last have one token",
+            fix=f"set max_turns: {possible} or lower, lower the tokens of a turn, or raise model.max_length",
+        )

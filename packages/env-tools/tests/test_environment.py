@@ -1,0 +1,105 @@
+"""Turns with calls, turns without, and what can go wrong in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from rl_core.contracts.environment import Turn, tools_of
+from rl_core.errors import ConfigError
+
+
+def say(environment, text):
+    """The environment's answer to a model turn."""
+    return environment.step(None, [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}])
+
+
+def hermes(name, **arguments):
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+def contents(turn):
+    assert not turn.done
+    return [message["content"] for message in turn.messages]
+
+
+def test_results_come_back_as_messages_of_the_tools(tools):
+    environment = tools("calculator", "search")
+    turn = say(environment, hermes("calculator", expression="6*7") + hermes("search", query="tea", limit=1))
+    assert turn == Turn(
+        messages=[
+            {"role": "tool", "name": "calculator", "content": "42"},
+            {"role": "tool", "name": "search", "content": '["tea new 0"]'},
+        ],
+        done=False,
+    )
+
+
+def test_a_turn_without_a_call_is_the_answer(tools):
+    assert say(tools("calculator"), "42") == Turn(done=True, reward=0.0)
+
+
+def test_role_and_text_of_results_can_be_chosen(tools):
+    environment = tools("calculator", format="brackets", result_role="user", result_text=" {tool} says {result}\n")
+    assert say(environment, "[calculator(6*7)]").messages == [
+        {"role": "user", "name": "calculator", "content": " calculator says 42\n"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (hermes("calculater", expression="1*1"), "error: there is no tool 'calculater'; tools: calculator, search"),
+        (hermes("calculator", expression="1/1"), "error: ValueError: not enough values to unpack (expected 2, got 1)"),
+        (hermes("calculator"), "error: calculator: expression: Field required"),
+        (hermes("search", query="a", pages=2), "error: search: pages: Extra inputs are not permitted"),
+        (
+            hermes("search", query="a", limit="many"),
+            "error: search: limit: Input should be a valid integer, unable to parse string as an integer",
+        ),
+        ("<tool_call>{}</tool_call>", 'error: a tool call is {"name": …, "arguments": {…}}'),
+    ],
+)
+def test_the_model_is_told_what_was_wrong_with_its_call(tools, call, told):
+    assert contents(say(tools("calculator", "search"), call)) == [told]
+
+
+def test_coroutines_are_tools_too(tools):
+    environment = tools("fetch", "calculator")
+    calls = hermes("fetch", page="a") + hermes("calculator", expression="2*2") + hermes("fetch", page="none")
+    turn = asyncio.run(say(environment, calls))
+    assert contents(turn) == ['{"page": "a", "text": "für alle"}', "4", "error: LookupError: no such page"]
+
+
+def test_the_schema_comes_from_signature_and_docstring(tools):
+    calculator, search = tools_of(tools("calculator", "search"))
+    assert calculator == {
+        "type": "function",
+        "function": {
+            "name": "calculator",
+            "description": "Compute a product.",
+            "parameters": {
+                "type": "object",
+                "properties": {"expression": {"type": "string", "description": "such as 2*3"}},
+                "required": ["expression"],
+            },
+        },
+    }
+    assert search["function"]["parameters"] == {
+        "type": "object",
+        "properties": {
+            "query": {"type": "string"},
+            "limit": {"type": "integer", "default": 3},
+            "order": {"type": "string", "enum": ["new", "old"], "default": "new"},
+        },
+        "required": ["query"],
+    }
+
+
+def test_a_function_whose_parameters_have_no_names_is_refused(tools, my_tools):
+    with pytest.raises(ConfigError) as caught:
+        tools("everything")
+    assert str(caught.value) == (
+        f"tool {my_tools}:everything: a tool's parameters have names, and *words: 'str' has none of its own"
+    )
