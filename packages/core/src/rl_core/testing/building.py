@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from rl_core.component import Component
 from rl_core.plugins.registry import load_registry
 from rl_core.plugins.status import describe
+from rl_core.testing.bad_values import check_bad_values
 from rl_core.testing.inspection import components_of, config_model, label, resolve, with_nested
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -41,6 +42,13 @@ def check_unknown_keys(package: str) -> None:
                 f"{package}: {label(component)}: {model.__name__} accepts unknown keys, so a typo in the YAML would "
                 "change nothing; derive it from rl_core.config.sections.Section"
             )
+
+
+def check_refusals(package: str, settings: Settings | None = None) -> None:
+    """Every config refuses values of a wrong type by naming the field; see :mod:`rl_core.testing.bad_values`."""
+    for component in components_of(package):
+        given = (settings or {}).get(component.name, {})
+        check_bad_values(f"{package}: {label(component)}", config_model(package, component), component.name, given)
 
 
 def check_pickling(package: str, settings: Settings | None = None) -> None:

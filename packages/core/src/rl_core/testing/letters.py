@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class LetterTokenizer:
         return "".join(ALPHABET[int(one) - 2] for one in tokens if int(one) >= 2)
 
     def save(self, directory: str) -> None:
-        """The alphabet as a text file: no model folder is made from this tokenizer."""
+        """What there is to know: Hugging Face has no tokenizer of this kind."""
         Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / "letters.txt").write_text(ALPHABET, encoding="utf-8")
+        about = {"alphabet": ALPHABET, **self.special_tokens}
+        (Path(directory) / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")

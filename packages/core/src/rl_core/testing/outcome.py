@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,20 +30,20 @@ def rules(suite: type) -> list[str]:
 
 
 def outcomes(suite: type, *, without: tuple[str, ...] = ()) -> Iterator[Outcome]:
-    """Run the methods of a suite one by one, each on an instance of its own.
+    """Run the methods of a suite one by one.
 
     Args:
         suite: a class whose ``test_`` methods take no argument, or pytest's ``tmp_path``.
         without: methods to leave out.
     """
+    instance = suite()
     for name in rules(suite):
         if name not in without:
-            yield _outcome(suite, name)
+            yield _outcome(name, getattr(instance, name))
 
 
-def _outcome(suite: type, name: str) -> Outcome:
+def _outcome(name: str, method: Callable[..., None]) -> Outcome:
     rule = name.removeprefix("test_").replace("_", " ")
-    method = getattr(suite(), name)
     try:
         with tempfile.TemporaryDirectory(prefix="rl-conformance-") as folder:
             method(**({"tmp_path": Path(folder)} if "tmp_path" in inspect.signature(method).parameters else {}))

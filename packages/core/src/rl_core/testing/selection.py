@@ -8,9 +8,12 @@ from typing import Any
 
 from rl_core.component import Component
 from rl_core.config.select import KIND_OF
+from rl_core.contracts.algorithm import Algorithm
+from rl_core.contracts.data import Row
 from rl_core.errors import RLError
 from rl_core.plugins.lookup import published
 from rl_core.plugins.registry import Registry, load_registry
+from rl_core.testing.letters import LetterTokenizer
 from rl_core.testing.rows import questions, write_questions
 
 MODEL = {
@@ -44,7 +47,8 @@ def sections_for(kind: str, section: Mapping[str, Any], folder: Path) -> dict[st
     needs = set(component.needs)
     if "algorithm" not in chosen:
         rollouts = kind in ("generator", "reward", "environment") or bool(needs & {"generator", "rewards"})
-        chosen["algorithm"] = chooser.algorithm(rollouts=rollouts)
+        rows = chooser.rows(section) if kind == "data_source" else questions()
+        chosen["algorithm"] = chooser.algorithm(rollouts=rollouts, rows=rows)
     algorithm = chooser.component("algorithm", str(chosen["algorithm"]["name"]))
     needs |= set(algorithm.needs) | {"data", "tokenizer", "backend"} | ({"eval_data"} if kind == "evaluator" else set())
     for name in sorted(needs - set(chosen)):
@@ -70,11 +74,19 @@ class _Chooser:
     def component(self, kind: str, name: str) -> Component:
         return self._registry.find(kind, name).component
 
-    def algorithm(self, *, rollouts: bool) -> dict[str, Any]:
-        """One that learns from rollouts, or from examples such as the kit's."""
+    def rows(self, section: Mapping[str, Any]) -> Sequence[Row]:
+        """Those of a section ``data``."""
+        component = self.component("data_source", str(section["name"]))
+        config = self._registry.resolve(component.config)(**{**section, "name": component.name})
+        return self._registry.resolve(component.factory)(config).load()
+
+    def algorithm(self, *, rollouts: bool, rows: Sequence[Row]) -> dict[str, Any]:
+        """One that learns from rollouts, or from examples such as ``rows``."""
         wanted = "rollouts" if rollouts else "examples"
         for name, config in self._buildable("algorithm", [{}]):
-            if self._model("algorithm", name)(name=name, **config).plan().input == wanted:
+            factory = self._registry.resolve(self.component("algorithm", name).factory)
+            built = factory(self._model("algorithm", name)(name=name, **config))
+            if built.plan().input == wanted and (rollouts or _encodes(built, rows[0])):
                 return {"name": name, **config}
         raise CannotRun(f"a tiny run needs an algorithm that learns from {wanted}, and none is installed")
 
@@ -123,6 +135,13 @@ class _Chooser:
 
     def _model(self, kind: str, name: str) -> Any:
         return self._registry.resolve(self.component(kind, name).config)
+
+
+def _encodes(algorithm: Algorithm, row: Row) -> bool:
+    try:
+        return len(algorithm.encode([row], LetterTokenizer())) > 0
+    except RLError:
+        return False
 
 
 def _packages(kind: str) -> str:

@@ -14,7 +14,6 @@ from rl_core.errors import EnvironmentProblem
 from rl_core.plugins.lookup import ComponentNotFound
 from rl_core.plugins.references import install_command
 from rl_core.plugins.registry import Registered, Registry, load_registry
-from rl_core.testing.bad_values import check_bad_values
 from rl_core.testing.ray_worker import check_arrival
 from rl_core.testing.tiny_run import CannotRun, check_tiny_run
 
@@ -33,9 +32,6 @@ class ComponentConformance:
     component: ClassVar[str] = ""
     fields: ClassVar[Mapping[str, Any]] = {}
     sections: ClassVar[Mapping[str, Any]] = {}
-
-    def test_a_bad_value_is_refused_with_the_name_of_its_field(self) -> None:
-        check_bad_values(self.label, self.config_model(), self._name, self.fields)
 
     def test_a_ray_worker_receives_its_config_and_builds_it(self) -> None:
         check_arrival([(self.label, self.registered().component, self.config())])

@@ -17,7 +17,7 @@ from rl_core.testing.suites.base import ComponentConformance
 
 PROMPTS = ((3, 4, 5), (6, 7), (3, 4, 5), (8, 9, 10, 11, 12))
 SEEDS = (11, 2**62, 13, 5)
-SAMPLING = SamplingParams(n=2, max_new_tokens=6, temperature=0.8)
+SAMPLING = SamplingParams(n=2, max_new_tokens=6, temperature=1.4)
 VERSION = 7
 TOKEN_COLUMNS = {"loss_mask": np.float32, "sampled_logprobs": np.float32, "weights_version": np.int32}
 SEQUENCE_COLUMNS = {"request": np.int64, "sample": np.int64, "truncated": np.bool_, "prompt_length": np.int64}
@@ -85,7 +85,7 @@ class GeneratorConformance(ComponentConformance):
         self.expect(together[2:4] == alone, "a request gives other completions alone than in a batch")
         self.expect(together[2:4] == turned[4:6], "the order of requests changes their completions")
         self.expect(first == alone[:1], "the first sample of a request changes with n")
-        self.expect(together[0] != together[1], "the two samples of a request are the same")
+        self.expect(together[::2] != together[1::2], "the two samples of every request are the same")
         self.expect(
             together[:2] != together[4:6], "two requests with the same prompt and different seeds give the same"
         )
@@ -136,10 +136,10 @@ class GeneratorConformance(ComponentConformance):
         weights = self.shape.weights(2)
         with self._loaded() as generator:
             generator.update_weights([to_bucket(weights)], VERSION + 1)
-            batch = generator.generate(requests(), SAMPLING)
+            batch = generator.generate(requests(), replace(SAMPLING, temperature=1.0))
         versions = sorted(set(batch.token_columns["weights_version"].tolist()))
         self.expect(versions == [VERSION + 1], f"after update_weights(version=8) weights_version is {versions}")
-        self._check_log_probs(batch, weights, SAMPLING.temperature, "after update_weights")
+        self._check_log_probs(batch, weights, 1.0, "after update_weights")
 
     def test_weights_that_do_not_fit_are_refused_by_name(self) -> None:
         weights = self.shape.weights(1)
