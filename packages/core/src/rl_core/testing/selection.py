@@ -43,10 +43,11 @@ def sections_for(kind: str, section: Mapping[str, Any], folder: Path) -> dict[st
     chooser = _Chooser(load_registry(), folder)
     own = {"data_source": "data", "reward": "rewards", "evaluator": "evaluators", "logger": "loggers"}.get(kind, kind)
     chosen: dict[str, Any] = {own: section}
-    component = chooser.component(kind, str(section["name"]))
-    needs = set(component.needs)
+    needs: set[str] = set()
     if "algorithm" not in chosen:
-        rollouts = kind in ("generator", "reward", "environment") or bool(needs & {"generator", "rewards"})
+        if kind == "evaluator":
+            needs |= set(chooser.component(kind, str(section["name"])).needs)
+        rollouts = kind in ("generator", "reward") or bool(needs & {"generator", "rewards"})
         rows = chooser.rows(section) if kind == "data_source" else questions()
         chosen["algorithm"] = chooser.algorithm(rollouts=rollouts, rows=rows)
     algorithm = chooser.component("algorithm", str(chosen["algorithm"]["name"]))

@@ -26,7 +26,7 @@ REWARD = {
     "scores in another order": (
         {LIST: "return sorted(self._score(sample) for sample in samples)"},
         "scores belong to their samples",
-        "sample 0 scores 0.00390625, and 0.0664062 in reverse order; the i-th score is that of the i-th sample",
+        "sample 0 scores 0.0625, and 0.9375 in reverse order; the i-th score is that of the i-th sample",
     ),
     "no samples": (
         {LIST: "assert samples, 'nothing to score'\n        " + LIST},

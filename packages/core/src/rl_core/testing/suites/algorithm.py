@@ -128,7 +128,9 @@ class AlgorithmConformance(ComponentConformance):
             found = dict(algorithm.step(batch, models))
             resumed = models[_policy(algorithm)].weights()
         differ = [
-            f"{name} ({found.get(name)}, not {value})" for name, value in expected.items() if found.get(name) != value
+            f"{name} ({found.get(name)}, not {value})"
+            for name, value in expected.items()
+            if repr(found.get(name)) != repr(value)
         ]
         self.expect(not differ, f"after a resume the next step returns another {', '.join(differ)}; see state()")
         self.expect(same_weights(weights, resumed), "after a resume the next step leads to other weights; see state()")

@@ -58,7 +58,7 @@ class EnvironmentConformance(ComponentConformance):
                     turns.append(self._step(environment, state, conversation, number))
         for index, (_, _, turns) in enumerate(talks):
             self.expect(
-                turns == alone[index],
+                repr(turns) == repr(alone[index]),
                 f"conversation {index} goes differently beside another one; state belongs into what start returns",
             )
 

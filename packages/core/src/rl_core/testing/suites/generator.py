@@ -179,7 +179,9 @@ class GeneratorConformance(ComponentConformance):
 
     def _check_log_probs(self, batch: SequenceBatch, weights: Weights, temperature: float, where: str) -> None:
         expected, _ = token_log_probs(self.shape, weights, batch, temperature)
-        gap = np.abs(batch.token_columns["sampled_logprobs"] - expected * batch.token_columns["loss_mask"]).max()
+        places = np.arange(len(batch.tokens)) - batch.offsets[batch.sequence_ids]
+        completion = places >= batch.sequence_columns["prompt_length"][batch.sequence_ids]
+        gap = np.abs(batch.token_columns["sampled_logprobs"] - expected * completion).max()
         self.expect(
             gap <= self.tolerance,
             f"sampled_logprobs {where} differ from the model's at temperature {temperature:g} by up to {gap:.3g} "

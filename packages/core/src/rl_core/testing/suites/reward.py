@@ -91,8 +91,8 @@ def score(reward: Reward, samples: Sequence[Sample]) -> Sequence[Any]:
 
 
 def values(reward: Reward, samples: Sequence[Sample]) -> list[float]:
-    """The rewards alone."""
-    return [float(one["reward"] if isinstance(one, dict) else one) for one in score(reward, samples)]
+    """The rewards alone; nan where there is none."""
+    return [float(one.get("reward", math.nan) if isinstance(one, dict) else one) for one in score(reward, samples)]
 
 
 def _is_number(value: Any) -> bool:
