@@ -7,6 +7,7 @@ import json
 
 import pytest
 from rl_core.plugins.registry import load_registry
+from rl_core.testing.building import given_to
 from rl_core.testing.conformance import PluginConformance
 from rl_core.testing.letters import LetterTokenizer
 from rl_core.testing.outcome import outcomes, rules
@@ -38,15 +39,14 @@ def fields(tmp_path_factory):
     reward_model = folder / "reward-model"
     save_reward_model(reward_model)
     return {
-        "jsonl": {"path": str(write_questions(folder / "rows.jsonl"))},
+        "data_source/jsonl": {"path": str(write_questions(folder / "rows.jsonl"))},
         "parquet": {"path": str(parquet)},
         "huggingface": {"path": str(folder / "dataset")},
-        "python": {"function": "rl_core.testing.rows:questions"},
+        "data_source/python": {"function": "rl_core.testing.rows:questions"},
         "regex": {"pattern": "[0-9]"},
         "function": {"function": f"{rewards(folder)}:lengths"},
         "model": {"path": str(reward_model)},
         "grpo": {"group_size": 4, "prompts_per_step": 8},
-        "ppo": {"group_size": 4, "prompts_per_step": 8} if "group_size" in ppo_fields() else {},
     }
 
 
@@ -54,11 +54,6 @@ def rewards(folder):
     path = folder / "conformance_rewards.py"
     path.write_text("def lengths(samples):\n    return [float(len(sample.completion)) for sample in samples]\n")
     return path
-
-
-def ppo_fields():
-    registry = load_registry()
-    return registry.resolve(registry.find("algorithm", "ppo").component.config).model_fields
 
 
 def save_reward_model(folder):
@@ -89,8 +84,10 @@ def test_a_package_keeps_the_rules_of_packages(name, fields):
 
 
 @pytest.mark.parametrize(("kind", "name"), components())
-def test_a_component_keeps_the_promises_of_its_kind(kind, name, fields, tmp_path):
-    given = {"component": name, "fields": fields.get(name, {}) if kind != "tokenizer" else {}}
+def test_a_component_keeps_the_promises_of_its_kind(kind, name, fields, request):
+    if (kind, name) == ("reward", "model"):
+        request.getfixturevalue("cluster")  # it serves its model from workers
+    given = {"component": name, "fields": given_to(load_registry().find(kind, name).component, fields)}
     if (kind, name) == ("tokenizer", "hf"):
         given["model_path"] = fields["model"]["path"]
     suite = type("Suite", (suite_of(kind),), given)
@@ -107,7 +104,7 @@ def test_a_ray_worker_receives_and_builds_every_component(fields, cluster):
     parcels = []
     for kind, name in components():
         component = registry.find(kind, name).component
-        given = fields.get(name, {}) if kind != "tokenizer" else {}
+        given = given_to(component, fields)
         parcels.append((f"{kind} {name!r}", component, registry.resolve(component.config)(name=name, **given)))
     assert len(parcels) > 20
     check_arrival(parcels)

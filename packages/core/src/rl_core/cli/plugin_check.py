@@ -73,7 +73,7 @@ def parse_settings(given: Sequence[str], components: Sequence[Component]) -> dic
     """
     import yaml
 
-    names = [component.name for component in components]
+    names = [name for one in components for name in (one.name, f"{one.kind}/{one.name}")]
     found: dict[str, dict[str, Any]] = {}
     for text in given:
         place, equals, value = text.partition("=")
@@ -83,7 +83,7 @@ def parse_settings(given: Sequence[str], components: Sequence[Component]) -> dic
                 f"--set {text!r} is not of the form NAME.FIELD=VALUE\n    for example --set jsonl.path=rows.jsonl"
             )
         if name not in names:
-            raise ConfigError(f"--set {text!r}: there is no component {name!r}\n    it offers: {', '.join(names)}")
+            raise ConfigError(f"--set {text!r}: there is no component {name!r}\n    it offers: {', '.join(names[::2])}")
         found.setdefault(name, {})[field] = yaml.safe_load(value)
     return found
 
@@ -96,10 +96,12 @@ def require_valid(fields: Mapping[str, Mapping[str, Any]], components: Sequence[
     """
     from pydantic import ValidationError
 
+    from rl_core.testing.building import given_to
+
     for component in components:
-        if component.name in fields:
+        if given := given_to(component, fields):
             try:
-                registry.resolve(component.config)(name=component.name, **fields[component.name])
+                registry.resolve(component.config)(name=component.name, **given)
             except ValidationError as error:
                 first = error.errors()[0]
                 place = ".".join(str(part) for part in (component.name, *first["loc"]))
@@ -123,12 +125,13 @@ def tables_of(
     yield package, _show(package, outcomes(suite))
     if not components:
         return
+    from rl_core.testing.building import given_to
     from rl_core.testing.ray_worker import ray_for_checks
     from rl_core.testing.suites import suite_of
 
     with ray_for_checks():
         for component in components:
-            names = {"component": f"{package}/{component.name}", "fields": fields.get(component.name, {})}
+            names = {"component": f"{package}/{component.name}", "fields": given_to(component, fields)}
             title = f"{component.kind.replace('_', ' ')} {component.name}"
             yield title, _show(title, outcomes(type("Suite", (suite_of(component.kind),), names)))
 
