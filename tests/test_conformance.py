@@ -117,7 +117,7 @@ def test_a_tiny_run_of_most_kinds_together_continues_exactly_where_it_stopped(fi
         "generator": {"name": "hf", "max_new_tokens": 4},
         "rewards": [{"name": "exact_match"}, {"name": "function", **fields["function"]}],
         "eval_data": {"name": "parquet", **fields["parquet"]},
-        "evaluators": [{"name": "accuracy", "every": 1}],
+        "evaluators": [{"name": "accuracy", "every": 1, "max_new_tokens": 4}],
         "loggers": [{"name": "tensorboard"}],
     }
     metrics = check_tiny_run("algorithm 'grpo'", "algorithm", {"name": "grpo", **fields["grpo"]}, more, tmp_path)

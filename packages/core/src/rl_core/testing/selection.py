@@ -18,7 +18,7 @@ from rl_core.testing.rows import questions, write_questions
 
 MODEL = {
     "init": {"architecture": "qwen2", "hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "ffn": 64},
-    "max_length": 32,
+    "max_length": 512,
 }
 MAX_NEW_TOKENS = 4
 
