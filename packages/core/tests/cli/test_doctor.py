@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import socket
 from collections import namedtuple
 
 import pytest
@@ -105,6 +106,51 @@ def test_a_low_limit_of_open_files_names_the_command(monkeypatch):
     ]
 
 
+def test_a_low_limit_of_processes_names_the_command(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1000, 2000))
+    assert list(machine_checks.processes()) == [
+        Finding("processes", "warn", "limit 1000 (hard limit 2000)", "ulimit -u 65536")
+    ]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert list(machine_checks.processes()) == [Finding("processes", "ok", "limit unlimited (hard limit unlimited)")]
+
+
+def test_the_limit_of_locked_memory_matters_beside_infiniband(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (65536, 65536))
+    monkeypatch.setattr(machine_checks.Path, "is_dir", lambda path: False)
+    assert list(machine_checks.locked_memory()) == []
+    monkeypatch.setattr(machine_checks.Path, "is_dir", lambda path: True)
+    fix = "ulimit -l unlimited (containers: --ulimit memlock=-1)"
+    assert list(machine_checks.locked_memory()) == [
+        Finding("locked memory", "warn", "limit 65536 (hard limit 65536)", fix)
+    ]
+
+
+def test_gpus_without_nccl_cannot_train_together():
+    detail = "this build of PyTorch has no NCCL, so several GPUs cannot train together"
+    fix = "install a build with NCCL: https://pytorch.org/get-started"
+    for devices, status in ((["H200"], "warn"), (["H200", "H200"], "fail")):
+        found = judge("580.1", cuda="13.0", available=True, devices=devices)
+        assert found[-1] == Finding("NCCL", status, detail, fix)
+
+
+def test_the_address_of_a_cluster_is_tried():
+    fix = "start Ray there (ray start --head), or run: unset RAY_ADDRESS"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        for spelled in (address, f"ray://{address}"):
+            assert list(software_checks.ray_cluster(spelled)) == [
+                Finding("Ray cluster", "ok", f"somebody answers at RAY_ADDRESS {spelled}")
+            ]
+    assert list(software_checks.ray_cluster(address)) == [
+        Finding("Ray cluster", "fail", f"nobody answers at RAY_ADDRESS {address}: Connection refused", fix)
+    ]
+    assert list(software_checks.ray_cluster("head-node")) == [
+        Finding("Ray cluster", "fail", "RAY_ADDRESS 'head-node' is not of the form HOST:PORT", fix)
+    ]
+    assert [list(software_checks.ray_cluster(one)) for one in ("", "auto")] == [[], []]
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -125,7 +171,8 @@ def test_a_check_that_fails_itself_is_a_warning():
     def look():
         raise OSError("no such\ndevice")
 
-    assert examine("disk", look) == [Finding("disk", "warn", "could not be examined: OSError: no such device")]
+    detail, fix = "could not be examined: OSError: no such device", "the other findings hold; please report this one"
+    assert examine("disk", look) == [Finding("disk", "warn", detail, fix)]
 
 
 def test_plugins_are_judged_one_by_one(install, monkeypatch):
@@ -177,7 +224,17 @@ def test_the_command_ends_with_0_when_nothing_fails(site, quick_torch, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True
     checks = {finding["check"] for finding in report["findings"]}
-    assert {"Python", "system", "memory", "shared memory", "open files", "PyTorch", "Ray", "vLLM"} <= checks
+    assert {
+        "Python",
+        "system",
+        "memory",
+        "shared memory",
+        "open files",
+        "processes",
+        "PyTorch",
+        "Ray",
+        "vLLM",
+    } <= checks
 
 
 def test_the_command_ends_with_3_when_a_plugin_is_broken(install, quick_torch, capsys):

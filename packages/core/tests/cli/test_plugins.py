@@ -14,17 +14,31 @@ from rl_core.hookspecs import hookimpl
 def register_data_sources():
     return [Component("data_source", "lake", "a:B", "a:C", "Rows from the [blue] lake", imports=("unheard_of",))]
 """
+HALF = """
+from rl_core.component import Component
+from rl_core.hookspecs import hookimpl
+
+@hookimpl
+def register_rewards():
+    return [Component("reward", "length", "a:B", "a:C", "Length"), "brevity"]
+"""
 
 
-def test_components_and_plugins_are_listed(install, capsys):
+def test_components_and_plugins_are_listed_with_their_status_and_its_reason(install, monkeypatch, capsys):
     install("rl-x-lake", PLUGIN, version="1.2")
     install("rl-x-broken", "raise ValueError('no [luck]')")
+    install("rl-x-half", HALF)
+    install("rl-x-off", PLUGIN)
+    monkeypatch.setenv("RL_DISABLE_PLUGINS", "rl-x-off")
     assert main(["plugins"]) == 0
     printed = capsys.readouterr()
     rows = [" ".join(line.split()) for line in printed.out.splitlines()]
-    assert "data source lake rl-x-lake Rows from the [blue] lake (not installed: unheard_of)" in rows
+    assert "data source lake rl-x-lake 1.2 ok Rows from the [blue] lake (not installed: unheard_of)" in rows
     assert "rl-x-lake 1.2 ok" in rows
     assert "rl-x-broken 1.0 broken importing rl_x_broken.plugin failed: ValueError: no [luck] (plugin.py:1)" in rows
+    assert "reward length rl-x-half 1.0 broken Length" in rows
+    assert "rl-x-half 1.0 broken register_rewards: expected rl_core.component.Component, got str" in rows
+    assert "rl-x-off 1.0 blocked switched off by RL_DISABLE_PLUGINS" in rows
     assert printed.err == ""
 
 

@@ -7,6 +7,25 @@ import jsonschema
 import pytest
 import yaml
 from rl_core.config.schema import json_schema
+from rl_core.plugins.registry import load_registry
+from rl_core.testing.fixtures import install, site
+
+__all__ = ["install", "site"]
+
+REWARD = """
+from rl_core.component import Component
+from rl_core.hookspecs import hookimpl
+
+@hookimpl
+def register_rewards():
+    return [Component("reward", "length", "{module}.reward:Length", "{module}.config:LengthConfig", "Length")]
+"""
+REWARD_CONFIG = """
+from rl_core.config.sections import RewardConfig
+
+class LengthConfig(RewardConfig):
+    pass
+"""
 
 
 @pytest.fixture
@@ -25,8 +44,8 @@ def test_the_schema_is_valid_and_plain_json(registry):
 def test_a_section_lists_its_components_by_name(registry):
     variants = json_schema(registry)["$defs"]["section.algorithm"]["oneOf"]
     assert [variant["properties"]["name"] for variant in variants] == [
-        {"const": "clip", "description": "The clip algorithm"},
-        {"const": "imitate", "description": "The imitate algorithm"},
+        {"enum": ["clip", "acme-kit/clip"], "description": "The clip algorithm"},
+        {"enum": ["imitate", "acme-kit/imitate"], "description": "The imitate algorithm"},
     ]
     assert all(variant["additionalProperties"] is False for variant in variants)
     assert "in" in json_schema(registry)["$defs"]["acme-kit.algorithm.clip.KlConfig"]["properties"]
@@ -34,7 +53,7 @@ def test_a_section_lists_its_components_by_name(registry):
 
 def test_a_component_whose_config_is_broken_is_left_out_with_a_warning(registry, caplog):
     names = [
-        v["properties"]["name"]["const"] for v in json_schema(registry)["$defs"]["section.rewards"]["items"]["oneOf"]
+        v["properties"]["name"]["enum"][0] for v in json_schema(registry)["$defs"]["section.rewards"]["items"]["oneOf"]
     ]
     assert names == ["crashing", "digits", "ordered"]
     assert caplog.messages == [
@@ -42,6 +61,17 @@ def test_a_component_whose_config_is_broken_is_left_out_with_a_warning(registry,
         "module 'acme_kit' has no 'GoneConfig' pip install --upgrade acme-kit",
         "reward 'shapeless' of package acme-kit is left out of the schema: AttributeError: "
         "type object 'NoComponentConfig' has no attribute 'model_json_schema'",
+    ]
+
+
+def test_a_name_that_two_packages_offer_is_written_with_its_package(install):
+    for package in ("rl-x-one", "rl-x-two"):
+        module = package.replace("-", "_")
+        install(package, REWARD.format(module=module), files={"config.py": REWARD_CONFIG})
+    variants = json_schema(load_registry())["$defs"]["section.rewards"]["items"]["oneOf"]
+    assert [variant["properties"]["name"]["enum"] for variant in variants] == [
+        ["rl-x-one/length"],
+        ["rl-x-two/length"],
     ]
 
 

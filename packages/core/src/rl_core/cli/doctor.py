@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 def doctor_command(context: typer.Context, json_output: JsonOption = False) -> None:
     """Examine this machine and installation.
 
-    Looks at Python, PyTorch, GPUs, Ray, memory, disk, limits and plugins; exit code 3 if anything fails.
+    Looks at Python, PyTorch, GPUs, Ray, memory, disk, limits and plugins; what is wrong comes with what to do about
+    it. Exit code 3 if anything fails.
     """
     from rl_core.cli import machine_checks, software_checks
     from rl_core.cli.finding import examine
@@ -29,8 +31,11 @@ def doctor_command(context: typer.Context, json_output: JsonOption = False) -> N
         *examine("disk", machine_checks.disk),
         *examine("shared memory", machine_checks.shared_memory),
         *examine("open files", machine_checks.open_files),
+        *examine("processes", machine_checks.processes),
+        *examine("locked memory", machine_checks.locked_memory),
         *examine("PyTorch", software_checks.torch),
         *examine("Ray", software_checks.ray),
+        *examine("Ray cluster", lambda: software_checks.ray_cluster(os.environ.get("RAY_ADDRESS", ""))),
         *examine("vLLM", software_checks.vllm),
         *examine("plugins", lambda: software_checks.plugins(registry)),
         *examine("requirements", lambda: software_checks.requirements(registry)),

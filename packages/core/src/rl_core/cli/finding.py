@@ -23,7 +23,8 @@ def examine(check: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
         return list(look())
     except Exception as error:  # noqa: BLE001 - a doctor that crashes helps nobody
         text = " ".join(str(error).split())
-        return [Finding(check, "warn", f"could not be examined: {type(error).__name__}: {text}")]
+        detail = f"could not be examined: {type(error).__name__}: {text}"
+        return [Finding(check, "warn", detail, "the other findings hold; please report this one")]
 
 
 def gib(size: float) -> str:

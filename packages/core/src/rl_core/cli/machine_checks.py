@@ -1,4 +1,4 @@
-"""What ``rl doctor`` asks of the machine: cores, memory, disk, shared memory, open files."""
+"""What ``rl doctor`` asks of the machine: cores, memory, disk, shared memory, limits."""
 
 from __future__ import annotations
 
@@ -79,10 +79,25 @@ def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Finding]:
 
 def open_files() -> Iterator[Finding]:
     """Ray opens several files per worker and connection."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield _limit("open files", resource.RLIMIT_NOFILE, at_least=4096, fix="ulimit -n 65536")
+
+
+def processes() -> Iterator[Finding]:
+    """Threads count as processes here, and Ray and PyTorch start dozens per worker."""
+    yield _limit("processes", resource.RLIMIT_NPROC, at_least=4096, fix="ulimit -u 65536")
+
+
+def locked_memory() -> Iterator[Finding]:
+    """NCCL registers its buffers with InfiniBand cards, which takes memory that cannot be swapped out."""
+    if Path("/dev/infiniband").is_dir():
+        fix = "ulimit -l unlimited (containers: --ulimit memlock=-1)"
+        yield _limit("locked memory", resource.RLIMIT_MEMLOCK, at_least=_GIB, fix=fix)
+
+
+def _limit(check: str, which: int, *, at_least: int, fix: str) -> Finding:
+    soft, hard = resource.getrlimit(which)
     shown = ["unlimited" if value == resource.RLIM_INFINITY else str(value) for value in (soft, hard)]
     detail = f"limit {shown[0]} (hard limit {shown[1]})"
-    if soft != resource.RLIM_INFINITY and soft < 4096:
-        yield Finding("open files", "warn", detail, "ulimit -n 65536")
-    else:
-        yield Finding("open files", "ok", detail)
+    if soft != resource.RLIM_INFINITY and soft < at_least:
+        return Finding(check, "warn", detail, fix)
+    return Finding(check, "ok", detail)

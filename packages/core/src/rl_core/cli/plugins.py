@@ -24,7 +24,8 @@ def plugins_command(context: typer.Context, json_output: JsonOption = False) -> 
         typer.echo(json.dumps({"plugins": [_as_dict(registry, plugin) for plugin in registry.plugins]}, indent=2))
         return
     console = stdout()
-    console.print(table("Components", ("kind", "name", "package", "summary"), _component_rows(registry)))
+    columns = ("kind", "name", "package", "version", "status", "summary")
+    console.print(table("Components", columns, _component_rows(registry)))
     rows = [(plugin.package, plugin.version, plugin.status, plugin.reason) for plugin in registry.plugins]
     console.print(table("Plugins", ("package", "version", "status", "reason"), rows))
 
@@ -35,15 +36,14 @@ def _as_dict(registry: Registry, plugin: Any) -> dict[str, Any]:
 
 
 def _component_rows(registry: Registry) -> Iterator[tuple[str, ...]]:
+    """By kind, then name; what a plugin offered before it broke is listed, too, but cannot be selected."""
+    from rl_core.component import KINDS
+
+    offered = [(component, plugin) for plugin in registry.plugins for component in plugin.components]
     previous = ""
-    for registered in registry.components():
-        one = registered.component
+    for one, plugin in sorted(offered, key=lambda pair: (KINDS.index(pair[0].kind), pair[0].name, pair[1].package)):
         missing = registry.missing_imports(one)
         note = f" (not installed: {', '.join(missing)})" if missing else ""
-        yield (
-            one.kind.replace("_", " ") if one.kind != previous else "",
-            one.name,
-            registered.package,
-            one.summary + note,
-        )
+        kind = one.kind.replace("_", " ") if one.kind != previous else ""
+        yield kind, one.name, plugin.package, plugin.version, plugin.status, one.summary + note
         previous = one.kind

@@ -6,10 +6,11 @@ import importlib.metadata
 import json
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -24,7 +25,7 @@ cuda = torch.cuda.is_available()
 print("PROBE" + json.dumps({
     "version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "available": cuda,
     "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
-    "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else "",
+    "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda and torch.distributed.is_nccl_available() else "",
     "gloo": torch.distributed.is_available() and torch.distributed.is_gloo_available(),
 }))
 """
@@ -66,7 +67,7 @@ def torch_findings(probe: dict[str, Any], driver: str) -> Iterator[Finding]:
         devices = ", ".join(probe["devices"])
         suffix = f"; driver {driver}" if driver else ""
         yield Finding("GPU", "ok", f"{len(probe['devices'])} usable: {devices}{suffix}")
-        yield Finding("NCCL", "ok", probe["nccl"])
+        yield _nccl(probe)
     elif driver and not probe["cuda"]:
         yield Finding(
             "GPU",
@@ -81,6 +82,15 @@ def torch_findings(probe: dict[str, Any], driver: str) -> Iterator[Finding]:
         yield Finding("GPU", "ok", "no NVIDIA driver: training runs on CPU (run.gpus: 0)")
 
 
+def _nccl(probe: dict[str, Any]) -> Finding:
+    """What GPUs talk to each other with; AMD's RCCL answers to the same name."""
+    if probe["nccl"]:
+        return Finding("NCCL", "ok", probe["nccl"])
+    fix = "install a build with NCCL: https://pytorch.org/get-started"
+    status: Literal["warn", "fail"] = "fail" if len(probe["devices"]) > 1 else "warn"
+    return Finding("NCCL", status, "this build of PyTorch has no NCCL, so several GPUs cannot train together", fix)
+
+
 def ray() -> Iterator[Finding]:
     """Ray's version."""
     version = _version("ray")
@@ -88,6 +98,24 @@ def ray() -> Iterator[Finding]:
         yield Finding("Ray", "fail", "not installed", "pip install ray")
     else:
         yield Finding("Ray", "ok", version)
+
+
+def ray_cluster(address: str) -> Iterator[Finding]:
+    """Whether somebody listens at ``RAY_ADDRESS``; nothing is said where it is not set."""
+    if not address or address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    fix = "start Ray there (ray start --head), or run: unset RAY_ADDRESS"
+    if not host or not port.isdigit():
+        yield Finding("Ray cluster", "fail", f"RAY_ADDRESS {address!r} is not of the form HOST:PORT", fix)
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        yield Finding("Ray cluster", "fail", f"nobody answers at RAY_ADDRESS {address}: {reason}", fix)
+        return
+    yield Finding("Ray cluster", "ok", f"somebody answers at RAY_ADDRESS {address}")
 
 
 def vllm() -> Iterator[Finding]:

@@ -81,8 +81,10 @@ def _section(section: str, registry: Registry, definitions: dict[str, Any]) -> d
         return _model_schema(ModelConfig if section == "model" else RunSection, section, definitions)
     kind = KIND_OF[section]
     variants = []
-    for registered in registry.components(kind):
-        variant = _component_schema(registered, registry, definitions)
+    offered = registry.components(kind)
+    for registered in offered:
+        rivals = sum(one.component.name == registered.component.name for one in offered) - 1
+        variant = _component_schema(registered, registry, definitions, rivals=rivals)
         if variant is not None:
             variants.append(variant)
     if kind == "backend" and variants:
@@ -91,7 +93,10 @@ def _section(section: str, registry: Registry, definitions: dict[str, Any]) -> d
     return {"type": "array", "items": one} if section in LISTS else one
 
 
-def _component_schema(registered: Registered, registry: Registry, definitions: dict[str, Any]) -> dict | None:
+def _component_schema(
+    registered: Registered, registry: Registry, definitions: dict[str, Any], *, rivals: int
+) -> dict | None:
+    """``rivals``: how many other packages offer the name; where there are any, only ``package/name`` selects it."""
     component = registered.component
     try:
         model: Any = registry.resolve(component.config)
@@ -105,7 +110,9 @@ def _component_schema(registered: Registered, registry: Registry, definitions: d
             describe_error(error),
         )
         return None
-    name = {"const": component.name, "description": component.summary}
+    qualified = f"{registered.package}/{component.name}"
+    names = [qualified] if rivals else [component.name, qualified]
+    name = {"enum": names, "description": component.summary}
     schema["properties"] = {"name": name, **{k: v for k, v in schema.get("properties", {}).items() if k != "name"}}
     schema["required"] = list(dict.fromkeys(["name", *schema.get("required", ())]))
     schema["title"] = f"{component.kind.replace('_', ' ')} {component.name}"

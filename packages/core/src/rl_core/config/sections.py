@@ -72,8 +72,8 @@ class AlgorithmConfig(ComponentConfig):
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
         name = given.get("preset") if isinstance(given, Mapping) else None
-        if name is None:
-            return given
+        if not isinstance(name, str):
+            return given  # none, or of a type that the field refuses
         if name not in cls.presets:
             options = f"choose one of {', '.join(cls.presets)}" if cls.presets else "this algorithm has no presets"
             raise ValueError(f"unknown preset {name!r}; {options}")

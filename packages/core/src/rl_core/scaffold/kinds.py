@@ -26,6 +26,11 @@ class PluginKind:
     test_dependencies: tuple[str, ...] = ()
 
     @property
+    def suite(self) -> str:
+        """The class in :mod:`rl_core.testing.suites` that checks what it promises."""
+        return "".join(part.capitalize() for part in self.component.split("_")) + "Conformance"
+
+    @property
     def uses_torch(self) -> bool:
         """Whether the package or its tests install PyTorch."""
         return any(one.startswith("torch") for one in self.dependencies)

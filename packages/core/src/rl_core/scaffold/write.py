@@ -94,6 +94,8 @@ def placeholders(names: PackageNames, *, core: str) -> dict[str, str]:
         "class_name": names.class_name,
         "kind": kind.name,
         "label": kind.component.replace("_", " "),
+        "article": "an" if kind.component[0] in "aeiou" else "a",
+        "suite": kind.suite,
         "summary": kind.summary[0].upper() + kind.summary[1:],
         "dependencies": _toml_lines(sorted(required)),
         "test_dependencies": _toml_lines(sorted(tests)),

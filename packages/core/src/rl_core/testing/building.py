@@ -16,10 +16,11 @@ from pydantic import BaseModel
 from rl_core.component import Component
 from rl_core.plugins.registry import load_registry
 from rl_core.plugins.status import describe
+from rl_core.testing.bad_values import check_bad_values
 from rl_core.testing.inspection import components_of, config_model, label, resolve, with_nested
 
 Settings = Mapping[str, Mapping[str, Any]]
-"""Component name → fields for its config."""
+"""Component name, or ``kind/name`` where a package has two of one name → fields for its config."""
 
 _UNPICKLE = """
 import base64, json, pickle, sys
@@ -41,6 +42,13 @@ def check_unknown_keys(package: str) -> None:
                 f"{package}: {label(component)}: {model.__name__} accepts unknown keys, so a typo in the YAML would "
                 "change nothing; derive it from rl_core.config.sections.Section"
             )
+
+
+def check_refusals(package: str, settings: Settings | None = None) -> None:
+    """Every config refuses values of a wrong type by naming the field; see :mod:`rl_core.testing.bad_values`."""
+    for component in components_of(package):
+        given = given_to(component, settings or {})
+        check_bad_values(f"{package}: {label(component)}", config_model(package, component), component.name, given)
 
 
 def check_pickling(package: str, settings: Settings | None = None) -> None:
@@ -94,11 +102,16 @@ def check_building_twice(package: str, settings: Settings | None = None) -> None
                 built.close()
 
 
+def given_to(component: Component, settings: Settings) -> Mapping[str, Any]:
+    """The fields for one component."""
+    return settings.get(f"{component.kind}/{component.name}", settings.get(component.name, {}))
+
+
 def _configs(package: str, settings: Settings) -> Iterator[tuple[Component, BaseModel]]:
     """A config for every component that has one without further fields, or whose fields are in ``settings``."""
     for component in components_of(package):
         model = config_model(package, component)
-        given = settings.get(component.name, {})
+        given = given_to(component, settings)
         required = {name for name, field in model.model_fields.items() if field.is_required()} - {"name", *given}
         if required and not given:
             continue

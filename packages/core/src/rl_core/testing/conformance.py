@@ -32,7 +32,7 @@ from rl_core.config import sections
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.plugins.registry import load_registry
 from rl_core.plugins.status import describe
-from rl_core.testing.building import check_building_twice, check_pickling, check_unknown_keys
+from rl_core.testing.building import check_building_twice, check_pickling, check_refusals, check_unknown_keys
 from rl_core.testing.inspection import components_of, config_model, label, resolve, statuses, with_nested
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "check_light_import",
     "check_pickling",
     "check_references",
+    "check_refusals",
     "check_unknown_keys",
     "components_of",
 ]
@@ -112,6 +113,9 @@ class PluginConformance:
 
     def test_configs_refuse_unknown_keys(self) -> None:
         check_unknown_keys(self.package)
+
+    def test_bad_values_are_refused_by_name(self) -> None:
+        check_refusals(self.package, self.settings)
 
     def test_configs_can_be_sent_to_another_process(self) -> None:
         check_pickling(self.package, self.settings)

@@ -1,0 +1,80 @@
+"""What every environment must do (:mod:`rl_core.contracts.environment`)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from rl_core.contracts.data import Row
+from rl_core.contracts.environment import Environment, Turn
+from rl_core.testing.rows import questions
+from rl_core.testing.suites.base import ComponentConformance
+
+
+class EnvironmentConformance(ComponentConformance):
+    """Attributes:
+    rows: of which each starts a conversation; at least two.
+    replies: what the model says, one after the other, then from the beginning again.
+    most_turns: model turns after which a conversation must be over.
+    """
+
+    kind = "environment"
+    rows: ClassVar[Sequence[Row]] = tuple(questions(4))
+    replies: ClassVar[Sequence[str]] = ("3", "", "I do not know.")
+    most_turns: ClassVar[int] = 50
+
+    def test_a_turn_has_messages_and_a_finite_reward(self) -> None:
+        for turn in self._turns(self.build(), self.rows[0]):
+            self.expect(isinstance(turn, Turn), f"step returned {type(turn).__name__}, not a Turn")
+            self.expect(math.isfinite(turn.reward), f"step returned the reward {turn.reward}")
+            self.expect(isinstance(turn.done, bool), f"step returned done={turn.done!r}")
+            for message in turn.messages:
+                self.expect(
+                    isinstance(message.get("role"), str) and "content" in message,
+                    f"step returned a message without role and content: {message}",
+                )
+                self.expect(message["role"] != "assistant", f"step speaks for the model: {message}")
+
+    def test_a_conversation_ends(self) -> None:
+        turns = self._turns(self.build(), self.rows[0])
+        self.expect(turns[-1].done, f"the conversation is not over after {self.most_turns} turns of the model")
+
+    def test_the_conversation_is_not_changed(self) -> None:
+        environment = self.build()
+        conversation = [*self._opening(self.rows[0]), {"role": "assistant", "content": self.replies[0]}]
+        before = copy.deepcopy(conversation)
+        environment.step(environment.start(self.rows[0]), conversation)
+        self.expect(conversation == before, "step changed the conversation it was given; it returns its messages")
+
+    def test_conversations_do_not_influence_each_other(self) -> None:
+        alone = [self._turns(self.build(), row) for row in self.rows[:2]]
+        environment = self.build()
+        talks: list[Any] = [[environment.start(row), self._opening(row), []] for row in self.rows[:2]]
+        for number in range(self.most_turns):
+            for state, conversation, turns in talks:
+                if not turns or not turns[-1].done:
+                    turns.append(self._step(environment, state, conversation, number))
+        for index, (_, _, turns) in enumerate(talks):
+            self.expect(
+                repr(turns) == repr(alone[index]),
+                f"conversation {index} goes differently beside another one; state belongs into what start returns",
+            )
+
+    def _turns(self, environment: Environment, row: Row) -> list[Turn]:
+        state, conversation = environment.start(row), self._opening(row)
+        turns: list[Turn] = []
+        while len(turns) < self.most_turns and not (turns and turns[-1].done):
+            turns.append(self._step(environment, state, conversation, len(turns)))
+        return turns
+
+    def _step(self, environment: Environment, state: Any, conversation: list[Any], number: int) -> Turn:
+        conversation.append({"role": "assistant", "content": self.replies[number % len(self.replies)]})
+        turn = environment.step(state, list(conversation))
+        conversation.extend(turn.messages)
+        return turn
+
+    def _opening(self, row: Row) -> list[Any]:
+        prompt = row["prompt"]
+        return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
