@@ -1,7 +1,7 @@
 """Shell blocks of the documentation, command by command: each is looked up, and run where that is cheap.
 
-`rl` command lines are parsed by the real parser; those that start no training are run in this process. What pip is asked
-for must be a package of this repository, one that the page made before, or a dependency that is declared somewhere.
+`rl` command lines are parsed by the real parser; those that start no training are run in this process. What pip is
+asked for must be a package of this repository, one that the page made before, or a dependency declared somewhere.
 """
 
 from __future__ import annotations
