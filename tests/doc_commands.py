@@ -7,11 +7,17 @@ asked for must be a package of this repository, one that the page made before, o
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import re
 import shlex
+import site
+import subprocess
+import sys
+import tempfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 from rl_core.cli.main import build_command, main
@@ -28,12 +34,11 @@ class WrongCommand(AssertionError):
 
 
 def run_shell(text: str) -> None:
-    """Look at every command of a shell block, in the working directory, which ``cd`` changes for the block."""
-    with contextlib.chdir(Path.cwd()):
-        for words, target in commands(text):
-            said = run_command(words)
-            if target:
-                Path(target).write_text(said)
+    """Look at every command of a shell block, in the working directory, which ``cd`` changes for good."""
+    for words, target in commands(text):
+        said = run_command(words)
+        if target:
+            Path(target).write_text(said)
 
 
 def commands(text: str) -> list[tuple[list[str], str]]:
@@ -116,10 +121,23 @@ def look_up_packages(arguments: list[str]) -> None:
         project = Path(name if name.startswith(".") else _folder(name), "pyproject.toml")
         if project.is_file():
             declared = tomllib.loads(project.read_text())["project"].get("optional-dependencies", {})
+            if name.startswith("."):
+                install(project.parent)
             if lacking := {extra for extra in extras.rstrip("]").split(",") if extra} - declared.keys():
                 raise WrongCommand(f"{name} has no extra {', '.join(sorted(lacking))}")
         elif name.startswith((".", "rl-")) or name not in _dependencies() | TOOLS:
             raise WrongCommand(f"there is no package {name}")
+
+
+def install(folder: Path) -> str:
+    """Make a package importable in this process, as ``pip install -e`` would; returns the folder of its metadata."""
+    wheels, target = Path(tempfile.mkdtemp()), tempfile.mkdtemp()
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel:editable", "-d", str(wheels)]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    zipfile.ZipFile(next(wheels.glob("*.whl"))).extractall(target)
+    site.addsitedir(target)
+    importlib.invalidate_caches()
+    return target
 
 
 def look_up_script(arguments: list[str]) -> None:

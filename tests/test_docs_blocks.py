@@ -1,7 +1,8 @@
 """Every code block of the documentation and the READMEs works as it stands there.
 
 - ``yaml`` is a config that the check accepts. Where sections are missing, they come from a file in docs/snippets.
-- ``python`` is executed; ``json`` and ``toml`` are read; commands in ``bash`` are looked up and run (doc_commands.py).
+- ``python`` is executed, a page's blocks one after the other in one namespace; ``json`` and ``toml`` are read.
+- Commands in ``bash`` are looked up, and run where that is cheap (doc_commands.py); ``cd`` holds for what follows.
 - A block with ``title="name"`` is also written to that file, for the blocks after it.
 - ``text`` and ``mermaid`` show something and are not run.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -55,6 +57,7 @@ def here(world, tmp_path, monkeypatch):
     """A copy of the world as the working directory."""
     shutil.copytree(world, tmp_path / "here", symlinks=True)
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.syspath_prepend(str(tmp_path / "here"))
     return tmp_path / "here"
 
@@ -91,18 +94,18 @@ def _joined(base: dict, given: dict) -> dict:
     return base | given
 
 
-def try_block(block: Block) -> None:
+def try_block(block: Block, names: dict) -> None:
+    """Raise what is wrong with a block; ``names`` holds what the Python blocks before it defined."""
+    if block.title:
+        Path(block.title).parent.mkdir(parents=True, exist_ok=True)
+        Path(block.title).write_text(block.text)
     if block.language == "yaml":
         if block.title.startswith("."):
             assert yaml.safe_load(block.text)
         else:
             check_config(block)
     elif block.language == "python":
-        code = compile(block.text, block.where, "exec")
-        if block.title:
-            Path(block.title).parent.mkdir(parents=True, exist_ok=True)
-            Path(block.title).write_text(block.text)
-        exec(code, {"__name__": "block"})
+        exec(compile(block.text, block.where, "exec"), names)
     elif block.language == "json":
         assert json.loads(block.text)
     elif block.language == "toml":
@@ -115,10 +118,10 @@ def try_block(block: Block) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_every_block_of_a_page_works(page, here, cluster):
-    failures = []
+    failures, names = [], {"__name__": "block"}
     for block in blocks(page):
         try:
-            try_block(block)
+            try_block(block, names)
         except Exception as error:  # all blocks of a page are reported at once
             failures.append(f"{block.where}: {type(error).__name__}: {error}")
     assert not failures, "\n".join(failures)
