@@ -153,7 +153,7 @@ def look_up_script(arguments: list[str]) -> None:
 def _folder(package: str) -> Path:
     """Where a package is: made here by an earlier command, among the examples, or in the repository."""
     short = package.removeprefix("rl-")
-    places = (Path(package), ROOT / "examples" / "plugins" / package, ROOT / "packages" / short)
+    places = (Path(package), Path("..", package), ROOT / "examples" / "plugins" / package, ROOT / "packages" / short)
     return next((place for place in places if place.is_dir()), Path(package))
 
 
