@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from overlay import Installation
-
-ROOT = Path(__file__).resolve().parents[1]
+from support import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from overlay import declared
-
-from conftest import ROOT
+from support import ROOT
 
 logger = logging.getLogger(__name__)
 MODEL = """\
