@@ -117,3 +117,20 @@ def test_partial_sections_pass_only_where_they_are_merged(accepts):
 def test_bad_configs_fail(accepts, base, old, new):
     assert old in base
     assert not accepts(base.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "run: {steps: 3, name: 'seed${run.seed}-${now}', seed: '${env:SEED}', require: 'eval/accuracy >= 0.5'}\n",
+        "run: {steps: '${env:STEPS:3}', require: ['eval/accuracy >= 0.5']}\n",
+    ],
+)
+def test_values_that_are_filled_in_later_pass(accepts, base, more):
+    assert accepts("".join(line for line in base.splitlines(keepends=True) if not line.startswith("run:")) + more)
+
+
+def test_a_text_without_a_variable_is_still_no_number(accepts, base):
+    rest = "".join(line for line in base.splitlines(keepends=True) if not line.startswith("run:"))
+    assert not accepts(rest + "run: {steps: many}\n")
+    assert not accepts(rest + "run: {steps: 3, name: a b}\n")

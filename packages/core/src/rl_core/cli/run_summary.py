@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _TAIL_BYTES = 256 * 1024
-_REWARD = ("rollout/reward_mean", "rollout/reward")
+_REWARD = ("rollout/reward_mean",)
 _ACCURACY = ("eval/accuracy",)
 _LOSS = ("train/loss", "eval/loss")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+INTERPOLATED = {"type": "string", "pattern": r"\$\{", "description": "a text with ${…}, filled in before it is checked"}
+_ABOUT = ("title", "description", "default", "examples", "deprecated")
 
 
 def json_schema(registry: Registry) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
         definitions[f"section.{section}"] = full
         definitions[f"partial.{section}"] = _partial(section, full)
     partial = {section: _reference(f"partial.{section}") for section in STAGE_SECTIONS}
+    definitions["interpolated"] = INTERPOLATED
     definitions["stage"] = {
         "type": "object",
         "description": "One stage; its sections are merged over those at the top of the file.",
@@ -131,8 +134,21 @@ def _model_schema(model: type[BaseModel], prefix: str, definitions: dict[str, An
     """The model's own schema; what it refers to moves to ``definitions`` under ``prefix``."""
     schema = model.model_json_schema(by_alias=True, ref_template=f"#/$defs/{prefix}.{{model}}")
     for name, definition in schema.pop("$defs", {}).items():
-        definitions[f"{prefix}.{name}"] = definition
-    return schema
+        definitions[f"{prefix}.{name}"] = _or_interpolated(definition)
+    return _or_interpolated(schema)
+
+
+def _or_interpolated(schema: Any) -> Any:
+    """``schema`` in which numbers, choices and texts of a certain form may also be written as ``${…}``."""
+    if isinstance(schema, list):
+        return [_or_interpolated(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "enum" in schema or schema.get("type") in ("integer", "number", "boolean") or "pattern" in schema:
+        about = {key: schema[key] for key in _ABOUT if key in schema}
+        rule = {key: value for key, value in schema.items() if key not in _ABOUT}
+        return {**about, "anyOf": [rule, _reference("interpolated")]}
+    return {key: value if key in _ABOUT else _or_interpolated(value) for key, value in schema.items()}
 
 
 def _partial(section: str, full: dict[str, Any]) -> dict[str, Any]:

@@ -270,6 +270,7 @@ class RunSection(Section):
     require: tuple[Gate, ...] = Field(
         (),
         description="Conditions on the stage's last metrics, e.g. 'eval/accuracy >= 0.9'; else the run stops.",
+        json_schema_extra={"type": ["array", "string"]},
     )
     seed: int = Field(0, ge=0, description="Seeds everything: initial weights, data order, sampling.")
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; default: only at the end.")

@@ -1,0 +1,9 @@
+"""The package keeps the rules that every plugin keeps."""
+
+from __future__ import annotations
+
+from rl_core.testing.conformance import PluginConformance
+
+
+class TestPlugin(PluginConformance):
+    package = "rl-algo-bestofn"
