@@ -57,12 +57,17 @@ def plan_rows(
         ("micro-batch", f"at most {backend.max_tokens_per_microbatch:,} tokens per rank"),
         ("ranks", f"{ranks} ({stage.run.nodes} × {stage.run.gpus} GPUs)" if gpus else f"{ranks} on CPU"),
         *_memory(report),
-        *((("generators", str(stage.generator.config.replicas)),) if stage.generator else ()),  # type: ignore[attr-defined]
+        *((("generators", _replicas(stage.generator.config)),) if stage.generator else ()),
         ("seed", str(stage.run.seed)),
         *(("require", gate) for gate in stage.run.require),
         *((("export", config.export_directory(stage.name)),) if config.multi_stage else ()),
         *(("note", note) for note in plan.notes),
     ]
+
+
+def _replicas(config: Any) -> str:
+    fewest, most = config.replica_range
+    return str(fewest) if fewest == most else f"{fewest} to {most}, as the cluster has room"
 
 
 def _memory(report: BackendReport | None) -> list[tuple[str, str]]:

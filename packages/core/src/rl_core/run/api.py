@@ -16,9 +16,10 @@ from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.check import load_config
 from rl_core.errors import ConfigError, RLError
 from rl_core.plugins.registry import Registry, load_registry
-from rl_core.run.assembly import Assembly, assemble, driver_parts
+from rl_core.run.assembly import Assembly, assemble
 from rl_core.run.checkpoint import CheckpointStore
 from rl_core.run.directory import RunDirectory, require_writable
+from rl_core.run.driver import driver_parts
 from rl_core.run.evaluation import evaluate as run_evaluators
 from rl_core.run.pipeline import Pipeline
 from rl_core.run.progress import working
@@ -145,7 +146,7 @@ def _assembled(
     policy_path: str | None = None,
 ) -> Iterator[Assembly]:
     driver = driver_parts(stage, registry)
-    deadlines = Deadlines(start_s=stage.run.start_timeout_s, call_s=stage.run.worker_timeout_s)
+    deadlines = Deadlines.of(stage.run)
     logs = folder / "logs" if folder.name != "logs" else folder
     logs.mkdir(parents=True, exist_ok=True)
     pool = WorkerPool(manifest=registry.manifest(), logs=logs, deadlines=deadlines)

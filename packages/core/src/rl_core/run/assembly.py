@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,36 +19,21 @@ from rl_core.errors import ConfigError, RLError
 from rl_core.model import Model
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.feed import ExamplesFeed, Feed
-from rl_core.rollout.rewards import RewardPipeline
 from rl_core.rollout.rollouts import RolloutFeed
 from rl_core.rollout.router import Router
 from rl_core.run.colocation import Colocation
+from rl_core.run.driver import DriverParts
 from rl_core.run.progress import working
+from rl_core.run.supply import GeneratorSupply
 
 if TYPE_CHECKING:
-    from rl_core.config.stage import ComponentChoice, StageConfig
+    from rl_core.config.stage import StageConfig
     from rl_core.contracts.algorithm import Algorithm
-    from rl_core.contracts.data import Row
-    from rl_core.contracts.evaluator import Evaluator
     from rl_core.contracts.tokenizer import Tokenizer
-    from rl_core.plugins.registry import Registry
 
 logger = logging.getLogger("rl")
 
 TOKENIZER_FOLDER = "tokenizer"
-
-
-@dataclass(frozen=True)
-class DriverParts:
-    """What of a stage lives in the driver: text, data, the algorithm, rewards, evaluators."""
-
-    tokenizer: Tokenizer
-    rows: Sequence[Row]
-    eval_rows: Sequence[Row]
-    fingerprint: str
-    algorithm: Algorithm
-    rewards: RewardPipeline | None
-    evaluators: tuple[tuple[ComponentChoice, Evaluator], ...]
 
 
 @dataclass(frozen=True)
@@ -125,31 +111,6 @@ def policy_role(algorithm: Algorithm) -> Role:
     return next(role for role in algorithm.roles() if role.trainable)
 
 
-def driver_parts(stage: StageConfig, registry: Registry) -> DriverParts:
-    """Load data and tokenizer and build what runs in the driver; no Ray needed."""
-
-    def build(choice: ComponentChoice) -> Any:
-        return registry.resolve(choice.component.factory)(choice.config)
-
-    with working(f"{stage.name}: loading data"):
-        source = build(stage.data)
-        rows = source.load()
-        skipped = source.report().get("skipped", 0)
-        logger.info("%s: %d rows%s", stage.name, len(rows), f", {skipped} skipped" if skipped else "")
-        eval_rows = build(stage.eval_data).load() if stage.eval_data else []
-        tokenizer = build(stage.tokenizer)
-        tokenizer.load(stage.model.path, rows, trust_remote_code=stage.model.trust_remote_code)
-    return DriverParts(
-        tokenizer=tokenizer,
-        rows=rows,
-        eval_rows=eval_rows,
-        fingerprint=source.fingerprint(),
-        algorithm=build(stage.algorithm),
-        rewards=RewardPipeline([(c, build(c)) for c in stage.rewards]) if stage.rewards else None,
-        evaluators=tuple((c, build(c)) for c in stage.evaluators),
-    )
-
-
 def assemble(
     stage: StageConfig,
     *,
@@ -182,7 +143,10 @@ def assemble(
         if stage.generator is not None:
             pool.warm(pool.generators[: resources.replicas], stage.generator)
         models = _load_models(stage, driver, pool, resources, spec, training=training, policy_path=policy_path)
-        router = _load_generator(stage, pool, resources, spec, tokenizer_path)
+        turns = Colocation(pool, shared=bool(resources.gpus) and stage.generator is not None)
+        router = _load_generator(
+            stage, pool, resources, spec, tokenizer_path, policy=models[policy_role(driver.algorithm).name], turns=turns
+        )
     assembly = Assembly(
         stage=stage,
         driver=driver,
@@ -191,7 +155,7 @@ def assemble(
         models=models,
         router=router,
         sampling=_sampling(stage, driver.tokenizer),
-        turns=Colocation(pool, shared=bool(resources.gpus) and router is not None),
+        turns=turns,
     )
     logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
     return assembly
@@ -238,16 +202,38 @@ def _with_adapter(role: Role, source: ModelSpec, adapter: AdapterSpec, policy: s
 
 
 def _load_generator(
-    stage: StageConfig, pool: WorkerPool, resources: Resources, spec: ModelSpec, tokenizer_path: Path
+    stage: StageConfig,
+    pool: WorkerPool,
+    resources: Resources,
+    spec: ModelSpec,
+    tokenizer_path: Path,
+    *,
+    policy: Model,
+    turns: Colocation,
 ) -> Router | None:
     if stage.generator is None:
         return None
     context = _context(stage, resources, resources.generator_threads)
-    generators = pool.generators[: resources.replicas]
+    generators = pool.generators[: resources.max_replicas]
     pool.build(generators, stage.generator, kind="generate", context=context)
     calls = [g.call.remote("load", spec, str(tokenizer_path)) for g in generators]
     pool.get(calls, starting=True, what="loading the generator")
-    return Router(generators, pool)
+
+    @contextmanager
+    def weights() -> Iterator[list[Any]]:
+        with turns.handing_over():
+            yield policy.weight_references()
+
+    supply = GeneratorSupply(
+        pool=pool,
+        choice=stage.generator,
+        context=context,
+        model=spec,
+        tokenizer_path=tokenizer_path,
+        most=resources.max_replicas,
+        weights=weights,
+    )
+    return Router(generators, pool, supply=supply)
 
 
 def _context(stage: StageConfig, resources: Resources, threads: int) -> WorkerContext:

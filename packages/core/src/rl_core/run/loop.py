@@ -39,7 +39,10 @@ class LoopHooks:
 
 @dataclass
 class Loop:
-    """Runs one stage from ``resume_from`` (a checkpoint folder) or from its first step."""
+    """Runs one stage from ``resume_from`` (a checkpoint folder) or from its first step.
+
+    ``failures`` counts those that the run has recovered from.
+    """
 
     parts: Assembly
     checkpoints: CheckpointStore
@@ -48,6 +51,7 @@ class Loop:
     stop: StopRequest
     directory: Path
     resume_from: Path | None = None
+    failures: int = 0
     _unfinished: int | None = None  # the step whose checkpoint is being written in the background
 
     def run(self) -> list[dict[str, Any]]:
@@ -76,9 +80,10 @@ class Loop:
                 parts.turns.generating()
             with self.loggers.doing("sampling"):
                 draw = feed.next(step)
+            sampled = parts.router.metrics() if feed.samples and parts.router is not None else {}
             parts.turns.training()
             with self.loggers.doing("training"):
-                metrics = draw.metrics | self._train(step, draw.batch)
+                metrics = draw.metrics | sampled | self._train(step, draw.batch)
             trained = time.perf_counter()
             version += 1
             if feed.samples or self._due(step):
@@ -89,6 +94,8 @@ class Loop:
             metrics |= evaluated
             self._commit_if_written()
             metrics["time/step_s"] = time.perf_counter() - started
+            if self.failures:
+                metrics["run/failures"] = float(self.failures)
             self.loggers.log(step, metrics)
             self.loggers.log_samples(step, [*draw.samples, *samples_now])
             self.hooks.step_end(step, metrics)

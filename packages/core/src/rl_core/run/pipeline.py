@@ -16,13 +16,15 @@ from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.gates import gate_failure
 from rl_core.config.redaction import redact
 from rl_core.contracts.logger import RunInfo
-from rl_core.errors import Interrupted, RLError
-from rl_core.run.assembly import assemble, driver_parts
+from rl_core.errors import Interrupted, RLError, WorkerDied
+from rl_core.run.assembly import assemble
 from rl_core.run.checkpoint import CheckpointStore, read_state
 from rl_core.run.directory import RunDirectory, write_atomic
+from rl_core.run.driver import DriverParts, driver_parts
 from rl_core.run.loggers import Loggers
 from rl_core.run.loop import Loop, LoopHooks
 from rl_core.run.progress import working
+from rl_core.run.recovery import Recovery
 from rl_core.run.signals import StopRequest, stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Pipeline:
         self._registry = registry
         self._outcome = Outcome(directory.path, Path(config.export_directory(config.stages[-1].name)))
         self._warned: set[str] = set()
+        self._recovery = Recovery(config.stages[0].run.max_failures)
 
     def run(self) -> Outcome:
         """Train every unfinished stage.
@@ -96,7 +99,8 @@ class Pipeline:
         pool = WorkerPool(
             manifest=self._registry.manifest(),
             logs=self._directory.logs,
-            deadlines=Deadlines(start_s=run.start_timeout_s, call_s=run.worker_timeout_s),
+            deadlines=Deadlines.of(run),
+            stopping=lambda: bool(stop),
         )
         with contextlib.ExitStack() as stack:
             loggers = self._loggers()
@@ -107,15 +111,33 @@ class Pipeline:
             for index, stage in enumerate(stages):
                 parts = first if index == 0 else driver_parts(stage, self._registry)
                 started = time.perf_counter()
-                self._run_stage(stage, parts, pool, loggers, stop)
+                self._run_recovering(stage, parts, pool, loggers, stop)
                 self._outcome.seconds[stage.name] = time.perf_counter() - started
                 pool.unload()
 
+    def _run_recovering(
+        self, stage: StageConfig, driver: DriverParts, pool: WorkerPool, loggers: Loggers, stop: StopRequest
+    ) -> None:
+        """Run a stage; when workers fail, end those that are left and run it again from its newest checkpoint."""
+        while True:
+            try:
+                return self._run_stage(stage, driver, pool, loggers, stop)
+            except WorkerDied as death:
+                pool.close()  # the other ranks may hang in an exchange with the dead one
+                latest = self._checkpoints(stage).latest()
+                self._recovery.absorb(death, stage, saved=read_state(latest).step if latest else None)
+                self._directory.status(failures=self._recovery.failures)
+                driver = driver_parts(stage, self._registry, loaded=driver)
+
+    def _checkpoints(self, stage: StageConfig) -> CheckpointStore:
+        folder = Path(self._config.stage_directory(stage.name))
+        return CheckpointStore(folder / "checkpoints", keep_last=stage.run.keep_last)
+
     def _run_stage(
-        self, stage: StageConfig, driver: Any, pool: WorkerPool, loggers: Loggers, stop: StopRequest
+        self, stage: StageConfig, driver: DriverParts, pool: WorkerPool, loggers: Loggers, stop: StopRequest
     ) -> None:
         folder = Path(self._config.stage_directory(stage.name))
-        checkpoints = CheckpointStore(folder / "checkpoints", keep_last=stage.run.keep_last)
+        checkpoints = self._checkpoints(stage)
         latest = checkpoints.latest()
         done = read_state(latest).step if latest else 0
         self._directory.trim(stage.name, done if latest else -1)
@@ -129,12 +151,12 @@ class Pipeline:
             stop=stop,
             directory=self._directory.path,
             resume_from=latest,
+            failures=self._recovery.failures,
         )
         try:
             samples = loop.run()
         finally:
-            if driver.rewards is not None:
-                driver.rewards.close()
+            driver.close()
         self._outcome.samples = samples or self._outcome.samples
         self._check_gates(stage)
         if stage.run.steps:
