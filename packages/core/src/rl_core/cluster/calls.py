@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 CHECK_EVERY_S = 0.5
 """How often a waiting driver looks whether those it needs are alive."""
+
+_ACTOR = re.compile(r"actor_id=([0-9a-f]+)")
+"""Who raised, in Ray's text of an exception; what it raises has no other sign of it."""
 
 _GRACE_S = 1.0
 """When one rank's call fails because a peer died, the peer's death is known within this time."""
@@ -135,7 +139,8 @@ def _failure(error: Any, references: Sequence[Any], *, what: str, crew: Crew | N
             crew.check()
         except WorkerDied as death:
             return death
-    who = crew.subject(str(getattr(error, "_actor_id", ""))) if crew is not None else None
+    actor = _ACTOR.search(str(error))
+    who = crew.subject(actor[1]) if crew is not None and actor is not None else None
     title = who.title if who else "a worker"
     text = f"{title} failed{' in ' + what if what else ''}:\n{error}"
     kind = recoverable(cause, str(error)) if cause is not None else None

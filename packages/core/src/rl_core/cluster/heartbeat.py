@@ -59,36 +59,38 @@ class Pulse:
         self._state = state
         self._count = 0
         self._stopped = threading.Event()
+        self._once = threading.Lock()
         self.beat()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def beat(self) -> None:
-        """Write one heartbeat now."""
+        """Write one heartbeat now; where the store is away for a moment, the next one tries again."""
+        with self._once:
+            self._count += 1
+            try:
+                self._write()
+            except Exception as error:  # noqa: BLE001 - Ray raises several kinds, and none is a reason to stop working
+                logger.warning("a heartbeat could not be sent: %s: %s", type(error).__name__, error)
+
+    def _write(self) -> None:
         import psutil
         from ray.experimental.internal_kv import _internal_kv_put
 
-        self._count += 1
         doing, starting = self._state()
         memory = psutil.virtual_memory()
-        _internal_kv_put(
-            self._key,
-            json.dumps(
-                asdict(
-                    Heartbeat(
-                        count=self._count,
-                        pid=os.getpid(),
-                        node_id=self._node_id,
-                        host=socket.gethostname(),
-                        doing=doing,
-                        starting=starting,
-                        rss_bytes=psutil.Process().memory_info().rss,
-                        available_bytes=memory.available,
-                        total_bytes=memory.total,
-                    )
-                )
-            ),
+        beat = Heartbeat(
+            count=self._count,
+            pid=os.getpid(),
+            node_id=self._node_id,
+            host=socket.gethostname(),
+            doing=doing,
+            starting=starting,
+            rss_bytes=psutil.Process().memory_info().rss,
+            available_bytes=memory.available,
+            total_bytes=memory.total,
         )
+        _internal_kv_put(self._key, json.dumps(asdict(beat)))
 
     def stop(self) -> None:
         """End the thread."""
@@ -96,10 +98,7 @@ class Pulse:
 
     def _run(self) -> None:
         while not self._stopped.wait(BEAT_EVERY_S):
-            try:
-                self.beat()
-            except Exception as error:  # noqa: BLE001 - the store may be away for a moment; the next beat tries again
-                logger.warning("a heartbeat could not be sent: %s: %s", type(error).__name__, error)
+            self.beat()
 
 
 def read(actor_id: str) -> Heartbeat | None:

@@ -51,7 +51,7 @@ class Host:
         except RLError as error:
             # Raised by the first call: as it is, where an actor that cannot be built only leaves a text.
             self._refusal = error
-        self._doing, self._starting = "", False
+        self._idle()
 
     def address(self) -> tuple[str, int]:
         """This machine's address and a free port, for a process group's rendezvous."""
@@ -124,7 +124,12 @@ class Host:
         try:
             yield
         finally:
-            self._doing, self._starting = "", False
+            self._idle()
+
+    def _idle(self) -> None:
+        started, self._doing, self._starting = self._starting, "", False
+        if started:  # from here on less patience is needed, and the next regular beat may never come
+            self._pulse.beat()
 
     def _check_ready(self) -> None:
         if self._refusal is not None:

@@ -114,7 +114,10 @@ class Watchdog:
     def subject(self, actor_id: str) -> Subject | None:
         """Who an actor is, for messages."""
         worker = self._watched.get(actor_id)
-        return worker.subject if worker else None
+        if worker is None:
+            return None
+        worker.beat = worker.beat or heartbeat.read(actor_id)
+        return worker.subject
 
     def fallen(self, role: str) -> WorkerDied | None:
         """The death of some worker of ``role``, or None."""
