@@ -124,6 +124,8 @@ def main(logs):
     seen["replicas_after_removal"] = router.replicas
     pool.close()
 
+    while ray.cluster_resources()["CPU"] != 1:
+        time.sleep(0.1)
     try:
         pool_of(logs, resources_s=7).prepare(replicas(2, 2))
     except EnvironmentProblem as problem:

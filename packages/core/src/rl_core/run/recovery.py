@@ -49,9 +49,8 @@ class Recovery:
             raise WorkerDied(text, worker=death.worker, role=death.role, cause=death.cause) from death
         allowed = "" if self.limit is None else f" of {self.limit} that are recovered from"
         logger.warning("failure %d%s: %s%s", self.failures, allowed, death, advice)
-        where = (
-            f"after step {saved}" if saved else f"at the beginning of stage {stage.name!r}: there is no checkpoint yet"
-        )
+        beginning = f"at the beginning of stage {stage.name!r} (it has no checkpoint yet)"
+        where = f"after step {saved}" if saved else beginning
         logger.warning("starting all workers again, and continuing %s", where)
 
 
