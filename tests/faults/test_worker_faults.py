@@ -59,6 +59,7 @@ def test_a_run_outlives_its_generator_and_its_training_worker(tiny, cluster, tmp
 
     # Only step 5 is trained again: the checkpoint of step 4 did not hold it.
     assert [row.get("run/failures") for row in rows] == [None] * 4 + [1.0] * 6
+    assert [row["step"] for row in rows if "time/recovery_s" in row] == [5]
     discarded = [json.loads(line) for line in (broken / "metrics.discarded.jsonl").read_text().splitlines()]
     assert [row["step"] for row in discarded] == [5]
     assert json.loads((broken / "status.json").read_text())["failures"] == 1

@@ -41,7 +41,9 @@ class LoopHooks:
 class Loop:
     """Runs one stage from ``resume_from`` (a checkpoint folder) or from its first step.
 
-    ``failures`` counts those that the run has recovered from.
+    Attributes:
+        failures: those that the run has recovered from.
+        failed_at: when the failure was noticed that this loop recovers from (monotonic seconds), if it does.
     """
 
     parts: Assembly
@@ -52,6 +54,7 @@ class Loop:
     directory: Path
     resume_from: Path | None = None
     failures: int = 0
+    failed_at: float | None = None
     _unfinished: int | None = None  # the step whose checkpoint is being written in the background
 
     def run(self) -> list[dict[str, Any]]:
@@ -75,7 +78,7 @@ class Loop:
             parts.publish_weights(version)
         samples = self._evaluate_before(done.step)
         for step in range(done.step + 1, steps + 1):
-            started = time.perf_counter()
+            started, recovery = time.perf_counter(), self._recovery_metrics()
             if feed.samples:
                 parts.turns.generating()
             with self.loggers.doing("sampling"):
@@ -83,7 +86,7 @@ class Loop:
             sampled = parts.router.metrics() if feed.samples and parts.router is not None else {}
             parts.turns.training()
             with self.loggers.doing("training"):
-                metrics = draw.metrics | sampled | self._train(step, draw.batch)
+                metrics = draw.metrics | sampled | recovery | self._train(step, draw.batch)
             trained = time.perf_counter()
             version += 1
             if feed.samples or self._due(step):
@@ -94,13 +97,19 @@ class Loop:
             metrics |= evaluated
             self._commit_if_written()
             metrics["time/step_s"] = time.perf_counter() - started
-            if self.failures:
-                metrics["run/failures"] = float(self.failures)
             self.loggers.log(step, metrics)
             self.loggers.log_samples(step, [*draw.samples, *samples_now])
             self.hooks.step_end(step, metrics)
             self._save_if_due(step, feed, version)
         return samples
+
+    def _recovery_metrics(self) -> dict[str, float]:
+        """Failures so far, and at the first step after one what it took to get there."""
+        metrics = {"run/failures": float(self.failures)} if self.failures else {}
+        if self.failed_at is not None:
+            metrics["time/recovery_s"] = time.monotonic() - self.failed_at
+            self.failed_at = None
+        return metrics
 
     def _restore(self) -> RunState:
         stage = self.parts.stage.name

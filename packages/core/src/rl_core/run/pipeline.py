@@ -152,6 +152,7 @@ class Pipeline:
             directory=self._directory.path,
             resume_from=latest,
             failures=self._recovery.failures,
+            failed_at=self._recovery.take_failed_at(),
         )
         try:
             samples = loop.run()

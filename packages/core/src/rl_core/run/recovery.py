@@ -22,7 +22,7 @@ class Recovery:
     Attributes:
         limit: how many are recovered from; None: any number.
         failures: how many there were.
-        failed_at: when the last one was noticed (monotonic seconds).
+        failed_at: when the last one was noticed (monotonic seconds), until :meth:`take_failed_at`.
     """
 
     limit: int | None
@@ -52,6 +52,11 @@ class Recovery:
         beginning = f"at the beginning of stage {stage.name!r} (it has no checkpoint yet)"
         where = f"after step {saved}" if saved else beginning
         logger.warning("starting all workers again, and continuing %s", where)
+
+    def take_failed_at(self) -> float | None:
+        """``failed_at``, for whoever begins the first step after the failure."""
+        at, self.failed_at = self.failed_at, None
+        return at
 
 
 def _count(failures: int) -> str:
