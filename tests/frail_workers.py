@@ -76,8 +76,8 @@ class Rank:
 class Generator:
     """Completes a prompt with ``prompt's first token + weights version``, n times.
 
-    ``config``: ``delay_s`` per request, and ``marker``, a file without which a dangerous prompt acts, or None
-    for always.
+    ``config``: ``delay_s`` per token, ``marker``, a file without which a dangerous prompt acts, or None for always,
+    and ``broken``, a file with which it cannot be loaded.
     """
 
     def __init__(self, config):
@@ -88,7 +88,8 @@ class Generator:
         pass
 
     def load(self, model, tokenizer_path):
-        pass
+        if self.config["broken"] and Path(self.config["broken"]).exists():
+            raise RuntimeError("the weights file is gone")
 
     def update_weights(self, buckets, version):
         assert [int(b) for b in buckets] == [7]

@@ -58,7 +58,8 @@ def replicas(fewest, most):
 
 def router_of(pool, logs, *, most):
     choice = SimpleNamespace(
-        component=SimpleNamespace(factory="frail_workers:Generator"), config=Options(delay_s=0.0, marker=None)
+        component=SimpleNamespace(factory="frail_workers:Generator"),
+        config=Options(delay_s=0.0, marker=None, broken=None),
     )
 
     @contextmanager

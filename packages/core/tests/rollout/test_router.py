@@ -19,6 +19,7 @@ from rl_core.errors import RLError, WorkerDied
 from rl_core.plugins.registry import load_registry
 from rl_core.rollout import router as router_module
 from rl_core.rollout.router import Router, _checked
+from rl_core.run import supply as supply_module
 from rl_core.run.supply import GeneratorSupply
 
 CONTEXT = WorkerContext(0, 1, "", 0)
@@ -38,7 +39,7 @@ def fleet(cluster, tmp_path):
         pools.append(pool)
         resources = Resources(ranks=0, replicas=replicas, gpus=0, nodes=1, threads=1, generator_threads=1)
         pool.prepare(resources)
-        config = Options(delay_s=delay_s, marker=marker and str(marker))
+        config = Options(delay_s=delay_s, marker=marker and str(marker), broken=str(tmp_path / "broken"))
         choice = SimpleNamespace(component=SimpleNamespace(factory="frail_workers:Generator"), config=config)
         pool.build(pool.generators, choice, kind="generate", context=CONTEXT)
 
@@ -111,6 +112,20 @@ def test_without_any_replica_left_the_router_waits_for_a_replacement(fleet, tmp_
     answer = router.generate(requests_of(1, DIE), SamplingParams())
     assert_each_is_answered_once(answer, [1, DIE])
     assert router.metrics() == {"rollout/replicas": 1.0, "rollout/retried_requests": 2.0}
+
+
+@pytest.mark.slow
+def test_replacements_that_cannot_be_started_are_given_up_with_their_reason(fleet, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(supply_module, "FAILED_STARTS", 1)
+    router = fleet(1)
+    (tmp_path / "broken").touch()
+    with pytest.raises(WorkerDied, match=r"^generator generate-0 .* ended during generate: "):
+        router.generate(requests_of(DIE), SamplingParams())
+    (given_up,) = [m for m in caplog.messages if m.startswith("another generator could not be started")]
+    assert given_up.startswith(
+        "another generator could not be started; no further one will be started: generator generate-1 (pid "
+    )
+    assert "RuntimeError: the weights file is gone" in given_up
 
 
 @pytest.mark.slow

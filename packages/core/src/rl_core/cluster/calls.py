@@ -73,23 +73,38 @@ def fetch(references: Sequence[Any], timeout_s: float, *, what: str = "", crew: 
     """
     import ray
 
-    deadline = time.monotonic() + timeout_s
-    while True:
+    try:
+        if crew is None:
+            return ray.get(list(references), timeout=timeout_s)
+        return _as_they_come(references, time.monotonic() + timeout_s, crew)
+    except ray.exceptions.RayTaskError as error:
+        raise _failure(error, references, what=what, crew=crew) from error
+    except ray.exceptions.GetTimeoutError:
+        raise _late(references, timeout_s, what=what, crew=crew) from None
+    except ray.exceptions.RayActorError as error:
+        raise explain(error, what=what, crew=crew) from error
+    except ray.exceptions.ObjectLostError as error:
+        raise WorkerDied(f"a worker's answer was lost with its machine:\n{error}", cause="node") from error
+
+
+def _as_they_come(references: Sequence[Any], deadline: float, crew: Crew) -> list[Any]:
+    """``ray.get`` of all until ``deadline``, looking after the crew meanwhile.
+
+    Each is fetched once it is there: a ``ray.get`` that is given up and tried again would begin a large transfer anew.
+    """
+    import ray
+
+    results: dict[Any, Any] = {}
+    waiting = list(references)
+    while waiting:
         left = max(0.0, deadline - time.monotonic())
-        try:
-            return ray.get(list(references), timeout=left if crew is None else min(left, CHECK_EVERY_S))
-        except ray.exceptions.RayTaskError as error:
-            raise _failure(error, references, what=what, crew=crew) from error
-        except ray.exceptions.GetTimeoutError:
-            if crew is not None:
-                crew.check()
-            if time.monotonic() < deadline:
-                continue
-            raise _late(references, timeout_s, what=what, crew=crew) from None
-        except ray.exceptions.RayActorError as error:
-            raise explain(error, what=what, crew=crew) from error
-        except ray.exceptions.ObjectLostError as error:
-            raise WorkerDied(f"a worker's answer was lost with its machine:\n{error}", cause="node") from error
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=min(left, CHECK_EVERY_S), fetch_local=False)
+        results |= {r: ray.get(r, timeout=max(left, CHECK_EVERY_S)) for r in done}
+        if not done:
+            crew.check()
+            if time.monotonic() > deadline:
+                raise ray.exceptions.GetTimeoutError("not all calls were answered in time")
+    return [results[r] for r in references]
 
 
 def explain(error: Any, *, what: str, crew: Crew | None) -> RLError:
