@@ -60,10 +60,13 @@ def test_last_words_are_those_of_the_process_that_died(tmp_path):
     log = tmp_path / "train-1.log"
     log.write_text(
         "train-1: pid 11 on node-3\nFatal Python error: Aborted\nold\n"
-        "train-1: pid 4242 on node-3\nstep\nFatal Python error: Segmentation fault\n  File x\n"
+        "train-1: pid 4242 on node-3\nstep\nFatal Python error: Segmentation fault\n\n"
+        "Thread 0x1:\n  File other\n\nCurrent thread 0x2:\n  File x\n"
     )
     text = str(died(subject(log=log), "End of file.", what=""))
-    assert text.endswith(f"free\n    Fatal Python error: Segmentation fault\n      File x\n    its log: {log}")
+    assert text.endswith(
+        f"free\n    Fatal Python error: Segmentation fault\n    Current thread 0x2:\n      File x\n    its log: {log}"
+    )
     assert "Aborted" not in text
 
 

@@ -128,4 +128,8 @@ def _last_words(subject: Subject) -> str:
     pid = f"pid {subject.beat.pid} on " if subject.beat else ""
     born = max((i for i, line in enumerate(lines) if pid and pid in line), default=0)
     fatal = [i for i, line in enumerate(lines) if i >= born and line.startswith(_FATAL)]
-    return "\n".join(lines[fatal[-1] : fatal[-1] + _FATAL_LINES]) if fatal else ""
+    if not fatal:
+        return ""
+    dump = lines[fatal[-1] :]
+    crashed = next((i for i, line in enumerate(dump) if line.startswith("Current thread")), 1)
+    return "\n".join([dump[0], *dump[crashed : crashed + _FATAL_LINES]])
