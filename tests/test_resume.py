@@ -87,13 +87,14 @@ def test_run_with_resume_continues_an_existing_directory(tiny_sft, rl, tmp_path)
 
 def test_a_dead_training_worker_is_named_and_the_run_can_go_on(tiny_sft, start_rl, rl, tmp_path):
     run = tmp_path / "run"
-    process = start_rl("run", tiny_sft, "run.steps=100000", "run.checkpoint_every=5")
+    process = start_rl("run", tiny_sft, "run.steps=100000", "run.checkpoint_every=5", "run.max_failures=0")
     wait_for_checkpoint_of_any_step(process, run)
     worker = int(re.search(r"pid (\d+)", (run / "logs" / "train-0.log").read_text()).group(1))
     os.kill(worker, signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
-    assert "error: a worker process ended during policy train: " in output
+    assert re.search(r"error: training worker train-0 \(pid \d+ on \S+\) ended during policy \w+: ", output)
+    assert "this was the first failure of a worker, and run.max_failures is 0: the run stops" in output
     assert "`rl resume` continues from the last checkpoint" in output
     assert "Traceback" not in output
     last = max(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*"))

@@ -32,3 +32,8 @@ def test_impossible_requests_say_what_is_wrong():
         balance(np.array([1]), 0)
     with pytest.raises(ValueError, match=r"^a bin must hold at least 1 token, got 0$"):
         best_fit_decreasing(np.array([1]), 0)
+
+
+def test_balance_counts_what_is_in_the_bins_already():
+    assert balance(np.array([5, 5, 5, 5]), 2, loads=[0, 20]) == [[0, 1, 2, 3], []]
+    assert balance(np.array([5, 5, 5, 5]), 2, loads=[0, 10]) == [[0, 1, 2], [3]]

@@ -68,6 +68,18 @@ def test_stages_are_prefixes_and_steps_count_on(tmp_path):
     }
 
 
+def test_a_run_that_starts_its_workers_again_hides_the_steps_that_run_again(tmp_path):
+    logger = build()
+    logger.start(info(tmp_path))
+    for step in (1, 2, 3):
+        logger.log(step, {"train/loss": 10.0 + step})
+    logger.start(info(tmp_path, first=3))
+    for step in (3, 4):
+        logger.log(step, {"train/loss": 20.0 + step})
+    logger.close()
+    assert scalars(tmp_path) == {"train/loss": [(1, 11.0), (2, 12.0), (3, 23.0), (4, 24.0)]}
+
+
 def test_a_resume_continues_and_hides_the_steps_that_run_again(tmp_path):
     first = build()
     first.start(info(tmp_path))

@@ -30,7 +30,20 @@ class NonFiniteLoss(RLError):
 
 
 class WorkerDied(RLError):
-    """A worker process ended while it was needed. Exit code 1."""
+    """A worker process ended, hung or lost its device or its peers. Exit code 1.
+
+    Attributes:
+        worker: its name (``train-0``), or empty where it is not known.
+        role: ``train``, ``generate`` or empty.
+        cause: ``died``, ``hung``, ``node`` (its machine is gone), ``memory`` (of the machine),
+            ``device_memory`` or ``peers`` (an exchange between ranks failed).
+    """
+
+    def __init__(self, message: str, *, worker: str = "", role: str = "", cause: str = "died") -> None:
+        super().__init__(message)
+        self.worker = worker
+        self.role = role
+        self.cause = cause
 
 
 class StorageError(RLError):

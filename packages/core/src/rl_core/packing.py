@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import bisect
 import heapq
+from collections.abc import Sequence
 
 import numpy as np
 
 
-def balance(weights: np.ndarray, n: int) -> list[list[int]]:
-    """Spread items over ``n`` bins of nearly equal weight (longest processing time first, Graham 1969)."""
+def balance(weights: np.ndarray, n: int, *, loads: Sequence[int] | None = None) -> list[list[int]]:
+    """Spread items over ``n`` bins of nearly equal weight (longest processing time first, Graham 1969).
+
+    Args:
+        loads: what is in the bins already; default: nothing.
+    """
     if n < 1:
         raise ValueError(f"cannot split into {n} parts")
     bins: list[list[int]] = [[] for _ in range(n)]
-    heap = [(0, i) for i in range(n)]
+    heap = [(int(load), i) for i, load in enumerate(loads or [0] * n)]
+    heapq.heapify(heap)
     for item in np.argsort(-np.asarray(weights), kind="stable"):
         load, lightest = heapq.heappop(heap)
         bins[lightest].append(int(item))

@@ -19,3 +19,8 @@ def test_on_cpu_every_worker_has_a_bundle_and_on_gpu_generators_share_them():
     colocated = replace(BASE, gpus=2)
     assert colocated.bundles == [{"CPU": 2.0, "GPU": 1.0}] * 2
     assert colocated.replica_bundle(0) == 0
+
+
+def test_generators_may_be_as_many_as_there_is_room_for():
+    assert BASE.cover(replace(BASE, max_replicas=8))
+    assert len(replace(BASE, max_replicas=8).bundles) == 3  # room is reserved for the fewest

@@ -1,7 +1,7 @@
 import os
 
 import pytest
-from rl_core.cluster.workers import Deadlines, WorkerPool, fetch, group_topologies
+from rl_core.cluster.workers import fetch, group_topologies
 from rl_core.contracts.backend import Topology
 from rl_core.errors import DataError, RLError, WorkerDied
 
@@ -71,12 +71,3 @@ def test_ranks_must_agree_on_the_data_parallel_layout():
     assert len(group_topologies(tensor_parallel)) == 2
     with pytest.raises(RLError, match="disagree on the data-parallel layout"):
         group_topologies([Topology(0, 2), Topology(0, 2)])
-
-
-def test_neighbouring_ranks_share_a_machine(monkeypatch, tmp_path):
-    machines = dict(enumerate("ABBABABA"))
-    monkeypatch.setattr("ray.util.placement_group_table", lambda group: {"bundles_to_node_id": machines})
-    pool = WorkerPool(manifest={}, logs=tmp_path, deadlines=Deadlines(start_s=1, call_s=1))
-    order = pool._bundles_by_machine(8)
-    assert [machines[bundle] for bundle in order] == list("AAAABBBB")
-    assert sorted(order) == list(range(8))

@@ -15,6 +15,10 @@ import pytest
         ("run.steps={a: 1}", "run.steps: must be a whole number, found a mapping"),
         ("run.steps=-1", "run.steps: must be at least 0, found -1"),
         ("run.worker_timeout_s=0", "run.worker_timeout_s: must be more than 0, found 0"),
+        (
+            "run.wait_for_resources=soon",
+            "run.wait_for_resources: must be a time such as 3h50m, 45m or 90s, or a number of seconds; found 'soon'",
+        ),
         ("run.worker_timeout_s=.inf", "run.worker_timeout_s: must be a finite number, found inf"),
         ("run.name=a/b", "run.name: must match the pattern ^[A-Za-z0-9][A-Za-z0-9._-]*$, found 'a/b'"),
         ("run.name=2024", 'run.name: must be text, found 2024\n    put it in quotes: "2024"'),

@@ -35,6 +35,13 @@ def test_the_plan_of_rollouts(config_of, base, registry, folder):
     ]
 
 
+def test_the_plan_says_how_far_the_number_of_generators_may_go(config_of, base, registry):
+    text = base.replace("name: imitate", "name: clip") + RL.replace("replicas: 3", "replicas: {min: 2, max: 8}")
+    config = config_of(text)
+    assert config.stages[0].generator.config.replica_range == (2, 8)
+    assert ("generators", "2 to 8, as the cluster has room") in plan_rows(config, config.stages[0], registry)
+
+
 def test_the_plan_of_examples_as_printed(config_of, base, registry):
     config = config_of(base, "run.directory=/runs/x")
     assert printed(config, registry) == (

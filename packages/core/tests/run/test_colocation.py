@@ -41,6 +41,15 @@ def test_a_step_on_shared_gpus_frees_memory_before_it_takes_any():
     ]
 
 
+def test_weights_are_handed_over_between_two_turns_of_the_generators():
+    pool = Pool()
+    turns = Colocation(pool, shared=True)
+    turns.generating()
+    with turns.handing_over():
+        assert pool.heard == ["trainer sleep", "trainer wake"]
+    assert pool.heard == ["trainer sleep", "trainer wake", "trainer sleep"]
+
+
 def test_workers_that_share_nothing_stay_awake():
     pool = Pool()
     turns = Colocation(pool, shared=False)

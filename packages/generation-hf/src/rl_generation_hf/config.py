@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from rl_core.config.sections import GeneratorConfig
@@ -10,6 +10,8 @@ from rl_core.config.sections import GeneratorConfig
 
 class HfGeneratorConfig(GeneratorConfig):
     """Sampling defaults, and how much memory the engine may use."""
+
+    memory_settings: ClassVar[tuple[str, ...]] = ("max_batch_tokens",)
 
     max_batch_tokens: int = Field(
         65536,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from rl_core.config.problems import Problem
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class VllmConfig(GeneratorConfig):
     """Sampling defaults, and what an engine may use. Each replica is one engine in a process of its own."""
+
+    memory_settings: ClassVar[tuple[str, ...]] = ("kv_cache_bytes", "gpu_memory_utilization", "max_num_seqs")
 
     tensor_parallel: int = Field(
         1, ge=1, description="Processes that split an engine's matrices between them; only 1 on GPUs so far."

@@ -27,8 +27,8 @@ class TensorboardLogger:
     """One scalar per metric, samples as text.
 
     With several stages, tags are prefixed with the stage's name and steps count on from stage to
-    stage. A resumed run writes a further event file; what was logged after the checkpoint it
-    continues from is hidden by TensorBoard.
+    stage. A resumed run writes a further event file; what was logged after the checkpoint it, or a run that
+    recovered from a failure, continues from is hidden by TensorBoard.
     """
 
     def __init__(self, config: TensorboardConfig) -> None:
@@ -36,18 +36,24 @@ class TensorboardLogger:
         self._writer: EventFileWriter | None = None
         self._prefix = ""
         self._offset = 0
+        self._logged = -1
 
     def start(self, info: RunInfo) -> None:
         directory = Path(info.directory) / "tensorboard"
         directory.mkdir(parents=True, exist_ok=True)
         self._offset = Timeline(directory / "stages.json").start(info.stage, info.stages, info.total_steps)
         self._prefix = f"{info.stage}/" if len(info.stages) > 1 else ""
+        first = self._offset + info.first_step
+        again = first <= self._logged
         if self._writer is None:
             self._writer = EventFileWriter(str(directory), _QUEUE, self.config.flush_s)
+            again = True
+        if again:
             # TensorBoard takes every START but a directory's first for a restart and hides what it
             # has from this step on: those steps are about to be written again.
             restart = SessionLog(status=SessionLog.START)
-            self._write(Event(step=self._offset + info.first_step, session_log=restart))
+            self._write(Event(step=first, session_log=restart))
+            self._logged = first - 1
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -63,6 +69,7 @@ class TensorboardLogger:
             self._writer = None
 
     def _add(self, step: int, summary: Summary) -> None:
+        self._logged = max(self._logged, self._offset + step)
         self._write(Event(step=self._offset + step, summary=summary))
 
     def _write(self, event: Event) -> None:

@@ -1,7 +1,8 @@
 """The process behind every worker: a Ray actor that hosts one component at a time.
 
-It knows no kind of component. Hosts outlive stages: a stage unloads what it built and the next
-one builds its own in the same, already warm process.
+It knows no kind of component. A thread of it sends heartbeats while its main thread computes. Hosts
+outlive stages: a stage unloads what it built and the next one builds its own in the same, already warm
+process.
 """
 
 from __future__ import annotations
@@ -10,14 +11,22 @@ import gc
 import logging
 import os
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from rl_core.cluster.examination import dump_on_signal
+from rl_core.cluster.heartbeat import Pulse
 from rl_core.config.redaction import RedactingFormatter
 from rl_core.contracts.backend import WorkerContext
+from rl_core.errors import RLError
 
 logger = logging.getLogger(__name__)
+
+_LOADING = frozenset({"load"})
+"""Methods that may hold Python's lock for long."""
 
 
 class Host:
@@ -29,14 +38,21 @@ class Host:
             os.environ[variable] = str(threads)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._name = name
-        if logs:
-            _log_to(Path(logs) / f"{name}.log")
-            logger.info("%s: pid %d on %s", name, os.getpid(), socket.gethostname())
+        self._activities = [("starting", True)]  # what, and whether it may hold Python's lock for long
+        self._log = _log_to(Path(logs) / f"{name}.log") if logs else None
+        logger.info("%s: pid %d on %s", name, os.getpid(), socket.gethostname())
+        self._pulse = _pulse(self._activity)
+        self._component: Any = None
+        self._refusal: RLError | None = None
         from rl_core.plugins.registry import load_registry
 
         self._registry = load_registry()
-        self._registry.check_manifest(manifest)
-        self._component: Any = None
+        try:
+            self._registry.check_manifest(manifest)
+        except RLError as error:
+            # Raised by the first call: as it is, where an actor that cannot be built only leaves a text.
+            self._refusal = error
+        self._done(self._activities[0])
 
     def address(self) -> tuple[str, int]:
         """This machine's address and a free port, for a process group's rendezvous."""
@@ -44,6 +60,7 @@ class Host:
 
         from rl_core.cluster.ports import free_port
 
+        self._check_ready()
         return ray.util.get_node_ip_address(), free_port()
 
     def pid(self) -> int:
@@ -52,36 +69,46 @@ class Host:
 
     def warm(self, factory: str) -> None:
         """Import what a later :meth:`build` needs, while others are at work."""
-        self._registry.resolve(factory)
+        with self._at_work("importing", starting=True):
+            self._registry.resolve(factory)
 
     def build(self, factory: str, config: Any, context: WorkerContext, kind: str) -> Any:
         """Create the component and ``setup`` it; returns what ``setup`` returns."""
+        self._check_ready()
         self.unload()
-        for outcome in self._registry.call("on_worker_start", role=kind, rank=context.rank):
-            if outcome.error is not None:
-                raise RuntimeError(f"{outcome.package}: on_worker_start failed: {outcome.error}") from outcome.error
-        self._component = self._registry.resolve(factory)(config)
-        logger.info("%s: built %s (rank %d of %d)", self._name, factory, context.rank, context.world_size)
-        return self._component.setup(replace(context))
+        with self._at_work(f"building {factory}", starting=True):
+            for outcome in self._registry.call("on_worker_start", role=kind, rank=context.rank):
+                if outcome.error is not None:
+                    raise RLError(
+                        f"plugin {outcome.package}: on_worker_start failed in {self._name}: "
+                        f"{type(outcome.error).__name__}: {outcome.error}\n"
+                        f"    fix or disable it: RL_DISABLE_PLUGINS={outcome.package}"
+                    ) from outcome.error
+            self._component = self._registry.resolve(factory)(config)
+            logger.info("%s: built %s (rank %d of %d)", self._name, factory, context.rank, context.world_size)
+            return self._component.setup(replace(context))
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the hosted component."""
-        return getattr(self._component, method)(*args)
+        with self._at_work(method, starting=method in _LOADING):
+            return getattr(self._component, method)(*args)
 
     def call_each(self, method: str, buckets: list[Any], *args: Any) -> Any:
         """Like :meth:`call`, with object references inside ``buckets`` fetched here, not by the caller."""
         import ray
 
-        return getattr(self._component, method)(ray.get(buckets), *args)
+        with self._at_work(method):
+            return getattr(self._component, method)(ray.get(buckets), *args)
 
     def stream(self, method: str, keep: bool, *args: Any) -> list[Any]:
         """Iterate a method's results to the end; put each into the object store if ``keep``."""
         import ray
 
         references = []
-        for item in getattr(self._component, method)(*args):
-            if keep:
-                references.append(ray.put(item))
+        with self._at_work(method):
+            for item in getattr(self._component, method)(*args):
+                if keep:
+                    references.append(ray.put(item))
         return references
 
     def unload(self) -> None:
@@ -91,9 +118,42 @@ class Host:
             self._component = None
             gc.collect()
 
+    @contextmanager
+    def _at_work(self, what: str, *, starting: bool = False) -> Iterator[None]:
+        """Heartbeats say ``what`` while the block runs; weights may arrive while another one does."""
+        activity = (what, starting)
+        self._activities.append(activity)
+        try:
+            yield
+        finally:
+            self._done(activity)
 
-def _log_to(path: Path) -> None:
+    def _done(self, activity: tuple[str, bool]) -> None:
+        self._activities.remove(activity)
+        if activity[1]:  # from here on less patience is needed, and the next regular beat may never come
+            self._pulse.beat()
+
+    def _activity(self) -> tuple[str, bool]:
+        return next(iter(self._activities[-1:]), ("", False))
+
+    def _check_ready(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+
+
+def _log_to(path: Path) -> IO[str]:
+    """Log into ``path``, and have this process write its stacks there when it is asked to or crashes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    stacks = path.open("a", encoding="utf-8")
+    dump_on_signal(stacks)
+    return stacks
+
+
+def _pulse(state: Callable[[], tuple[str, bool]]) -> Pulse:
+    import ray
+
+    context = ray.get_runtime_context()
+    return Pulse(context.get_actor_id() or "", context.get_node_id(), state)

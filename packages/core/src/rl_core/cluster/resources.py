@@ -16,7 +16,8 @@ class Resources:
 
     Attributes:
         ranks: training processes.
-        replicas: generator processes.
+        replicas: generator processes, for which there must be room.
+        max_replicas: generator processes at most, where the cluster has room for more; 0: ``replicas``.
         gpus: GPUs per machine (0: everything on CPU).
         nodes: machines.
         threads: CPU threads a training rank uses; generator replicas use ``generator_threads``.
@@ -29,6 +30,7 @@ class Resources:
     nodes: int
     threads: int
     generator_threads: int
+    max_replicas: int = 0
 
     @property
     def device(self) -> str:
@@ -43,7 +45,12 @@ class Resources:
 
     def cover(self, other: Resources) -> bool:
         """Whether workers started for these resources can serve a stage that asks for ``other``."""
-        same = replace(self, replicas=other.replicas, generator_threads=other.generator_threads) == other
+        same = other == replace(
+            self,
+            replicas=other.replicas,
+            max_replicas=other.max_replicas,
+            generator_threads=other.generator_threads,
+        )
         threads = other.replicas == 0 or self.generator_threads == other.generator_threads
         return same and threads and self.replicas >= other.replicas
 
@@ -63,7 +70,7 @@ def resources_of(stage: StageConfig) -> Resources:
     """The workers ``stage`` asks for."""
     run = stage.run
     ranks = stage.backend.config.world_size(run.gpus * run.nodes)
-    replicas = stage.generator.config.replicas if stage.generator else 0
+    fewest, most = stage.generator.config.replica_range if stage.generator else (0, 0)
     cpus = run.cpus or usable_cpus()
 
     def per_worker(workers: int) -> int:
@@ -71,11 +78,12 @@ def resources_of(stage: StageConfig) -> Resources:
 
     return Resources(
         ranks=ranks,
-        replicas=replicas,
+        replicas=fewest,
+        max_replicas=most,
         gpus=run.gpus,
         nodes=run.nodes,
         threads=per_worker(ranks),
-        generator_threads=per_worker(replicas),
+        generator_threads=per_worker(most),
     )
 
 

@@ -1,17 +1,20 @@
-"""Hosts in a placement group: started once, lent to stages, called with a deadline."""
+"""Hosts in a placement group: started once, lent to stages, watched, called with a deadline."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_core.cluster.calls import Deadlines, actor_id_of, fetch
+from rl_core.cluster.failures import Subject
 from rl_core.cluster.host import Host
+from rl_core.cluster.placement import bundles_by_machine, reserve, room_for
 from rl_core.cluster.resources import Resources
+from rl_core.cluster.watchdog import Watchdog, Watched
 from rl_core.contracts.backend import Topology, WorkerContext
-from rl_core.errors import EnvironmentProblem, RLError, WorkerDied
+from rl_core.errors import RLError, WorkerDied
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice
@@ -21,84 +24,134 @@ logger = logging.getLogger(__name__)
 UPDATES = "updates"
 """Calls of this concurrency group reach a generator while it samples."""
 
-
-@dataclass(frozen=True)
-class Deadlines:
-    """Longest waits in seconds: for workers to start, and for one call."""
-
-    start_s: float
-    call_s: float
+__all__ = ["UPDATES", "Deadlines", "WorkerPool", "fetch", "group_topologies"]
 
 
 class WorkerPool:
-    """The actors of a run. They are reused between stages that need the same resources."""
+    """The actors of a run. They are reused between stages that need the same resources.
 
-    def __init__(self, *, manifest: dict[str, str], logs: Path, deadlines: Deadlines) -> None:
+    Args:
+        stopping: whether the user asked to stop, looked at while waiting for room in the cluster.
+
+    Attributes:
+        trainers, generators: handles of those that are in use.
+    """
+
+    def __init__(
+        self,
+        *,
+        manifest: dict[str, str],
+        logs: Path,
+        deadlines: Deadlines,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._manifest = manifest
         self._logs = logs
+        self._stopping = stopping
         self.deadlines = deadlines
         self._resources: Resources | None = None
         self._placement: Any = None
+        self._watchdog: Watchdog | None = None
+        self._started = 0
+        self._bundle_of: dict[str, int] = {}
+        self._free_bundles: list[int] = []
+        self._spare: list[Any] = []
         self.trainers: list[Any] = []
         self.generators: list[Any] = []
 
     def prepare(self, resources: Resources) -> None:
-        """Have the actors for ``resources``; a no-op when they, and perhaps more generators, are there already."""
-        if self._resources is not None and self._resources.cover(resources):
+        """Have the actors for ``resources``; a no-op when they, and perhaps more generators, are there already.
+
+        Raises:
+            EnvironmentProblem: the cluster had no room within the deadline.
+        """
+        ready = self._resources is not None and self._resources.cover(resources)
+        if ready and len(self.generators) >= resources.replicas:
             return
         self.close()
-        import ray
-        from ray.util.placement_group import placement_group
-
-        strategy = "SPREAD" if resources.nodes > 1 else "PACK"
-        self._placement = placement_group(resources.bundles, strategy=strategy)
-        if not self._placement.wait(timeout_seconds=self.deadlines.start_s):
-            have = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
-            ray.util.remove_placement_group(self._placement)
-            self._placement = None
-            raise EnvironmentProblem(
-                f"no room for the workers after {self.deadlines.start_s:.0f} s: they need {_total(resources)}, "
-                f"the cluster has {have}\n    lower backend.parallel or generator.replicas, or add machines"
-            )
-        order = self._bundles_by_machine(len(resources.bundles)) if resources.nodes > 1 else None
+        wait_s = self.deadlines.resources_s
+        self._placement = reserve(
+            resources, wait_s=self.deadlines.start_s if wait_s is None else wait_s, stopping=self._stopping
+        )
+        self._watchdog = Watchdog(heartbeat_s=self.deadlines.heartbeat_s, start_s=self.deadlines.start_s)
+        self._resources = resources
+        order = list(range(len(resources.bundles)))
+        if resources.nodes > 1:
+            order = bundles_by_machine(self._placement, len(order))
         self.trainers = [
             self._start(
-                f"train-{i}",
-                _placed(resources.rank_bundle(i), order),
+                f"train-{rank}",
+                "train",
                 resources.threads,
                 gpus=0.6 if resources.gpus else 0,
+                bundle=order[resources.rank_bundle(rank)],
             )
-            for i in range(resources.ranks)
+            for rank in range(resources.ranks)
         ]
-        self.generators = [
-            self._start(
-                f"generate-{i}",
-                _placed(resources.replica_bundle(i), order),
-                resources.generator_threads,
-                gpus=0.4 if resources.gpus else 0,
-            )
-            for i in range(resources.replicas)
-        ]
-        self._resources = resources
+        self._started = 0
+        self._free_bundles = [order[resources.replica_bundle(i)] for i in range(resources.replicas)]
+        self.generators = [self._start_generator(self._free_bundles.pop(0)) for _ in range(resources.replicas)]
 
-    def _bundles_by_machine(self, count: int) -> list[int]:
-        """Bundle indices machine by machine, so that neighbouring ranks, which talk most, share one."""
-        from ray.util import placement_group_table
+    def another_generator(self) -> Any | None:
+        """Start one more generator process, in the place of one that died or in free room; None without either.
 
-        machines: dict[int, str] = placement_group_table(self._placement)["bundles_to_node_id"]
-        return sorted(range(count), key=lambda index: (machines[index], index))
+        It is not in ``generators`` until :meth:`enlist`.
+        """
+        assert self._resources is not None
+        needs = {"CPU": 1.0} | ({"GPU": 1.0} if self._resources.gpus else {})
+        if not self._free_bundles and room_for(needs) < 1:
+            return None
+        generator = self._start_generator(self._free_bundles.pop(0) if self._free_bundles else None)
+        self._spare.append(generator)
+        return generator
 
-    def _start(self, name: str, bundle: int, threads: int, *, gpus: float) -> Any:
+    def enlist(self, generator: Any) -> None:
+        """Take a generator that :meth:`another_generator` started into use."""
+        self._spare.remove(generator)
+        self.generators.append(generator)
+
+    def retire(self, generator: Any) -> None:
+        """End a generator that is dead or no longer needed; its place becomes free."""
+        import ray
+
+        actor_id = actor_id_of(generator)
+        if self._watchdog is not None:
+            self._watchdog.forget(actor_id)
+        ray.kill(generator)
+        self.generators = [g for g in self.generators if g is not generator]
+        self._spare = [g for g in self._spare if g is not generator]
+        if actor_id in self._bundle_of:
+            self._free_bundles.append(self._bundle_of.pop(actor_id))
+
+    def _start_generator(self, bundle: int | None) -> Any:
+        assert self._resources is not None
+        name = f"generate-{self._started}"
+        self._started += 1
+        outside = 1.0 if bundle is None else 0.4
+        return self._start(
+            name,
+            "generate",
+            self._resources.generator_threads,
+            gpus=outside if self._resources.gpus else 0,
+            bundle=bundle,
+        )
+
+    def _start(self, name: str, role: str, threads: int, *, gpus: float, bundle: int | None) -> Any:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        actor = ray.remote(concurrency_groups={UPDATES: 1})(Host).options(  # type: ignore[call-overload]
-            num_cpus=1,
-            num_gpus=gpus,
-            max_restarts=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=bundle),
-        )
-        return actor.remote(name, self._manifest, str(self._logs), threads)
+        assert self._watchdog is not None
+        where: Any = "SPREAD"
+        if bundle is not None:
+            where = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=bundle)
+        groups = {UPDATES: 1} if role == "generate" else {}
+        actor = ray.remote(concurrency_groups=groups)(Host)  # type: ignore[call-overload]
+        placed = actor.options(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy=where)
+        handle: Any = placed.remote(name, self._manifest, str(self._logs), threads)
+        self._watchdog.watch(Watched(name, role, handle, self._logs / f"{name}.log"))
+        if role == "generate" and bundle is not None:
+            self._bundle_of[actor_id_of(handle)] = bundle
+        return handle
 
     def warm(self, actors: Sequence[Any], choice: ComponentChoice) -> None:
         """Have ``actors`` import ``choice`` in the background; a failure shows when it is built."""
@@ -125,49 +178,54 @@ class WorkerPool:
 
     def get(self, references: Sequence[Any], *, starting: bool = False, what: str = "") -> list[Any]:
         """Results of calls; a worker's death, exception or silence becomes an :class:`RLError` that explains it."""
-        return fetch(references, self.deadlines.start_s if starting else self.deadlines.call_s, what=what)
+        timeout_s = self.deadlines.start_s if starting else self.deadlines.call_s
+        return fetch(references, timeout_s, what=what, crew=self)
+
+    def check(self) -> None:
+        """Raise WorkerDied where a training worker is gone: its peers would wait for it for ever."""
+        death = self._watchdog.fallen("train") if self._watchdog is not None else None
+        if death is not None:
+            raise death
+
+    def subject(self, actor_id: str) -> Subject | None:
+        """Who an actor (hex id) is, for messages."""
+        return self._watchdog.subject(actor_id) if self._watchdog is not None else None
+
+    def death(self, actor_id: str, ray_says: str, *, what: str) -> WorkerDied:
+        """Why a worker is gone."""
+        assert self._watchdog is not None
+        return self._watchdog.death(actor_id, ray_says, what=what)
+
+    def overdue(self, actor_ids: Sequence[str], timeout_s: float, *, what: str) -> WorkerDied:
+        """End workers that did not answer within ``timeout_s``."""
+        assert self._watchdog is not None
+        silence = f"no answer within {timeout_s:g} s (run.worker_timeout_s, run.start_timeout_s)"
+        death = self._watchdog.end(actor_ids, silence, what=what)
+        return death or WorkerDied(f"a worker did not answer within {timeout_s:g} s in {what}", cause="hung")
 
     def unload(self) -> None:
-        """Empty all hosts, keep their processes."""
-        self.get([a.unload.remote() for a in (*self.trainers, *self.generators)])
+        """Empty all hosts, keep their processes; a generator that is gone, or only coming, is left out."""
+        for generator in list(self._spare):
+            self.retire(generator)
+        self.get([a.unload.remote() for a in self.trainers], what="unloading")
+        for generator in list(self.generators):
+            try:
+                self.get([generator.unload.remote()], what="unloading")
+            except WorkerDied as death:
+                logger.warning("%s", death)
+                self.retire(generator)
 
     def close(self) -> None:
-        """End the actors and give back their resources."""
-        import ray
+        """End the actors, whatever they are doing, and give back their resources."""
+        from ray.util.placement_group import remove_placement_group
 
-        for actor in (*self.trainers, *self.generators):
-            ray.kill(actor)
+        if self._watchdog is not None:
+            self._watchdog.end_all()
         if self._placement is not None:
-            ray.util.remove_placement_group(self._placement)
-        self._placement, self._resources, self.trainers, self.generators = None, None, [], []
-
-
-def fetch(references: Sequence[Any], timeout_s: float, *, what: str = "") -> list[Any]:
-    """``ray.get`` that raises as soon as one call fails, with the worker's own message.
-
-    Raises:
-        WorkerDied: the process behind a call ended.
-        RLError: the call raised (its own RLError is passed on), or took longer than ``timeout_s``.
-    """
-    import ray
-
-    try:
-        return ray.get(list(references), timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError:
-        raise RLError(
-            f"a worker did not answer within {timeout_s:g} s{' in ' + what if what else ''}\n"
-            "    raise run.worker_timeout_s if the work really takes that long; see the run's logs/ otherwise"
-        ) from None
-    except ray.exceptions.RayActorError as error:
-        raise WorkerDied(
-            f"a worker process ended{' during ' + what if what else ''}: {str(error).strip().splitlines()[0]}\n"
-            "    see the run's logs/ for its last words; `rl resume` continues from the last checkpoint"
-        ) from error
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, BaseException) else None
-        if isinstance(cause, RLError):
-            raise cause from None
-        raise RLError(f"a worker failed{' in ' + what if what else ''}:\n{error}") from error
+            remove_placement_group(self._placement)
+        self._placement, self._resources, self._watchdog = None, None, None
+        self.trainers, self.generators, self._spare = [], [], []
+        self._bundle_of, self._free_bundles = {}, []
 
 
 def group_topologies(raw: Sequence[Topology]) -> tuple[Topology, ...]:
@@ -177,15 +235,3 @@ def group_topologies(raw: Sequence[Topology]) -> tuple[Topology, ...]:
     if len(sizes) != 1 or outputs != list(range(raw[0].dp_size)):
         raise RLError(f"the backend's ranks disagree on the data-parallel layout: {list(raw)}")
     return tuple(raw)
-
-
-def _placed(bundle: int, order: Sequence[int] | None) -> int:
-    return bundle if order is None else order[bundle]
-
-
-def _total(resources: Resources) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for bundle in resources.bundles:
-        for key, value in bundle.items():
-            total[key] = total.get(key, 0.0) + value
-    return total

@@ -9,29 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from rl_core.config.adapter import AdapterConfig
 from rl_core.config.durations import Duration
 from rl_core.config.gates import Gate
 from rl_core.config.paths import ConfigPath, ModelPath
-from rl_core.contracts.model import AdapterKind, AdapterSpec, OptimizerSpec
+from rl_core.config.section import Section
+from rl_core.contracts.model import OptimizerSpec
 
 if TYPE_CHECKING:
     from rl_core.contracts.algorithm import BatchPlan
     from rl_core.contracts.rating import BackendJob, MemoryEstimate
-
-
-class Section(BaseModel):
-    """Base of every config model: frozen, and unknown keys are errors.
-
-    A model may define ``problems(self, stage) -> Iterable[Problem]`` for checks that look at other sections
-    (a :class:`rl_core.config.stage.StageConfig`); paths in the problems are relative to its own section.
-    Defaults are validated too, so that a relative default path becomes absolute like a given one.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
-    )
 
 
 class ComponentConfig(Section):
@@ -101,6 +90,9 @@ class BackendConfig(ComponentConfig):
     adapters: ClassVar[frozenset[str]] = frozenset()
     """Kinds of ``model.adapter`` that the backend can train."""
 
+    memory_settings: ClassVar[tuple[str, ...]] = ("max_tokens_per_microbatch",)
+    """Fields to lower when a rank runs out of memory, the most effective first."""
+
     max_tokens_per_microbatch: int = Field(
         16384, ge=1, description="Tokens a rank works on at once; the one memory knob. Results do not depend on it."
     )
@@ -118,6 +110,19 @@ class BackendConfig(ComponentConfig):
         return None
 
 
+class ReplicaRange(Section):
+    """As many generator processes as there is room for, within bounds."""
+
+    min: int = Field(1, ge=1, description="Fewest: the run waits for room for these.")
+    max: int = Field(ge=1, description="Most.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ReplicaRange:
+        if self.max < self.min:
+            raise ValueError(f"max {self.max} is less than min {self.min}")
+        return self
+
+
 class GeneratorConfig(ComponentConfig):
     """Base of every generator's config."""
 
@@ -126,12 +131,25 @@ class GeneratorConfig(ComponentConfig):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps every token.")
     top_k: int = Field(0, ge=0, description="Keep the k most likely tokens; 0 keeps every token.")
     stop: tuple[str, ...] = Field((), description="Strings that end a completion (kept in it).")
-    replicas: int = Field(1, ge=1, description="Number of generator processes.")
+    replicas: Annotated[int, Field(ge=1)] | ReplicaRange = Field(
+        1,
+        description="Number of generator processes; {min: 1, max: 8} has as many as the cluster has room for.",
+    )
     partial_rollouts: Literal["continue", "restart"] = Field(
         "continue",
         description="What becomes of unfinished completions when new weights arrive (run.max_staleness): they go on "
         "with the new weights, or begin anew.",
     )
+
+    memory_settings: ClassVar[tuple[str, ...]] = ()
+    """Fields to lower when a generator runs out of memory, the most effective first."""
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """Fewest and most generator processes."""
+        if isinstance(self.replicas, ReplicaRange):
+            return self.replicas.min, self.replicas.max
+        return self.replicas, self.replicas
 
 
 class RewardConfig(ComponentConfig):
@@ -169,63 +187,6 @@ class InitConfig(Section):
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
         return self
-
-
-class AdapterConfig(Section):
-    """Low-rank matrices that are trained in place of the model's own weights."""
-
-    name: AdapterKind = Field(description="lora, dora (trained row norms as well) or adalora (ranks are pruned).")
-    rank: int = Field(16, ge=1, description="Rank of the matrices; for adalora the average rank left at the end.")
-    alpha: float | None = Field(
-        None, gt=0, description="The matrices' product is multiplied by alpha / rank; default: 2 × rank."
-    )
-    target_modules: tuple[str, ...] = Field(
-        (), description="Linear layers that get one, e.g. [q_proj, v_proj]; default: all in the decoder blocks."
-    )
-    initial_rank: int | None = Field(None, ge=1, description="adalora: rank at the start; default: 1.5 × rank.")
-    prune_from_step: int | None = Field(
-        None, ge=0, description="adalora: optimizer step from which ranks are pruned; default: 1/10 of all steps."
-    )
-    prune_to_step: int | None = Field(
-        None, ge=1, description="adalora: optimizer step after which ranks stay; default: 7/10 of all steps."
-    )
-    prune_every: int | None = Field(
-        None, ge=1, description="adalora: optimizer steps between prunings; default: 1/100 of all steps, at least 1."
-    )
-    orthogonality: float | None = Field(
-        None, ge=0, description="adalora: weight of the penalty on matrices that are not orthogonal; default: 0.5."
-    )
-
-    @model_validator(mode="after")
-    def _only_what_acts(self) -> AdapterConfig:
-        only = ("initial_rank", "prune_from_step", "prune_to_step", "prune_every", "orthogonality")
-        if self.name != "adalora" and (odd := [key for key in only if getattr(self, key) is not None]):
-            raise ValueError(f"{odd[0]} has no effect with {self.name}; use name: adalora or remove {odd[0]}")
-        if self.initial_rank is not None and self.initial_rank < self.rank:
-            raise ValueError(f"initial_rank {self.initial_rank} is less than rank {self.rank}, where pruning ends")
-        return self
-
-    def spec(self, optimizer_steps: int, *, seed: int) -> AdapterSpec:
-        """The value a backend is given; ``optimizer_steps`` is the length of the whole training."""
-        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
-        if self.name != "adalora":
-            return AdapterSpec(self.name, self.rank, alpha, self.target_modules, seed=seed)
-
-        def default(value: int | None, fallback: int) -> int:
-            return fallback if value is None else value
-
-        return AdapterSpec(
-            self.name,
-            self.rank,
-            alpha,
-            self.target_modules,
-            initial_rank=default(self.initial_rank, (3 * self.rank + 1) // 2),
-            prune_from_step=default(self.prune_from_step, optimizer_steps // 10),
-            prune_to_step=default(self.prune_to_step, max(1, optimizer_steps * 7 // 10)),
-            prune_every=default(self.prune_every, max(1, optimizer_steps // 100)),
-            orthogonality=0.5 if self.orthogonality is None else self.orthogonality,
-            seed=seed,
-        )
 
 
 class ModelConfig(Section):
@@ -297,3 +258,19 @@ class RunSection(Section):
     cpus: int | None = Field(None, ge=1, description="CPU cores per machine to use; default: all.")
     worker_timeout_s: float = Field(1800.0, gt=0, description="Longest a single call to a worker may take.")
     start_timeout_s: float = Field(300.0, gt=0, description="Longest to wait for Ray and its workers to start.")
+    heartbeat_timeout: Duration = Field(
+        60.0,
+        description="A worker process without a heartbeat for this long is hung: its stack is dumped, it is killed and "
+        "replaced. Seconds, or text like 90s, 5m.",
+    )
+    max_failures: int | None = Field(
+        3,
+        ge=0,
+        description="Failures of training workers that the run recovers from, each time from the newest checkpoint; "
+        "one more stops it. null: no limit.",
+    )
+    wait_for_resources: Duration = Field(
+        300.0,
+        description="How long to wait for machines where the workers do not fit on those there are, at the start and "
+        "after a failure. Seconds, or text like 30m, 12h.",
+    )

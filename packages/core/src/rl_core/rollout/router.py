@@ -1,31 +1,91 @@
-"""One front door to all generator replicas: balances requests, and hands every replica the new weights."""
+"""One front door to all generator replicas: balances requests, gives each the new weights, outlives them."""
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.calls import CHECK_EVERY_S, actor_id_of
 from rl_core.cluster.workers import UPDATES, WorkerPool
 from rl_core.contracts.generator import SamplingParams
-from rl_core.errors import WorkerDied
+from rl_core.errors import RLError, WorkerDied
+from rl_core.packing import balance
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("rl")
+
+ATTEMPTS = 3
+"""Requests whose replicas died this many times in a row are what kills them."""
+
+
+class Supply(Protocol):
+    """Where further replicas come from; see :class:`rl_core.run.supply.GeneratorSupply`.
+
+    Attributes:
+        exhausted: whether no further replica will come, because too many could not be started.
+    """
+
+    @property
+    def exhausted(self) -> bool: ...
+
+    def order(self, alive: int) -> None:
+        """Begin to start replicas, in the background, where fewer are alive than there could be."""
+        ...
+
+    def arrivals(self, *, wait_s: float = 0.0) -> list[Any]:
+        """Replicas that are ready but for their weights; waits at most ``wait_s`` for one."""
+        ...
+
+    def weights(self) -> AbstractContextManager[list[Any]]:
+        """References to the current weights, for replicas that arrive while there are no new ones."""
+        ...
+
+
+@dataclass
+class _Replica:
+    """A replica and the tokens it has been asked for and not yet delivered."""
+
+    handle: Any
+    outstanding: int = 0
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Requests under way: indices into the batch, on a replica, since ``started`` (monotonic seconds)."""
+
+    replica: _Replica
+    part: np.ndarray
+    tokens: int
+    started: float
 
 
 class Router:
     """Generator replicas behind one ``generate``.
 
     A request's samples depend only on the request and the weights, so which replica answers makes
-    no difference, and a request whose replica died is simply asked again elsewhere.
+    no difference, and a request whose replica died is simply asked again elsewhere. Each is answered
+    exactly once: an answer is taken from a living replica only, and checked to be complete.
+
+    May be called from several threads.
+
+    Args:
+        supply: starts replicas in the place of dead ones and where the cluster has room; without it there are
+            none but ``replicas``.
     """
 
-    def __init__(self, replicas: Sequence[Any], pool: WorkerPool) -> None:
-        self._replicas = list(replicas)
+    def __init__(self, replicas: Sequence[Any], pool: WorkerPool, *, supply: Supply | None = None) -> None:
+        self._replicas = [_Replica(handle) for handle in replicas]
         self._pool = pool
+        self._supply = supply
+        self._lock = threading.RLock()
+        self._retried = 0
         self.version = -1
 
     @property
@@ -34,45 +94,180 @@ class Router:
         return len(self._replicas)
 
     def generate(self, requests: SequenceBatch, sampling: SamplingParams) -> SequenceBatch:
-        """All requests' samples in request order; see :meth:`rl_core.contracts.generator.Generator.generate`."""
-        answers: dict[int, SequenceBatch] = {}
-        waiting = np.arange(len(requests))
-        while len(waiting):
-            parts = [waiting[p] for p in requests.select(waiting).split_balanced(len(self._replicas)) if len(p)]
-            calls = [
-                replica.call.remote("generate", requests.select(part), sampling)
-                for replica, part in zip(self._replicas, parts, strict=False)
-            ]
-            failed = []
-            for replica, part, call in zip(list(self._replicas), parts, calls, strict=False):
-                try:
-                    answer = self._pool.get([call], what="generate")[0]
-                except WorkerDied as death:
-                    self._drop(replica, death)
-                    failed.append(part)
-                else:
-                    column = part[answer.sequence_columns["request"]]
-                    answers[int(part[0])] = answer.with_columns(sequence={"request": column})
-            waiting = np.concatenate(failed) if failed else waiting[:0]
-        joined = SequenceBatch.concat(list(answers.values()))
+        """All requests' samples in request order; see :meth:`rl_core.contracts.generator.Generator.generate`.
+
+        Raises:
+            WorkerDied: the last replica died and none came in its place, or the same requests ended three of them.
+            RLError: the generator raised, or answered something else than what it was asked.
+        """
+        self._admit()
+        answers: list[SequenceBatch] = []
+        attempts = np.zeros(len(requests), np.int64)
+        calls = self._send(requests, np.arange(len(requests)), sampling)
+        while calls:
+            reference = self._next_done(calls)
+            call = calls.pop(reference)
+            try:
+                answer = self._pool.get([reference], what="generate")[0]
+            except WorkerDied as death:
+                self._lost(call, death)
+                attempts[call.part] += 1
+                if attempts.max() >= ATTEMPTS:
+                    raise WorkerDied(
+                        f"generation failed {ATTEMPTS} times on the same requests, each time with the end of the "
+                        f"generator; the last time:\n{death}",
+                        worker=death.worker,
+                        role="generate",
+                        cause=death.cause,
+                    ) from death
+                calls |= self._send(requests, call.part, sampling)
+            else:
+                answers.append(_checked(answer, call.part, n=sampling.n))
+            finally:
+                with self._lock:
+                    call.replica.outstanding -= call.tokens
+        joined = SequenceBatch.concat(answers)
         order = np.lexsort((joined.sequence_columns["sample"], joined.sequence_columns["request"]))
         return joined.select(order)
 
     def update_weights(self, buckets: list[Any], version: int) -> None:
-        """Give every replica the weights behind ``buckets`` (object references) as ``version``."""
-        calls = [
-            r.call_each.options(concurrency_group=UPDATES).remote("update_weights", buckets, version)
-            for r in self._replicas
-        ]
-        self._pool.get(calls, what="updating the generator weights")
+        """Give every replica, and those that have become ready, the weights behind ``buckets`` as ``version``."""
+        if self._supply is not None:
+            with self._lock:
+                self._enlist(self._supply.arrivals())
+                self._supply.order(len(self._replicas))
         self.version = version
-
-    def everywhere(self, method: str) -> None:
-        """Call ``sleep`` or ``wake`` on all replicas."""
-        self._pool.get([r.call.remote(method) for r in self._replicas], what=f"generator {method}")
-
-    def _drop(self, replica: Any, death: WorkerDied) -> None:
-        self._replicas.remove(replica)
+        self._hand_over(list(self._replicas), buckets)
         if not self._replicas:
-            raise death
-        logger.warning("a generator died; its requests go to the remaining %d: %s", len(self._replicas), death)
+            self._await_replacement(None)
+
+    def metrics(self) -> dict[str, float]:
+        """``rollout/replicas`` now, and ``rollout/retried_requests`` since the last call."""
+        with self._lock:
+            retried, self._retried = self._retried, 0
+        return {"rollout/replicas": float(self.replicas), "rollout/retried_requests": float(retried)}
+
+    def _send(self, requests: SequenceBatch, which: np.ndarray, sampling: SamplingParams) -> dict[Any, _Call]:
+        """Ask for the samples of some requests, most from those replicas that have least to do."""
+        if not self._replicas:
+            self._await_replacement(None)
+        costs = requests.lengths[which] + sampling.n * sampling.max_new_tokens
+        calls = {}
+        with self._lock:
+            replicas = list(self._replicas)
+            loads = [r.outstanding for r in replicas]
+            for replica, chosen in zip(replicas, balance(costs, len(replicas), loads=loads), strict=True):
+                if not chosen:
+                    continue
+                part, tokens = np.sort(which[chosen]), int(costs[chosen].sum())
+                replica.outstanding += tokens
+                reference = replica.handle.call.remote("generate", requests.select(part), sampling)
+                calls[reference] = _Call(replica, part, tokens, time.monotonic())
+        return calls
+
+    def _next_done(self, calls: dict[Any, _Call]) -> Any:
+        """The first call with a result or an error; ends replicas that take longer than a call may."""
+        import ray
+
+        limit = self._pool.deadlines.call_s
+        while True:
+            done, _ = ray.wait(list(calls), num_returns=1, timeout=CHECK_EVERY_S)
+            if done:
+                return done[0]
+            self._pool.check()
+            late = [c.replica.handle for c in calls.values() if time.monotonic() - c.started > limit]
+            if late:
+                self._pool.overdue([actor_id_of(handle) for handle in late], limit, what="generate")
+
+    def _lost(self, call: _Call, death: WorkerDied) -> None:
+        """A replica is gone, and its requests go elsewhere."""
+        with self._lock:
+            self._retried += len(call.part)
+        self._drop(call.replica, death)
+
+    def _drop(self, replica: _Replica, death: WorkerDied) -> None:
+        if death.role == "train":
+            raise death  # not the replica's death: the call only noticed that of a training worker
+        with self._lock:
+            if replica not in self._replicas:
+                return
+            self._replicas.remove(replica)
+            self._pool.retire(replica.handle)
+            logger.warning("a generator is lost, %d go on: %s", len(self._replicas), death)
+            if self._supply is not None:
+                self._supply.order(len(self._replicas))
+            if not self._replicas:
+                self._await_replacement(death)
+
+    def _admit(self) -> None:
+        """Take replicas into use that have become ready since the last new weights."""
+        if self._supply is None:
+            return
+        with self._lock:
+            arrived = self._enlist(self._supply.arrivals())
+            if arrived and self.version >= 0:
+                with self._supply.weights() as buckets:
+                    self._hand_over(arrived, buckets)
+            if not self._replicas:
+                self._await_replacement(None)
+
+    def _enlist(self, handles: Sequence[Any]) -> list[_Replica]:
+        arrived = [_Replica(handle) for handle in handles]
+        for replica in arrived:
+            self._pool.enlist(replica.handle)
+            self._replicas.append(replica)
+        if arrived:
+            logger.info("%d generators have joined, there are %d now", len(arrived), len(self._replicas))
+        return arrived
+
+    def _hand_over(self, replicas: Sequence[_Replica], buckets: list[Any]) -> None:
+        calls = []
+        for replica in replicas:
+            update = replica.handle.call_each.options(concurrency_group=UPDATES)
+            calls.append((replica, update.remote("update_weights", buckets, self.version)))
+        for replica, call in calls:
+            try:
+                self._pool.get([call], what="updating the generator weights")
+            except WorkerDied as death:
+                self._drop(replica, death)
+
+    def _await_replacement(self, death: WorkerDied | None) -> None:
+        """Wait until a replica is there again, with the current weights.
+
+        Raises:
+            WorkerDied: none came in time, or there is nowhere for one to come from.
+        """
+        last = death or WorkerDied("there is no generator left\n    see the run's logs/", role="generate")
+        if self._supply is None:
+            raise last
+        deadlines = self._pool.deadlines
+        deadline = time.monotonic() + deadlines.start_s + (deadlines.resources_s or 0.0)
+        logger.warning("no generator is left; waiting for another")
+        with self._lock:
+            while not self._replicas:
+                self._supply.order(0)
+                self._pool.check()
+                handles = self._supply.arrivals(wait_s=CHECK_EVERY_S)
+                if handles:
+                    arrived = self._enlist(handles)
+                    if self.version >= 0:
+                        with self._supply.weights() as buckets:
+                            self._hand_over(arrived, buckets)
+                elif time.monotonic() > deadline or self._supply.exhausted:
+                    raise last
+
+
+def _checked(answer: SequenceBatch, part: np.ndarray, *, n: int) -> SequenceBatch:
+    """``answer`` with ``request`` counting in the whole batch.
+
+    Raises:
+        RLError: a request was not answered exactly ``n`` times.
+    """
+    request = answer.sequence_columns["request"]
+    counts = np.bincount(request, minlength=len(part)) if len(request) and request.min() >= 0 else np.zeros(len(part))
+    if len(counts) != len(part) or (counts != n).any():
+        raise RLError(
+            f"the generator was asked for {n} samples of each of {len(part)} requests and answered "
+            f"{len(answer)} sequences, of requests {np.unique(request).tolist()}; the plugin is at fault"
+        )
+    return answer.with_columns(sequence={"request": part[request]})

@@ -171,7 +171,7 @@ def _assembled(
     policy_path: str | None = None,
 ) -> Iterator[Assembly]:
     driver = driver_parts(stage, registry)
-    deadlines = Deadlines(start_s=stage.run.start_timeout_s, call_s=stage.run.worker_timeout_s)
+    deadlines = Deadlines.of(stage.run)
     logs = folder / "logs" if folder.name != "logs" else folder
     logs.mkdir(parents=True, exist_ok=True)
     pool = WorkerPool(manifest=registry.manifest(), logs=logs, deadlines=deadlines)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.resources import Resources, resources_of
 from rl_core.cluster.workers import WorkerPool, group_topologies
@@ -25,6 +26,7 @@ from rl_core.rollout.router import Router
 from rl_core.run.colocation import Colocation
 from rl_core.run.driver import DriverParts
 from rl_core.run.progress import working
+from rl_core.run.supply import GeneratorSupply
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
@@ -159,7 +161,10 @@ def assemble(
         if stage.generator is not None:
             pool.warm(pool.generators[: resources.replicas], stage.generator)
         models = _load_models(stage, driver, pool, resources, spec, training=training, policy_path=policy_path)
-        router = _load_generator(stage, pool, resources, spec, tokenizer_path)
+        turns = Colocation(pool, shared=bool(resources.gpus) and stage.generator is not None)
+        router = _load_generator(
+            stage, pool, resources, spec, tokenizer_path, policy=models[policy_role(driver.algorithm).name], turns=turns
+        )
     assembly = Assembly(
         stage=stage,
         driver=driver,
@@ -168,7 +173,7 @@ def assemble(
         models=models,
         router=router,
         sampling=_sampling(stage, driver.tokenizer),
-        turns=Colocation(pool, shared=bool(resources.gpus) and router is not None),
+        turns=turns,
     )
     logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
     return assembly
@@ -215,16 +220,38 @@ def _with_adapter(role: Role, source: ModelSpec, adapter: AdapterSpec, policy: s
 
 
 def _load_generator(
-    stage: StageConfig, pool: WorkerPool, resources: Resources, spec: ModelSpec, tokenizer_path: Path
+    stage: StageConfig,
+    pool: WorkerPool,
+    resources: Resources,
+    spec: ModelSpec,
+    tokenizer_path: Path,
+    *,
+    policy: Model,
+    turns: Colocation,
 ) -> Router | None:
     if stage.generator is None:
         return None
     context = _context(stage, resources, resources.generator_threads)
-    generators = pool.generators[: resources.replicas]
+    generators = pool.generators[: resources.max_replicas]
     pool.build(generators, stage.generator, kind="generate", context=context)
     calls = [g.call.remote("load", spec, str(tokenizer_path)) for g in generators]
     pool.get(calls, starting=True, what="loading the generator")
-    return Router(generators, pool)
+
+    @contextmanager
+    def weights() -> Iterator[list[Any]]:
+        with turns.handing_over():
+            yield policy.weight_references()
+
+    supply = GeneratorSupply(
+        pool=pool,
+        choice=stage.generator,
+        context=context,
+        model=spec,
+        tokenizer_path=tokenizer_path,
+        most=resources.max_replicas,
+        weights=weights,
+    )
+    return Router(generators, pool, supply=supply)
 
 
 def _context(stage: StageConfig, resources: Resources, threads: int) -> WorkerContext:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from rl_core.errors import WorkerDied
 
 if TYPE_CHECKING:
     from rl_core.cluster.workers import WorkerPool
+
+logger = logging.getLogger(__name__)
 
 
 class Colocation:
@@ -34,6 +41,16 @@ class Colocation:
         """Weights go from one to the other."""
         self._turn(trainers=True, generators=True)
 
+    @contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """Both are awake inside the block, and afterwards whoever was before."""
+        before = dict(self._awake)
+        self.both()
+        try:
+            yield
+        finally:
+            self._turn(**before)
+
     def _turn(self, *, trainers: bool, generators: bool) -> None:
         if not self._shared:
             return
@@ -42,6 +59,17 @@ class Colocation:
         for group in sorted(wanted, key=lambda name: wanted[name]):
             if wanted[group] != self._awake[group]:
                 method = "wake" if wanted[group] else "sleep"
-                workers = self._pool.trainers if group == "trainers" else self._pool.generators
-                self._pool.get([w.call.remote(method) for w in workers], what=f"{group}: {method}")
+                if group == "trainers":
+                    self._pool.get([w.call.remote(method) for w in self._pool.trainers], what=f"{group}: {method}")
+                else:
+                    self._each_generator(method)
                 self._awake[group] = wanted[group]
+
+    def _each_generator(self, method: str) -> None:
+        for call in [w.call.remote(method) for w in self._pool.generators]:
+            try:
+                self._pool.get([call], what=f"generators: {method}")
+            except WorkerDied as death:
+                if death.role == "train":
+                    raise
+                logger.debug("%s", death)  # the router replaces it when it next needs it

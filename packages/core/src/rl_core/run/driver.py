@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rl_core.rollout.environment_calls import EnvironmentCalls
@@ -43,12 +43,19 @@ class DriverParts:
                 part.close()
 
 
-def driver_parts(stage: StageConfig, registry: Registry) -> DriverParts:
-    """Load data and tokenizer and build what runs in the driver; no Ray needed."""
+def driver_parts(stage: StageConfig, registry: Registry, *, loaded: DriverParts | None = None) -> DriverParts:
+    """Load data and tokenizer and build what runs in the driver; no Ray needed.
+
+    Args:
+        loaded: parts of the same stage whose data and tokenizer are taken; all that changes while a stage runs is
+            built anew.
+    """
 
     def build(choice: ComponentChoice) -> Any:
         return registry.resolve(choice.component.factory)(choice.config)
 
+    if loaded is not None:
+        return replace(loaded, **_changing(stage, build))
     with working(f"{stage.name}: loading data"):
         source = build(stage.data)
         rows = source.load()
@@ -62,11 +69,19 @@ def driver_parts(stage: StageConfig, registry: Registry) -> DriverParts:
         rows=rows,
         eval_rows=eval_rows,
         fingerprint=source.fingerprint(),
-        algorithm=build(stage.algorithm),
-        rewards=RewardPipeline([(c, build(c)) for c in stage.rewards]) if stage.rewards or stage.environment else None,
-        evaluators=tuple((c, build(c)) for c in stage.evaluators),
-        environment=_environment_calls(stage.environment, build(stage.environment)) if stage.environment else None,
+        **_changing(stage, build),
     )
+
+
+def _changing(stage: StageConfig, build: Callable[[ComponentChoice], Any]) -> dict[str, Any]:
+    """The parts with a state that training changes."""
+    environment = stage.environment
+    return {
+        "algorithm": build(stage.algorithm),
+        "rewards": RewardPipeline([(c, build(c)) for c in stage.rewards]) if stage.rewards or environment else None,
+        "evaluators": tuple((c, build(c)) for c in stage.evaluators),
+        "environment": _environment_calls(environment, build(environment)) if environment else None,
+    }
 
 
 def _environment_calls(choice: ComponentChoice, environment: Environment) -> EnvironmentCalls:

@@ -41,7 +41,12 @@ class LoopHooks:
 
 @dataclass
 class Loop:
-    """Runs one stage from ``resume_from`` (a checkpoint folder) or from its first step."""
+    """Runs one stage from ``resume_from`` (a checkpoint folder) or from its first step.
+
+    Attributes:
+        failures: those that the run has recovered from.
+        failed_at: when the failure was noticed that this loop recovers from (monotonic seconds), if it does.
+    """
 
     parts: Assembly
     checkpoints: CheckpointStore
@@ -50,6 +55,8 @@ class Loop:
     stop: StopRequest
     directory: Path
     resume_from: Path | None = None
+    failures: int = 0
+    failed_at: float | None = None
     _unfinished: int | None = None  # the step whose checkpoint is being written in the background
 
     def run(self) -> list[dict[str, Any]]:
@@ -78,14 +85,15 @@ class Loop:
         samples = self._evaluate_before(done.step)
         self.stop.steps_begin()
         for step in range(done.step + 1, steps + 1):
-            started = time.perf_counter()
+            started, recovery = time.perf_counter(), self._recovery_metrics()
             if feed.samples:
                 parts.turns.generating()
             with self.loggers.doing("sampling"):
                 draw = feed.next(step)
+            sampled = parts.router.metrics() if feed.samples and parts.router is not None else {}
             parts.turns.training()
             with self.loggers.doing("training"):
-                metrics = draw.metrics | self._train(step, draw.batch)
+                metrics = draw.metrics | sampled | recovery | self._train(step, draw.batch)
             trained = time.perf_counter()
             version += 1
             if feed.samples or self._due(step):
@@ -101,6 +109,14 @@ class Loop:
             self.hooks.step_end(step, metrics)
             self._save_if_due(step, feed, version, metrics)
         return samples
+
+    def _recovery_metrics(self) -> dict[str, float]:
+        """Failures so far, and at the first step after one what it took to get there."""
+        metrics = {"run/failures": float(self.failures)} if self.failures else {}
+        if self.failed_at is not None:
+            metrics["time/recovery_s"] = time.monotonic() - self.failed_at
+            self.failed_at = None
+        return metrics
 
     def _restore(self) -> RunState:
         stage = self.parts.stage.name

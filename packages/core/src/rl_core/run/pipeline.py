@@ -16,14 +16,15 @@ from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.gates import gate_failure
 from rl_core.config.redaction import redact
 from rl_core.contracts.logger import RunInfo
-from rl_core.errors import Interrupted, RLError
+from rl_core.errors import Interrupted, RLError, WorkerDied
 from rl_core.run.assembly import assemble
-from rl_core.run.checkpoint import CheckpointStore
+from rl_core.run.checkpoint import CheckpointStore, read_state
 from rl_core.run.directory import RunDirectory, write_atomic
 from rl_core.run.driver import DriverParts, driver_parts
 from rl_core.run.loggers import Loggers
 from rl_core.run.loop import Loop, LoopHooks
 from rl_core.run.progress import working
+from rl_core.run.recovery import Recovery
 from rl_core.run.resuming import announce, starting_point
 from rl_core.run.signals import StopRequest, stop_on_interrupt
 
@@ -63,6 +64,7 @@ class Pipeline:
         self._registry = registry
         self._outcome = Outcome(directory.path, Path(config.export_directory(config.stages[-1].name)))
         self._warned: set[str] = set()
+        self._recovery = Recovery(config.stages[0].run.max_failures)
 
     def run(self) -> Outcome:
         """Train every unfinished stage.
@@ -104,7 +106,8 @@ class Pipeline:
         pool = WorkerPool(
             manifest=self._registry.manifest(),
             logs=self._directory.logs,
-            deadlines=Deadlines(start_s=run.start_timeout_s, call_s=run.worker_timeout_s),
+            deadlines=Deadlines.of(run),
+            stopping=lambda: bool(stop),
         )
         with contextlib.ExitStack() as stack:
             loggers = self._loggers()
@@ -117,7 +120,7 @@ class Pipeline:
                 started = time.perf_counter()
                 if index:
                     start = self._starting_point(stage, parts)
-                self._run_stage(stage, parts, pool, loggers, stop, start)
+                self._run_recovering(stage, parts, pool, loggers, stop, start)
                 self._outcome.seconds[stage.name] = time.perf_counter() - started
                 pool.unload()
 
@@ -135,6 +138,28 @@ class Pipeline:
             return None, 0
         announce(stage, latest, state, logged=self._directory.last_step(stage.name))
         return latest, state.step
+
+    def _run_recovering(
+        self,
+        stage: StageConfig,
+        driver: DriverParts,
+        pool: WorkerPool,
+        loggers: Loggers,
+        stop: StopRequest,
+        start: tuple[Path | None, int],
+    ) -> None:
+        """Run a stage; when workers fail, end those that are left and run it again from its newest checkpoint."""
+        while True:
+            try:
+                return self._run_stage(stage, driver, pool, loggers, stop, start)
+            except WorkerDied as death:
+                pool.close()  # the other ranks may hang in an exchange with the dead one
+                latest = self._checkpoints(stage).latest()
+                saved = read_state(latest).step if latest else None
+                self._recovery.absorb(death, stage, saved=saved)
+                self._directory.status(failures=self._recovery.failures)
+                driver = driver_parts(stage, self._registry, loaded=driver)
+                start = latest, saved or 0
 
     def _checkpoints(self, stage: StageConfig) -> CheckpointStore:
         return CheckpointStore.of(Path(self._config.stage_directory(stage.name)) / "checkpoints", stage.run)
@@ -162,6 +187,8 @@ class Pipeline:
             stop=stop,
             directory=self._directory.path,
             resume_from=latest,
+            failures=self._recovery.failures,
+            failed_at=self._recovery.take_failed_at(),
         )
         try:
             samples = loop.run()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rl_core.contracts.data import Row
-from rl_core.contracts.tokenizer import LossOn, Text
+from rl_core.contracts.tokenizer import LossOn, Message, Text
 from rl_core.errors import DataError
 
 ALPHABET = "0123456789+=. abcdefghijklmnopqrstuvwxyz"
@@ -28,9 +29,15 @@ class LetterTokenizer:
     def load(self, model_path: str | None, rows: Sequence[Row], *, trust_remote_code: bool = False) -> None:
         """Nothing to load: the alphabet is fixed."""
 
-    def encode_prompt(self, prompt: Text) -> np.ndarray:
+    def encode_prompt(self, prompt: Text, *, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
         text = prompt if isinstance(prompt, str) else "".join(str(message["content"]) for message in prompt)
         return np.array([2 + ALPHABET.index(one) for one in text.lower() if one in ALPHABET], np.int32)
+
+    def encode_reply(self, messages: Sequence[Message], *, chat: bool, ended: bool) -> np.ndarray:
+        return self.encode_prompt(messages)
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        return self.decode(self.encode_prompt(text)[:max_tokens])
 
     def encode_example(self, row: Row, loss_on: LossOn) -> tuple[np.ndarray, np.ndarray]:
         prompt, completion = row.get("prompt"), row.get("completion")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -11,6 +13,8 @@ from rl_core.contracts.data import Row
 from rl_core.contracts.environment import Environment, Turn
 from rl_core.testing.rows import questions
 from rl_core.testing.suites.base import ComponentConformance
+
+SEED = 11
 
 
 class EnvironmentConformance(ComponentConformance):
@@ -41,17 +45,21 @@ class EnvironmentConformance(ComponentConformance):
         turns = self._turns(self.build(), self.rows[0])
         self.expect(turns[-1].done, f"the conversation is not over after {self.most_turns} turns of the model")
 
+    def test_a_seed_repeats_a_conversation(self) -> None:
+        first, second = (self._turns(self.build(), self.rows[0]) for _ in range(2))
+        self.expect(repr(first) == repr(second), "one seed gives two conversations; draw whatever is random from it")
+
     def test_the_conversation_is_not_changed(self) -> None:
         environment = self.build()
         conversation = [*self._opening(self.rows[0]), {"role": "assistant", "content": self.replies[0]}]
         before = copy.deepcopy(conversation)
-        environment.step(environment.start(self.rows[0]), conversation)
+        answered(environment.step(answered(environment.start(self.rows[0], SEED)), conversation))
         self.expect(conversation == before, "step changed the conversation it was given; it returns its messages")
 
     def test_conversations_do_not_influence_each_other(self) -> None:
         alone = [self._turns(self.build(), row) for row in self.rows[:2]]
         environment = self.build()
-        talks: list[Any] = [[environment.start(row), self._opening(row), []] for row in self.rows[:2]]
+        talks: list[Any] = [[answered(environment.start(row, SEED)), self._opening(row), []] for row in self.rows[:2]]
         for number in range(self.most_turns):
             for state, conversation, turns in talks:
                 if not turns or not turns[-1].done:
@@ -63,7 +71,7 @@ class EnvironmentConformance(ComponentConformance):
             )
 
     def _turns(self, environment: Environment, row: Row) -> list[Turn]:
-        state, conversation = environment.start(row), self._opening(row)
+        state, conversation = answered(environment.start(row, SEED)), self._opening(row)
         turns: list[Turn] = []
         while len(turns) < self.most_turns and not (turns and turns[-1].done):
             turns.append(self._step(environment, state, conversation, len(turns)))
@@ -71,10 +79,19 @@ class EnvironmentConformance(ComponentConformance):
 
     def _step(self, environment: Environment, state: Any, conversation: list[Any], number: int) -> Turn:
         conversation.append({"role": "assistant", "content": self.replies[number % len(self.replies)]})
-        turn = environment.step(state, list(conversation))
+        turn: Turn = answered(environment.step(state, list(conversation)))
         conversation.extend(turn.messages)
         return turn
 
     def _opening(self, row: Row) -> list[Any]:
         prompt = row["prompt"]
         return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def answered(value: Any) -> Any:
+    """The value of a coroutine, or what a plain method returned."""
+    return asyncio.run(_wait(value)) if inspect.isawaitable(value) else value
+
+
+async def _wait(value: Any) -> Any:
+    return await value

@@ -13,6 +13,8 @@ from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.data import Row
 from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult
 from rl_core.contracts.generator import SamplingParams
+from rl_core.contracts.reward import Sample
+from rl_core.rollout.samples import to_samples
 from rl_core.testing.letters import EOS, LetterTokenizer
 from rl_core.testing.rows import questions
 from rl_core.testing.suites.base import ComponentConformance
@@ -63,6 +65,7 @@ class EvaluatorConformance(ComponentConformance):
             models={"policy": model or UntouchedModel()},  # type: ignore[dict-item]
             generate=generate,
             score=lambda samples: np.array([s.completion == s.row["answer"] for s in samples], np.float32),
+            complete=complete,
         )
         return self.build().evaluate(context)
 
@@ -132,3 +135,10 @@ def generate(prompts: Sequence[Any], sampling: SamplingParams, seed: int) -> Seq
             "prompt_length": np.array(lengths, np.int64),
         },
     )
+
+
+def complete(rows: Sequence[Row], sampling: SamplingParams, seed: int) -> tuple[SequenceBatch, list[Sample]]:
+    """:func:`generate` for the prompts of ``rows``, with the samples."""
+    tokenizer = LetterTokenizer()
+    batch = generate([tokenizer.encode_prompt(row["prompt"]) for row in rows], sampling, seed)
+    return batch, to_samples(batch, rows, tokenizer)

@@ -1,0 +1,186 @@
+"""Waiting for remote calls: never past a deadline, and never for the dead."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rl_core.cluster.failures import Subject, recoverable
+from rl_core.errors import RLError, WorkerDied
+
+if TYPE_CHECKING:
+    from rl_core.config.sections import RunSection
+
+CHECK_EVERY_S = 0.5
+"""How often a waiting driver looks whether those it needs are alive."""
+
+_ACTOR = re.compile(r"actor_id=([0-9a-f]+)")
+"""Who raised, in Ray's text of an exception; what it raises has no other sign of it."""
+
+_GRACE_S = 1.0
+"""When one rank's call fails because a peer died, the peer's death is known within this time."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Longest waits in seconds: for workers to start, for one call, for a heartbeat, for room in the cluster."""
+
+    start_s: float
+    call_s: float
+    heartbeat_s: float = 60.0
+    resources_s: float | None = None
+
+    @classmethod
+    def of(cls, run: RunSection) -> Deadlines:
+        """Those of a ``run`` section."""
+        return cls(
+            start_s=run.start_timeout_s,
+            call_s=run.worker_timeout_s,
+            heartbeat_s=run.heartbeat_timeout,
+            resources_s=run.wait_for_resources,
+        )
+
+
+class Crew(Protocol):
+    """Knows the workers behind calls; see :class:`rl_core.cluster.workers.WorkerPool`."""
+
+    def check(self) -> None:
+        """Raise WorkerDied where a worker that everybody needs is gone."""
+        ...
+
+    def subject(self, actor_id: str) -> Subject | None:
+        """Who an actor is."""
+        ...
+
+    def death(self, actor_id: str, ray_says: str, *, what: str) -> WorkerDied:
+        """The error that explains why an actor (hex id) is gone."""
+        ...
+
+    def overdue(self, actor_ids: Sequence[str], timeout_s: float, *, what: str) -> WorkerDied:
+        """End workers that did not answer in time, and return the error that explains it."""
+        ...
+
+
+def fetch(references: Sequence[Any], timeout_s: float, *, what: str = "", crew: Crew | None = None) -> list[Any]:
+    """``ray.get`` that raises as soon as one call fails, with the worker's own message.
+
+    Raises:
+        WorkerDied: the process behind a call ended or hung, or failed in a way that a new start may mend.
+        RLError: the call raised (its own RLError is passed on), or, without ``crew``, took longer than ``timeout_s``.
+    """
+    import ray
+
+    try:
+        if crew is None:
+            return ray.get(list(references), timeout=timeout_s)
+        return _as_they_come(references, time.monotonic() + timeout_s, crew)
+    except ray.exceptions.RayTaskError as error:
+        raise _failure(error, references, what=what, crew=crew) from error
+    except ray.exceptions.GetTimeoutError:
+        raise _late(references, timeout_s, what=what, crew=crew) from None
+    except ray.exceptions.RayActorError as error:
+        raise explain(error, what=what, crew=crew) from error
+    except ray.exceptions.ObjectLostError as error:
+        raise WorkerDied(f"a worker's answer was lost with its machine:\n{error}", cause="node") from error
+
+
+def _as_they_come(references: Sequence[Any], deadline: float, crew: Crew) -> list[Any]:
+    """``ray.get`` of all until ``deadline``, looking after the crew meanwhile.
+
+    Each is fetched once it is there: a ``ray.get`` that is given up and tried again would begin a large transfer anew.
+    """
+    import ray
+
+    results: dict[Any, Any] = {}
+    waiting = list(references)
+    while waiting:
+        left = max(0.0, deadline - time.monotonic())
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=min(left, CHECK_EVERY_S), fetch_local=False)
+        results |= {r: ray.get(r, timeout=max(left, CHECK_EVERY_S)) for r in done}
+        if not done:
+            crew.check()
+            if time.monotonic() > deadline:
+                raise ray.exceptions.GetTimeoutError("not all calls were answered in time")
+    return [results[r] for r in references]
+
+
+def explain(error: Any, *, what: str, crew: Crew | None) -> RLError:
+    """The error for an actor that is gone, or that could not even be built."""
+    if error.actor_init_failed:
+        return RLError(f"a worker could not start:\n{error}")
+    if crew is not None and error.actor_id:
+        return crew.death(error.actor_id, str(error), what=what)
+    return WorkerDied(
+        f"a worker process ended{' during ' + what if what else ''}: {str(error).strip().splitlines()[0]}\n"
+        "    see the run's logs/ for its last words; `rl resume` continues from the last checkpoint"
+    )
+
+
+def actor_id_of(handle: Any) -> str:
+    """Hex id of an actor."""
+    return handle._actor_id.hex()
+
+
+def actor_of(reference: Any) -> str:
+    """Hex id of the actor that computes a call's result."""
+    return reference.task_id().actor_id().hex()
+
+
+def _late(references: Sequence[Any], timeout_s: float, *, what: str, crew: Crew | None) -> RLError:
+    import ray
+
+    if crew is None:
+        return RLError(
+            f"a worker did not answer within {timeout_s:g} s{' in ' + what if what else ''}\n"
+            "    raise run.worker_timeout_s if the work really takes that long; see the run's logs/ otherwise"
+        )
+    _, unanswered = ray.wait(list(references), num_returns=len(references), timeout=0)
+    return crew.overdue([actor_of(r) for r in unanswered], timeout_s, what=what)
+
+
+def _failure(error: Any, references: Sequence[Any], *, what: str, crew: Crew | None) -> RLError:
+    """An exception in a worker: its own, or the echo of another worker's death."""
+    cause = error.cause if isinstance(error.cause, BaseException) else None
+    if isinstance(cause, RLError):
+        return cause
+    if crew is not None:
+        echo = _dead_peer(references, what=what, crew=crew)
+        if echo is not None:
+            return echo
+        try:
+            crew.check()
+        except WorkerDied as death:
+            return death
+    actor = _ACTOR.search(str(error))
+    who = crew.subject(actor[1]) if crew is not None and actor is not None else None
+    title = who.title if who else "a worker"
+    text = f"{title} failed{' in ' + what if what else ''}:\n{error}"
+    kind = recoverable(cause, str(error)) if cause is not None else None
+    if kind is None:
+        return RLError(text)
+    return WorkerDied(text, worker=who.name if who else "", role=who.role if who else "", cause=kind)
+
+
+def _dead_peer(references: Sequence[Any], *, what: str, crew: Crew) -> RLError | None:
+    """Whether another of the calls failed because its process ended."""
+    import ray
+
+    if len(references) < 2:
+        return None
+    deadline = time.monotonic() + _GRACE_S
+    waiting = list(references)
+    while waiting and time.monotonic() < deadline:
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        for reference in done:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayTaskError:
+                continue
+            except ray.exceptions.RayActorError as error:
+                return explain(error, what=what, crew=crew)
+            except ray.exceptions.ObjectLostError:
+                continue
+    return None

@@ -1,0 +1,222 @@
+"""A thread in the driver that knows which workers live, and ends those that hang, so that nobody waits for them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rl_core.cluster import heartbeat
+from rl_core.cluster.calls import actor_id_of
+from rl_core.cluster.examination import Examination, examine_and_end
+from rl_core.cluster.failures import Subject, died, hung
+from rl_core.cluster.heartbeat import Heartbeat
+from rl_core.errors import WorkerDied
+
+LOOK_EVERY_S = 1.0
+
+_PAUSED_S = 5.0
+"""If this long lies between two looks, it was the driver that stood still: everybody gets a fresh deadline."""
+
+_EXAMINATION_S = 60.0
+
+_SILENT_S = 5 * heartbeat.BEAT_EVERY_S
+"""A worker without a heartbeat for this long may not be able to end itself."""
+
+logger = logging.getLogger("rl")
+
+
+@dataclass
+class Watched:
+    """A worker under watch.
+
+    Attributes:
+        name, role, log: for messages; see :class:`rl_core.cluster.failures.Subject`.
+        handle: the Ray actor.
+        beat, heard_at: its newest heartbeat and when (monotonic seconds of the driver) it was first seen.
+        question: a trivial call that waits in its queue, so that Ray reports its death at once.
+        last_word: what Ray said of its death, or empty.
+        verdict: why the watchdog ended it.
+        examined: set when the watchdog has looked at it; None while there is no reason to.
+    """
+
+    name: str
+    role: str
+    handle: Any
+    log: Path
+    beat: Heartbeat | None = None
+    heard_at: float = 0.0
+    question: Any = None
+    last_word: str = ""
+    verdict: WorkerDied | None = None
+    examined: threading.Event | None = None
+    actor_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.actor_id = actor_id_of(self.handle)
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(self.name, self.role, self.beat, self.log)
+
+
+class Watchdog:
+    """Watches workers from :meth:`watch` to :meth:`forget`.
+
+    Args:
+        heartbeat_s: a worker without a new heartbeat for this long hangs.
+        start_s: the same while it imports or loads, which may hold Python's lock for long.
+    """
+
+    def __init__(self, *, heartbeat_s: float, start_s: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._start_s = max(start_s, heartbeat_s)
+        self._watched: dict[str, Watched] = {}
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._looked_at = time.monotonic()
+
+    def watch(self, worker: Watched) -> None:
+        """Start to watch a worker; the first one starts the thread."""
+        with self._lock:
+            worker.heard_at = time.monotonic()
+            self._watched[worker.actor_id] = worker
+            if self._thread is None:
+                self._looked_at = time.monotonic()
+                self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+                self._thread.start()
+
+    def forget(self, actor_id: str) -> None:
+        """Stop to watch a worker that is no longer needed."""
+        with self._lock:
+            if self._watched.pop(actor_id, None) is not None:
+                heartbeat.erase(actor_id)
+
+    def end_all(self) -> None:
+        """Kill every worker, those too that are not in use yet, and stop watching."""
+        import ray
+
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(_EXAMINATION_S)
+        for worker in list(self._watched.values()):
+            silent = time.monotonic() - worker.heard_at > _SILENT_S
+            if silent and worker.beat is not None and not worker.last_word and worker.verdict is None:
+                _look_at(worker)  # a stopped process does not hear ray.kill
+            ray.kill(worker.handle)
+            self.forget(worker.actor_id)
+
+    def subject(self, actor_id: str) -> Subject | None:
+        """Who an actor is, for messages."""
+        worker = self._watched.get(actor_id)
+        if worker is None:
+            return None
+        worker.beat = worker.beat or heartbeat.read(actor_id)
+        return worker.subject
+
+    def fallen(self, role: str) -> WorkerDied | None:
+        """The death of some worker of ``role``, or None."""
+        for worker in self._feel():
+            if worker.role == role and (worker.last_word or worker.verdict):
+                return self.death(worker.actor_id, worker.last_word, what="")
+        return None
+
+    def death(self, actor_id: str, ray_says: str, *, what: str) -> WorkerDied:
+        """Why a worker is gone; waits for an examination that is under way."""
+        worker = self._watched.get(actor_id)
+        if worker is None:
+            return WorkerDied(f"a worker process ended{' during ' + what if what else ''}: {ray_says}")
+        if worker.examined is not None:
+            worker.examined.wait(2 * _EXAMINATION_S)
+        if worker.verdict is None:
+            worker.beat = heartbeat.read(actor_id) or worker.beat
+            worker.verdict = died(worker.subject, ray_says, what=what)
+        return worker.verdict
+
+    def end(self, actor_ids: Sequence[str], silence: str, *, what: str) -> WorkerDied | None:
+        """Examine and end workers; ``silence`` says what they failed to do. Returns why the first was ended."""
+        with self._lock:
+            stuck = [w for w in map(self._watched.get, actor_ids) if w is not None and w.examined is None]
+            for worker in stuck:
+                worker.examined = threading.Event()
+        for worker in stuck:
+            try:
+                found = _look_at(worker)
+                worker.verdict = hung(worker.subject, silence, found.state, found.stack, what=what)
+                logger.warning("%s", worker.verdict)
+            finally:
+                assert worker.examined is not None
+                worker.examined.set()
+        return stuck[0].verdict if stuck else None
+
+    def _run(self) -> None:
+        while not self._ended.wait(LOOK_EVERY_S):
+            try:
+                self.look()
+            except Exception as error:  # noqa: BLE001 - Ray may be going down; the watch goes on while there is one
+                logger.debug("the watchdog could not look: %s: %s", type(error).__name__, error)
+
+    def look(self) -> None:
+        """Read all heartbeats once, and end workers whose last one is too old."""
+        now = time.monotonic()
+        paused = now - self._looked_at > _PAUSED_S
+        for worker in self._feel():
+            beat = heartbeat.read(worker.actor_id)
+            if paused or (beat is not None and (worker.beat is None or beat.count != worker.beat.count)):
+                worker.heard_at = now
+            worker.beat = beat
+            if beat is None or worker.last_word:
+                continue  # not started yet, or dead: there is no process to examine
+            limit = self._start_s if beat.starting else self._heartbeat_s
+            if now - worker.heard_at > limit:
+                self.end([worker.actor_id], f"no heartbeat for {limit:g} s", what="")
+        self._looked_at = time.monotonic()
+
+    def _feel(self) -> list[Watched]:
+        """All workers, with ``last_word`` filled in for those that Ray knows to be dead."""
+        import ray
+
+        with self._lock:
+            workers = list(self._watched.values())
+            for worker in workers:
+                if worker.question is None and not worker.last_word:
+                    worker.question = worker.handle.pid.remote()
+            asked = {w.question: w for w in workers if w.question is not None}
+            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], [])
+            for reference in answered:
+                asked[reference].question = None
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayActorError as error:
+                    asked[reference].last_word = str(error)
+        return workers
+
+
+def _look_at(worker: Watched) -> Examination:
+    """Examine and end a worker's process, from here or by a task on its machine."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    assert worker.beat is not None
+    try:
+        if worker.beat.node_id == _own_node():
+            return examine_and_end(worker.beat.pid, str(worker.log))
+        there = NodeAffinitySchedulingStrategy(worker.beat.node_id, soft=False)
+        task = ray.remote(examine_and_end).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        return ray.get(task.remote(worker.beat.pid, str(worker.log)), timeout=_EXAMINATION_S)
+    except (ray.exceptions.RayError, OSError) as error:
+        return Examination(f"it could not be examined: {type(error).__name__}: {error}", "")
+    finally:
+        ray.kill(worker.handle)
+
+
+def _own_node() -> str | None:
+    """The Ray node this process runs on; None for a Ray client, whose machine need not be part of the cluster."""
+    import ray
+
+    return None if ray.util.client.ray.is_connected() else ray.get_runtime_context().get_node_id()

@@ -1,0 +1,86 @@
+"""What a run does about failed workers: starts again from the newest checkpoint, as often as the config allows."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rl_core.errors import WorkerDied
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import ComponentChoice, StageConfig
+
+logger = logging.getLogger("rl")
+
+
+@dataclass
+class Recovery:
+    """The failures of a run.
+
+    Attributes:
+        limit: how many are recovered from; None: any number.
+        failures: how many there were.
+        failed_at: when the last one was noticed (monotonic seconds), until :meth:`take_failed_at`.
+    """
+
+    limit: int | None
+    failures: int = 0
+    failed_at: float | None = None
+
+    def absorb(self, death: WorkerDied, stage: StageConfig, *, saved: int | None) -> None:
+        """Count a failure; returns if the run is to go on.
+
+        Args:
+            saved: the step of the newest checkpoint, or None.
+
+        Raises:
+            WorkerDied: there were more than ``limit``; says why and what to change.
+        """
+        self.failures += 1
+        self.failed_at = time.monotonic()
+        advice = _advice(death, stage)
+        if self.limit is not None and self.failures > self.limit:
+            text = (
+                f"{death}\n    {_count(self.failures)}, and run.max_failures is {self.limit}: the run stops{advice}\n"
+                "    `rl resume` continues from the last checkpoint"
+            )
+            raise WorkerDied(text, worker=death.worker, role=death.role, cause=death.cause) from death
+        allowed = "" if self.limit is None else f" of {self.limit} that are recovered from"
+        logger.warning("failure %d%s: %s%s", self.failures, allowed, death, advice)
+        beginning = f"at the beginning of stage {stage.name!r} (it has no checkpoint yet)"
+        where = f"after step {saved}" if saved else beginning
+        logger.warning("starting all workers again, and continuing %s", where)
+
+    def take_failed_at(self) -> float | None:
+        """``failed_at``, for whoever begins the first step after the failure."""
+        at, self.failed_at = self.failed_at, None
+        return at
+
+
+def _count(failures: int) -> str:
+    return "this was the first failure of a worker" if failures == 1 else f"workers have failed {failures} times"
+
+
+def _advice(death: WorkerDied, stage: StageConfig) -> str:
+    """Which settings to lower where memory ran out."""
+    if death.cause not in ("memory", "device_memory"):
+        return ""
+    settings = []
+    if death.role in ("train", ""):
+        settings += _settings("backend", stage.backend)
+    if death.role in ("generate", "") and stage.generator is not None:
+        settings += _settings("generator", stage.generator)
+    if death.cause == "memory" and stage.generator is not None and stage.generator.config.replica_range[1] > 1:
+        settings.append("generator.replicas")
+    kind = "the device's memory was not enough" if death.cause == "device_memory" else "memory was not enough"
+    return f"\n    {kind}: lower {', '.join([*settings, f'model.max_length (now {stage.model.max_length})'])}"
+
+
+def _settings(section: str, choice: ComponentChoice) -> list[str]:
+    named = []
+    for name in choice.config.memory_settings:
+        value = getattr(choice.config, name)
+        named.append(f"{section}.{name}" + (f" (now {value})" if value is not None else " (not set)"))
+    return named

@@ -1,0 +1,128 @@
+"""Components for hosts that need neither torch nor long: they end, hang or run out of memory when told to."""
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.backend import Topology
+
+DIE, STOP, FULL = 900, 901, 902
+"""A prompt that starts with one of these ends, stops or fills its generator; once, where there is a marker file."""
+
+
+class Options(dict):
+    """A config that brings the folder of this module along: workers do not have it on their path."""
+
+    def __reduce__(self):
+        here = str(Path(__file__).parent)
+        return eval, (f"__import__('sys').path.append({here!r}) or {dict(self)!r}",)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+class Rank:
+    """A backend's rank as far as a host is concerned."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def setup(self, context):
+        self.rank = context.rank
+        return Topology(context.rank, context.world_size)
+
+    def wait(self, seconds):
+        time.sleep(seconds)
+        return "done"
+
+    def end_or_wait(self, rank, seconds):
+        if self.rank == rank:
+            os._exit(3)
+        return self.wait(seconds)
+
+    def echo_or_end(self, rank):
+        """Like two ranks in an exchange: one ends, the other's call fails because of that."""
+        time.sleep(0.3)
+        if self.rank == rank:
+            os._exit(3)
+        raise RuntimeError("Connection closed by peer")
+
+    def crash(self):
+        os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(60)
+
+    def deadlock(self):
+        """Wait for ever in C without giving up Python's lock."""
+        time.sleep(3)
+        mutex = ctypes.create_string_buffer(128)
+        for _ in range(2):
+            ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+    def fill(self):
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def break_down(self):
+        return {}["missing"]
+
+    def close(self):
+        pass
+
+
+class Generator:
+    """Completes a prompt with ``prompt's first token + weights version``, n times.
+
+    ``config``: ``delay_s`` per token, ``marker``, a file without which a dangerous prompt acts, or None for always,
+    and ``broken``, a file with which it cannot be loaded.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.version = -1
+
+    def setup(self, context):
+        pass
+
+    def load(self, model, tokenizer_path):
+        if self.config["broken"] and Path(self.config["broken"]).exists():
+            raise RuntimeError("the weights file is gone")
+
+    def update_weights(self, buckets, version):
+        assert [int(b) for b in buckets] == [7]
+        self.version = version
+
+    def generate(self, requests, sampling):
+        self._face_danger(requests)
+        time.sleep(self.config["delay_s"] * sampling.max_new_tokens)
+        prompts = [requests.tokens[requests.sequence(i)] for i in range(len(requests)) for _ in range(sampling.n)]
+        return SequenceBatch.from_lists(
+            [np.append(p, p[0] + self.version).astype(np.int32) for p in prompts],
+            sequence_columns={
+                "request": np.repeat(np.arange(len(requests)), sampling.n),
+                "sample": np.tile(np.arange(sampling.n), len(requests)),
+                "served_by": np.full(len(prompts), os.getpid()),
+            },
+        )
+
+    def _face_danger(self, requests):
+        first = set(requests.tokens[requests.offsets[:-1]].tolist())
+        marker = self.config["marker"]
+        if not first & {DIE, STOP, FULL}:
+            return
+        if marker:
+            try:
+                Path(marker).touch(exist_ok=False)
+            except FileExistsError:
+                return
+        if DIE in first:
+            os._exit(3)
+        if FULL in first:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def close(self):
+        pass
