@@ -36,7 +36,7 @@ def preferences():
     ]
 '''
 MODEL = {"architecture": "qwen3", "hidden_size": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 192}
-STEPS = {"sft": 200, "grpo": 20, "dpo": 10, "rm": 8, "again": 8, "ppo": 2}
+STEPS = {"sft": 200, "grpo": 20, "dpo": 10, "rm": 24, "again": 24, "ppo": 2}
 
 
 def stages(functions):
@@ -62,7 +62,7 @@ def stages(functions):
     dpo = {"name": "dpo", "pairs_per_step": 50, "learning_rate": 5e-4, "beta": 0.5}
     rm = {"name": "rm", "pairs_per_step": 50, "learning_rate": 1e-3}
     ppo = {"name": "ppo", "prompts_per_step": 32, "learning_rate": 1e-4, "value": {"learning_rate": 1e-3}}
-    checkpoints = {"run": {"steps": STEPS["rm"], "checkpoint_every": 2}}
+    checkpoints = {"run": {"steps": STEPS["rm"], "checkpoint_every": 4}}
     return [
         stage("sft", "demonstrations", sft, {}, **scratch),
         stage("grpo", "questions", grpo, {"tp": 2, "sequence": True}, **accuracy),
@@ -94,6 +94,7 @@ def run(directory, start_rl, rl):
     wait_for_steps_after_a_checkpoint(process, run, "rm")
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert not (run / "stages" / "rm" / "finished.json").exists(), "killed too late"
     rl("resume", run, timeout=1500)
     return run
 
@@ -126,7 +127,11 @@ def test_generators_sample_from_the_weights_that_are_trained(run):
 
 def test_a_killed_run_continues_with_the_metrics_of_one_that_was_not(run):
     killed, whole = (
-        [{k: v for k, v in row.items() if k.startswith("train/")} for row in of_stage(run, name) if row["step"]]
+        [
+            {k: v for k, v in row.items() if k.startswith("train/") and "per_second" not in k}
+            for row in of_stage(run, name)
+            if row["step"]
+        ]
         for name in ("rm", "again")
     )
     assert len(whole) == STEPS["rm"]
@@ -139,6 +144,4 @@ def test_a_killed_run_continues_with_the_metrics_of_one_that_was_not(run):
 def test_a_value_model_is_trained_beside_the_policy(run):
     rows = [row for row in of_stage(run, "ppo") if row["step"]]
     assert len(rows) == STEPS["ppo"]
-    losses = [value for row in rows for name, value in row.items() if "value" in name and name.endswith("loss")]
-    assert losses
-    assert all(value > 0 for value in losses)
+    assert all(row["train/value_loss"] > 0 and row["train/value_grad_norm"] > 0 for row in rows)

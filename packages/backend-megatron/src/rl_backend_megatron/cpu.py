@@ -76,8 +76,8 @@ def cpu_devices() -> Iterator[None]:
     replaced = (
         (torch.cuda, "current_device", lambda: _CPU),
         (torch.cuda, "synchronize", lambda *_args, **_kwargs: None),
-        (torch.cuda, "Stream", _Stream),
-        (torch.cuda, "current_stream", _Stream),
+        (torch.cuda, "Stream", lambda *_args, **_kwargs: _Stream()),
+        (torch.cuda, "current_stream", lambda *_args, **_kwargs: _Stream()),
         (torch.cuda, "stream", nullcontext),
         (torch.distributed, "all_to_all_single", _all_to_all_single),
         (megatron_random, "_get_cuda_rng_state", lambda *_args, **_kwargs: torch.empty(0, dtype=torch.uint8)),
