@@ -2,7 +2,7 @@
 
 A pile of matches; each side in turn takes one, two or three; who takes the last one wins. Whoever faces a multiple
 of four loses against a perfect player. A model turn is one character, the number it takes, and the opponent's turn
-comes back as text: ``9:`` → ``1`` → ``-2=6:`` → ``2`` → …
+comes back as text that ends with what is left: ``9`` → ``1`` → ``-2=6`` → ``2`` → …
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def positions(largest: int = 9, repeat: int = 1) -> Iterator[dict[str, Any]]:
     """Piles that the side to move can win, ``repeat`` times each."""
     for pile in range(1, largest + 1):
         if pile % 4:
-            yield from ({"prompt": f"{pile}:", "pile": pile} for _ in range(repeat))
+            yield from ({"prompt": str(pile), "pile": pile} for _ in range(repeat))
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Nim:
             return Turn(done=True, reward=1.0)
         reply = self._reply(state)
         state.pile -= reply
-        message = {"role": "user", "content": f"-{reply}={state.pile}:"}
+        message = {"role": "user", "content": f"-{reply}={state.pile}"}
         return Turn(messages=[message], done=state.pile == 0)
 
     def _reply(self, state: Game) -> int:

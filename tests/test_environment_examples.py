@@ -40,9 +40,9 @@ def test_a_model_learns_a_game_from_its_results(rl, tmp_path):
     rl("run", EXAMPLES / "nim.yaml", f"run.directory={run}", timeout=1200)
     rows = metrics_of(run)
     won = [r["eval/accuracy"] for r in rows if "eval/accuracy" in r]
-    assert won[0] < 0.2
-    assert won[-1] >= 0.85
+    assert won[0] < 0.5
+    assert won[-1] >= 0.8
     steps = [r for r in rows if "rollout/reward_mean" in r]
-    assert steps[0]["rollout/environment_reward_mean"] == steps[0]["rollout/reward_mean"] < -0.4
+    assert steps[0]["rollout/environment_reward_mean"] == steps[0]["rollout/reward_mean"] < -0.3
     assert steps[-1]["rollout/reward_mean"] > 0.6
     assert max(r["mismatch/max_abs_logprob_gap"] for r in steps) < 1e-4

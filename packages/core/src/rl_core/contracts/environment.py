@@ -30,6 +30,8 @@ class Turn:
 class Environment(Protocol):
     """Built as ``factory(config)`` in the driver; one instance serves many conversations at once.
 
+    Its config derives from :class:`rl_core.config.environment.EnvironmentConfig`, which limits a conversation.
+
     What belongs to one conversation lives in ``start``'s value, never in the instance. Every method may be a
     coroutine function. Coroutines share one event loop, which lives as long as the stage; plain methods run in
     threads, those of different conversations at the same time. An instance may further have
