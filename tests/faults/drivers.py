@@ -120,6 +120,8 @@ def full_disk(files):
 
 @contextmanager
 def no_session(_config, _logs):
+    """Does one thing that joining Ray does: it takes SIGTERM for itself."""
+    signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(signum))
     yield
 
 

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 from rl_core.errors import Interrupted, Preempted
-from rl_core.run.signals import StopRequest, stop_on_interrupt
+from rl_core.run.signals import StopRequest, listen, stop_on_interrupt
 
 
 class Clock:
@@ -33,6 +33,14 @@ def test_sigterm_asks_however_often_it_comes_and_ends_with_143():
         error = stop.error("stopped after step 3")
     assert (type(error), str(error), error.exit_code) == (Preempted, "SIGTERM: stopped after step 3", 143)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_handler_that_a_library_puts_in_between_is_replaced():
+    with stop_on_interrupt() as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        listen(stop)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
 
 
 def test_the_first_reason_counts():

@@ -26,7 +26,7 @@ from rl_core.run.loop import Loop, LoopHooks
 from rl_core.run.progress import working
 from rl_core.run.recovery import Recovery
 from rl_core.run.resuming import announce, starting_point
-from rl_core.run.signals import StopRequest, stop_on_interrupt
+from rl_core.run.signals import StopRequest, listen, stop_on_interrupt
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig, StageConfig
@@ -114,6 +114,7 @@ class Pipeline:
             stack.callback(loggers.close)
             with working("starting Ray"):
                 stack.enter_context(ray_session(self._config, self._directory.logs))
+            listen(stop)
             stack.callback(pool.close)
             for index, stage in enumerate(stages):
                 parts = first if index == 0 else driver_parts(stage, self._registry)

@@ -73,9 +73,18 @@ class StopRequest:
 def stop_on_interrupt(limit_s: float | None = None) -> Iterator[StopRequest]:
     """While the block runs, SIGINT, SIGTERM and the time limit set the request; a second SIGINT stops at once."""
     stop = StopRequest(limit_s=limit_s)
-    if threading.current_thread() is not threading.main_thread():
+    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    listen(stop)
+    try:
         yield stop
-        return
+    finally:
+        if _may_listen():
+            for signum, handler in previous.items():
+                signal.signal(signum, handler or signal.SIG_DFL)
+
+
+def listen(stop: StopRequest) -> None:
+    """Have the signals set ``stop``; to be called again after ``ray.init``, which puts its own handler of SIGTERM."""
 
     def interrupted(signum: int, frame: FrameType | None) -> None:
         if stop:
@@ -88,10 +97,10 @@ def stop_on_interrupt(limit_s: float | None = None) -> Iterator[StopRequest]:
             logger.warning("SIGTERM: stopping after this step; a checkpoint will be saved")
         stop.request(Preempted, reason="SIGTERM: ")
 
-    handlers = {signal.SIGINT: interrupted, signal.SIGTERM: terminated}
-    previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
-    try:
-        yield stop
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+    if _may_listen():
+        signal.signal(signal.SIGINT, interrupted)
+        signal.signal(signal.SIGTERM, terminated)
+
+
+def _may_listen() -> bool:
+    return threading.current_thread() is threading.main_thread()
