@@ -17,7 +17,7 @@ class RunInfo:
         stage: name of the stage (``train`` where there are no stages).
         stages: names of all stages, in order.
         total_steps: steps in this stage.
-        first_step: the first step that will be logged (more than 1 after a resume).
+        first_step: the first step that will be logged (more than 1 after a resume or a recovery).
         config: the stage's resolved config as plain data.
     """
 
@@ -43,7 +43,11 @@ class Logger(Protocol):
     """Built once per run as ``factory(config)`` in the driver."""
 
     def start(self, info: RunInfo) -> None:
-        """A stage begins (also after a resume; files are appended to, never truncated)."""
+        """A stage begins, or continues after a resume; files are appended to, never truncated.
+
+        Where workers failed, a stage is started again in the same process, from ``first_step``: steps from there on
+        are about to be logged a second time.
+        """
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
