@@ -93,8 +93,8 @@ VALIDATOR = """
         (
             "given + 0",
             "target: None makes LengthConfig crash instead of being refused: TypeError: unsupported operand type(s) "
-            "for +: 'NoneType' and 'int' (config.py:15); validators raise ValueError, which names the field and its line "
-            "to the user",
+            "for +: 'NoneType' and 'int' (config.py:15); validators raise ValueError, which names the field and its "
+            "line to the user",
         ),
         (
             "5",
