@@ -27,7 +27,7 @@ PLUGINS = sorted(
     and path.parent.name != "generation-vllm"
 )
 TOGETHER = ("test_a_ray_worker_receives_its_config_and_builds_it", "test_a_tiny_run_continues_exactly_where_it_stopped")
-"""Rules that start processes: here one worker takes all components, and one run has most kinds in it."""
+"""Rules that start processes: here one worker takes all components, and there is one run."""
 
 
 @pytest.fixture(scope="module")
@@ -131,18 +131,18 @@ def test_a_ray_worker_receives_and_builds_every_component(fields, cluster):
 
 
 @pytest.mark.slow
-def test_a_tiny_run_of_most_kinds_together_continues_exactly_where_it_stopped(fields, cluster, tmp_path):
+def test_a_tiny_run_continues_exactly_where_it_stopped(fields, cluster, tmp_path):
+    """On examples, which needs one worker; test_resume.py and test_plugin_new.py run the other kinds."""
     more = {
         "tokenizer": {"name": "characters"},
-        "generator": {"name": "hf", "max_new_tokens": 4},
-        "rewards": [{"name": "exact_match"}, {"name": "function", **fields["function"]}],
+        "data": {"name": "jsonl", **fields["data_source/jsonl"]},
         "eval_data": {"name": "parquet", **fields["parquet"]},
-        "evaluators": [{"name": "accuracy", "every": 1, "max_new_tokens": 4}],
+        "evaluators": [{"name": "loss", "every": 1}],
         "loggers": [{"name": "tensorboard"}],
     }
-    metrics = check_tiny_run("algorithm 'grpo'", "algorithm", {"name": "grpo", **fields["grpo"]}, more, tmp_path)
+    metrics = check_tiny_run("algorithm 'sft'", "algorithm", {"name": "sft"}, more, tmp_path)
     assert metrics["step"] == 2
-    assert "eval/accuracy" in json.loads((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "eval/loss" in json.loads((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def test_the_tokenizer_of_the_kit_keeps_what_it_asks_of_others(tmp_path):

@@ -26,3 +26,12 @@ def test_an_unknown_preset_lists_those_there_are():
         Config(name="x", preset="wild")
     with pytest.raises(ValidationError, match="unknown preset 'wide'; this algorithm has no presets"):
         AlgorithmConfig(name="x", preset="wide")
+
+
+def test_a_preset_that_is_no_name_is_refused_like_any_wrong_value():
+    for given in ([], {}, 3):
+        with pytest.raises(ValidationError) as caught:
+            Config(name="x", preset=given)
+        assert [(one["loc"], one["msg"]) for one in caught.value.errors()] == [
+            (("preset",), "Input should be a valid string")
+        ]

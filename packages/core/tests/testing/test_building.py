@@ -48,6 +48,7 @@ def failures(package: str, settings: building.Settings | None = None) -> dict[st
     """Check → its message, for the checks that fail."""
     checks = {
         "keys": lambda: building.check_unknown_keys(package),
+        "refusals": lambda: building.check_refusals(package, settings),
         "pickling": lambda: building.check_pickling(package, settings),
         "twice": lambda: building.check_building_twice(package, settings),
     }
@@ -76,6 +77,35 @@ def test_a_config_that_accepts_unknown_keys_is_named_also_in_nested_models(kit, 
         "keys": f"rl-x-kit: reward 'length': {model} accepts unknown keys, so a typo in the YAML would change nothing; "
         "derive it from rl_core.config.sections.Section"
     }
+
+
+VALIDATOR = """
+    @field_validator("target", mode="before")
+    @classmethod
+    def _wanted(cls, given):
+        return {validated}
+"""
+
+
+@pytest.mark.parametrize(
+    ("validated", "message"),
+    [
+        (
+            "given + 0",
+            "target: None makes LengthConfig crash instead of being refused: TypeError: unsupported operand type(s) "
+            "for +: 'NoneType' and 'int' (config.py:15); validators raise ValueError, which names the field and its "
+            "line to the user",
+        ),
+        (
+            "5",
+            "LengthConfig.target accepts a value of any type, so a mistake in the YAML would only show later; give it "
+            "a type, or let its validator raise ValueError",
+        ),
+    ],
+)
+def test_a_config_that_does_not_refuse_wrong_values_is_named(kit, validated, message):
+    config = CONFIG.replace("import Field", "import Field, field_validator") + VALIDATOR.format(validated=validated)
+    assert failures(kit(config=config)) == {"refusals": f"rl-x-kit: reward 'length': {message}"}
 
 
 def test_a_config_that_cannot_be_pickled_is_named(kit):
