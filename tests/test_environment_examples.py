@@ -41,7 +41,7 @@ def test_a_model_learns_a_game_from_its_results(rl, tmp_path):
     rows = metrics_of(run)
     won = [r["eval/accuracy"] for r in rows if "eval/accuracy" in r]
     assert won[0] < 0.5
-    assert won[-1] >= 0.8
+    assert won[-1] >= 0.75
     steps = [r for r in rows if "rollout/reward_mean" in r]
     assert steps[0]["rollout/environment_reward_mean"] == steps[0]["rollout/reward_mean"] < -0.3
     assert steps[-1]["rollout/reward_mean"] > 0.6
