@@ -38,8 +38,6 @@ def sections_for(kind: str, section: Mapping[str, Any], folder: Path) -> dict[st
     Raises:
         CannotRun: nothing that is installed fits a section that the run needs.
     """
-    if kind not in KIND_OF.values():
-        raise CannotRun(f"no section of a config selects a component of the kind {kind.replace('_', ' ')}")
     chooser = _Chooser(load_registry(), folder)
     own = {"data_source": "data", "reward": "rewards", "evaluator": "evaluators", "logger": "loggers"}.get(kind, kind)
     chosen: dict[str, Any] = {own: section}
@@ -47,7 +45,7 @@ def sections_for(kind: str, section: Mapping[str, Any], folder: Path) -> dict[st
     if "algorithm" not in chosen:
         if kind == "evaluator":
             needs |= set(chooser.component(kind, str(section["name"])).needs)
-        rollouts = kind in ("generator", "reward") or bool(needs & {"generator", "rewards"})
+        rollouts = kind in ("generator", "reward", "environment") or bool(needs & {"generator", "rewards"})
         rows = chooser.rows(section) if kind == "data_source" else questions()
         chosen["algorithm"] = chooser.algorithm(rollouts=rollouts, rows=rows)
     algorithm = chooser.component("algorithm", str(chosen["algorithm"]["name"]))

@@ -122,10 +122,10 @@ ENVIRONMENT = {
         "a turn has messages and a finite reward",
         "step speaks for the model: {'role': 'assistant', 'content': '2'}",
     ),
-    "no end": (
-        {"if state.turns >= self.config.max_turns:": "if state.turns >= 1000:"},
-        "a conversation ends",
-        "the conversation is not over after 50 turns of the model",
+    "chance without the seed": (
+        {AGAIN: AGAIN.replace("self.config.retry", "str(__import__('random').random())")},
+        "a seed repeats a conversation",
+        "one seed gives two conversations; draw whatever is random from it",
     ),
     "writing into the conversation": (
         {"        state.turns += 1\n": "        state.turns += 1\n        conversation.append({'role': 'user'})\n"}

@@ -20,14 +20,14 @@ SEED = 11
 class EnvironmentConformance(ComponentConformance):
     """Attributes:
     rows: of which each starts a conversation; at least two.
-    replies: what the model says, one after the other, then from the beginning again.
-    most_turns: model turns after which a conversation must be over.
+    replies: what the model says, one after the other; then the row's ``answer``.
+    most_turns: model turns that are taken, where the environment does not end the conversation before.
     """
 
     kind = "environment"
     rows: ClassVar[Sequence[Row]] = tuple(questions(4))
     replies: ClassVar[Sequence[str]] = ("3", "", "I do not know.")
-    most_turns: ClassVar[int] = 50
+    most_turns: ClassVar[int] = 5
 
     def test_a_turn_has_messages_and_a_finite_reward(self) -> None:
         for turn in self._turns(self.build(), self.rows[0]):
@@ -40,10 +40,6 @@ class EnvironmentConformance(ComponentConformance):
                     f"step returned a message without role and content: {message}",
                 )
                 self.expect(message["role"] != "assistant", f"step speaks for the model: {message}")
-
-    def test_a_conversation_ends(self) -> None:
-        turns = self._turns(self.build(), self.rows[0])
-        self.expect(turns[-1].done, f"the conversation is not over after {self.most_turns} turns of the model")
 
     def test_a_seed_repeats_a_conversation(self) -> None:
         first, second = (self._turns(self.build(), self.rows[0]) for _ in range(2))
@@ -61,9 +57,9 @@ class EnvironmentConformance(ComponentConformance):
         environment = self.build()
         talks: list[Any] = [[answered(environment.start(row, SEED)), self._opening(row), []] for row in self.rows[:2]]
         for number in range(self.most_turns):
-            for state, conversation, turns in talks:
+            for row, (state, conversation, turns) in zip(self.rows, talks, strict=False):
                 if not turns or not turns[-1].done:
-                    turns.append(self._step(environment, state, conversation, number))
+                    turns.append(self._step(environment, state, conversation, self._reply(row, number)))
         for index, (_, _, turns) in enumerate(talks):
             self.expect(
                 repr(turns) == repr(alone[index]),
@@ -74,11 +70,14 @@ class EnvironmentConformance(ComponentConformance):
         state, conversation = answered(environment.start(row, SEED)), self._opening(row)
         turns: list[Turn] = []
         while len(turns) < self.most_turns and not (turns and turns[-1].done):
-            turns.append(self._step(environment, state, conversation, len(turns)))
+            turns.append(self._step(environment, state, conversation, self._reply(row, len(turns))))
         return turns
 
-    def _step(self, environment: Environment, state: Any, conversation: list[Any], number: int) -> Turn:
-        conversation.append({"role": "assistant", "content": self.replies[number % len(self.replies)]})
+    def _reply(self, row: Row, number: int) -> str:
+        return self.replies[number] if number < len(self.replies) else str(row.get("answer", self.replies[-1]))
+
+    def _step(self, environment: Environment, state: Any, conversation: list[Any], reply: str) -> Turn:
+        conversation.append({"role": "assistant", "content": reply})
         turn: Turn = answered(environment.step(state, list(conversation)))
         conversation.extend(turn.messages)
         return turn
