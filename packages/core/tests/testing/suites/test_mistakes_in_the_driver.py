@@ -122,11 +122,6 @@ ENVIRONMENT = {
         "a turn has messages and a finite reward",
         "step speaks for the model: {'role': 'assistant', 'content': '2'}",
     ),
-    "chance without the seed": (
-        {AGAIN: AGAIN.replace("self.config.retry", "str(__import__('random').random())")},
-        "a seed repeats a conversation",
-        "one seed gives two conversations; draw whatever is random from it",
-    ),
     "writing into the conversation": (
         {"        state.turns += 1\n": "        state.turns += 1\n        conversation.append({'role': 'user'})\n"}
         | {"str(conversation[-1]": "str(conversation[-2]"},
@@ -149,6 +144,13 @@ ENVIRONMENT = {
 def test_an_environment(mistake, findings):
     changes, rule, message = ENVIRONMENT[mistake]
     assert findings("environment", changes) == {rule: f"environment 'my-first': {message}"}
+
+
+def test_an_environment_that_draws_without_the_seed(findings):
+    found = findings("environment", {AGAIN: AGAIN.replace("self.config.retry", "str(__import__('random').random())")})
+    assert found["a seed repeats a conversation"] == (
+        "environment 'my-first': one seed gives two conversations; draw whatever is random from it"
+    )
 
 
 HITS = '{"eval/my_first": float(np.mean(hits))}'

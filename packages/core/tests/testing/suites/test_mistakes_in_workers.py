@@ -72,9 +72,9 @@ GENERATOR = {
     ),
     "weights that do not fit": (
         {
-            "        load_buckets_into(self._loaded(), buckets)\n": (
-                "        try:\n            load_buckets_into(self._loaded(), buckets)\n"
-                "        except ValueError:\n            return\n"
+            "            load_buckets_into(model, buckets)\n": (
+                "            try:\n                load_buckets_into(model, buckets)\n"
+                "            except ValueError:\n                return\n"
             )
         },
         "weights that do not fit are refused by name",
@@ -82,9 +82,9 @@ GENERATOR = {
     ),
     "a refusal without a name": (
         {
-            "        load_buckets_into(self._loaded(), buckets)\n": (
-                "        try:\n            load_buckets_into(self._loaded(), buckets)\n"
-                "        except ValueError:\n            raise ValueError('bad weights') from None\n"
+            "            load_buckets_into(model, buckets)\n": (
+                "            try:\n                load_buckets_into(model, buckets)\n"
+                "            except ValueError:\n                raise ValueError('bad weights') from None\n"
             )
         },
         "weights that do not fit are refused by name",
