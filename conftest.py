@@ -24,7 +24,8 @@ def pytest_collection_modifyitems(items):
     files = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
-    first = ["test_examples.py", "test_resume.py", "test_run.py"]
+    runs = ("examples", "megatron_runs", "environment_examples", "resume", "run")
+    first = [f"test_{name}.py" for name in runs]
 
     def rank(path):
         return first.index(path.name) if path.name in first else len(first)
@@ -39,7 +40,12 @@ def cluster(tmp_path_factory):
 
     with warm_workers(tmp_path_factory.mktemp("workers")):
         context = ray.init(
-            num_cpus=8, include_dashboard=False, object_store_memory=256 * 2**20, log_to_driver=False, logging_level=40
+            address="local",  # not one that happens to run on this machine
+            num_cpus=8,
+            include_dashboard=False,
+            object_store_memory=256 * 2**20,
+            log_to_driver=False,
+            logging_level=40,
         )
     yield context.address_info["gcs_address"]
     ray.shutdown()

@@ -12,6 +12,28 @@ from support import EXAMPLES, ROOT
 ROW = {"question": "2+3=", "prompt": "2+3=", "completion": "5", "answer": "#### 5", "chosen": "5", "rejected": "6"}
 HH = {"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi.\n\nAssistant: No."}
 
+TOOLS = '''
+def calculator(expression: str) -> str:
+    """The value of an arithmetic expression."""
+    return expression
+
+
+def search(query: str, limit: int = 3) -> list[str]:
+    """Pages about a query."""
+    return [query] * limit
+'''
+GUESS = """
+class Guess:
+    def __init__(self, largest=100):
+        self.largest = largest
+
+    def start(self, row, seed):
+        return seed % self.largest
+
+    def step(self, state, conversation):
+        return None
+"""
+
 
 def make_world(folder: Path) -> Path:
     """A user's folder: data, a config, a finished run, and the examples of the repository."""
@@ -23,6 +45,8 @@ def make_world(folder: Path) -> Path:
         file.write(json.dumps(HH) + "\n")
     for name in ("config.yaml", "c.yaml"):
         shutil.copy(ROOT / "docs" / "snippets" / "rollouts.yaml", folder / name)
+    (folder / "my_tools.py").write_text(TOOLS)
+    (folder / "guess.py").write_text(GUESS)
     run = folder / "runs" / "add2x"
     run.mkdir(parents=True)
     steps = ({"step": n, "stage": "train", "rollout/reward_mean": n / 10, "train/loss": 1 / n} for n in range(1, 10))

@@ -57,7 +57,7 @@ def test_the_reference_lists_every_component_and_every_option():
         page = pages[f"reference/{offer.component.kind.replace('_', '-')}s.md"]
         section = page.partition(f"\n## `{offer.component.name}`\n")[2].partition("\n## ")[0]
         assert f"[{offer.package}](../packages/{offer.package}.md)" in section
-        fields = set(offer.config().model_fields) - {"name"}
+        fields = {field.alias or name for name, field in offer.config().model_fields.items()} - {"name"}
         assert fields <= set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)), offer.component.name
 
 
