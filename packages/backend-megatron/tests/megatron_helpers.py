@@ -92,6 +92,17 @@ def plain_outputs(
     return {name: np.where(needed, getattr(found, name).numpy(), 0) for name in names}
 
 
+def plain_loss(model: torch.nn.Module, batch: SequenceBatch) -> torch.Tensor:
+    """The mean negative log-likelihood, one sequence at a time, from full logits."""
+    total = torch.zeros(())
+    for i in range(len(batch)):
+        tokens = torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))
+        mask = torch.from_numpy(batch.token_columns["loss_mask"][batch.sequence(i)])
+        log_p = torch.log_softmax(model(input_ids=tokens[None]).logits[0], -1)
+        total = total - (log_p[:-1].gather(1, tokens[1:, None])[:, 0] * mask[1:]).sum()
+    return total / float(batch.token_columns["loss_mask"].sum())
+
+
 def plain_training(
     spec: ModelSpec, optimizer: OptimizerSpec, batch: SequenceBatch, steps: int
 ) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
@@ -103,13 +114,7 @@ def plain_training(
     adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
     record = []
     for step in range(steps):
-        total = torch.zeros(())
-        for i in range(len(batch)):
-            tokens = torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))
-            mask = torch.from_numpy(batch.token_columns["loss_mask"][batch.sequence(i)])
-            log_p = torch.log_softmax(model(input_ids=tokens[None]).logits[0], -1)
-            total = total - (log_p[:-1].gather(1, tokens[1:, None])[:, 0] * mask[1:]).sum()
-        loss = total / float(batch.token_columns["loss_mask"].sum())
+        loss = plain_loss(model, batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
         for group in adamw.param_groups:
@@ -198,6 +203,18 @@ def train(rank: int, world: int, port: int, *, batch: SequenceBatch, steps: int 
             "random": torch.rand(3).numpy(),
             "evaluated": made.evaluate(role.name, shard, loss, Scale.of(batch)),
         }
+
+
+def gradients(rank: int, world: int, port: int, *, batch: SequenceBatch, **options: Any) -> dict[str, np.ndarray]:
+    """Gradients under Hugging Face names: they are put in the place of the parameters, which are then streamed."""
+    with backend(rank, world, port, distributed_optimizer=False, **options["config"]) as made:
+        made.load(POLICY, options["spec"], optimizer_spec(learning_rate=0.0, max_grad_norm=None))
+        loaded = made._role("policy")
+        loaded.trainer.clear = lambda: None  # which ends a step, and begins one
+        made.train("policy", shard_of(batch, made.place), NLL, Scale.of(batch))
+        for parameter in loaded.stage.parameters():
+            parameter.data.copy_(parameter.main_grad)
+        return weights_of(made, "policy")
 
 
 def output_ranks(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:

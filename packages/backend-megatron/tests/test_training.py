@@ -10,11 +10,13 @@ import pytest
 from megatron_helpers import (
     POLICY,
     Ranks,
+    gradients,
     metrics_of,
     model_folder,
     model_spec,
     optimizer_spec,
     output_ranks,
+    plain_loss,
     plain_model,
     plain_training,
     random_batch,
@@ -64,6 +66,31 @@ def test_five_steps_equal_plain_pytorch(
     assert set(answers[0]["weights"]) == set(parameters)
     for name, parameter in parameters.items():
         np.testing.assert_allclose(answers[0]["weights"][name], parameter.detach().numpy(), atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel", "architecture", "tie"),
+    [
+        (2, {"tp": 2}, "qwen2", True),
+        (2, {"tp": 2, "sequence": True}, "qwen3", False),
+        (2, {"pp": 2}, "llama", True),
+        (2, {"dp": 2}, "qwen3", True),
+        (4, {"tp": 2, "pp": 2}, "qwen2", True),
+    ],
+)
+def test_every_gradient_equals_that_of_plain_pytorch(
+    ranks: Ranks, tmp_path: Path, world: int, parallel: dict, architecture: str, tie: bool
+) -> None:
+    batch, spec = random_batch(), model_folder(tmp_path, architecture=architecture, tie=tie)
+    model = plain_model(spec)
+    plain_loss(model, batch).backward()
+    config = {"parallel": parallel, "max_tokens_per_microbatch": 100}
+    found = ranks(gradients, world, batch=batch, spec=spec, config=config)[0]
+    expected = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        assert np.abs(gradient).max() > 1e-4, name
+        np.testing.assert_allclose(found[name], gradient, atol=1e-6, rtol=1e-5, err_msg=name)
 
 
 @pytest.fixture(scope="module")
