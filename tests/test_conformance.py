@@ -30,6 +30,24 @@ TOGETHER = ("test_a_ray_worker_receives_its_config_and_builds_it", "test_a_tiny_
 """Rules that start processes: here one worker takes all components, and there is one run."""
 
 
+ENVIRONMENTS = '''
+from rl_core.contracts.environment import Turn
+
+
+def double(number: int) -> int:
+    """Twice a number."""
+    return 2 * number
+
+
+class Echo:
+    def start(self, row, seed):
+        return None
+
+    def step(self, state, conversation):
+        return Turn(messages=[{"role": "user", "content": str(conversation[-1]["content"])}], done=False)
+'''
+
+
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory):
     """Component → values for its fields, where some have no default or a smaller example is quicker."""
@@ -48,8 +66,16 @@ def fields(tmp_path_factory):
         "regex": {"pattern": "[0-9]"},
         "function": {"function": f"{rewards(folder)}:lengths"},
         "model": {"path": str(reward_model)},
+        "tools": {"tools": [f"{environments(folder)}:double"]},
+        "environment/python": {"class": f"{environments(folder)}:Echo"},
         "grpo": {"group_size": 4, "prompts_per_step": 8},
     }
+
+
+def environments(folder):
+    path = folder / "conformance_environments.py"
+    path.write_text(ENVIRONMENTS)
+    return path
 
 
 def rewards(folder):

@@ -10,8 +10,9 @@ from rl_core.cli.main import main
 from support import ROOT
 
 SOURCES = sorted(p for p in ROOT.glob("packages/*/src/**/*") if p.suffix == ".py" or p.name.endswith(".py.tmpl"))
-BETWEEN_OWN_PROCESSES = {"packages/core/src/rl_core/testing/building.py"}
-"""The conformance kit sends configs to a process of its own through a pipe; no file is involved."""
+KIT = "packages/core/src/rl_core/testing"
+BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py"}
+"""The conformance kit sends configs to processes of its own; no file is involved."""
 
 
 def calls():

@@ -25,8 +25,9 @@ def check_bad_values(label: str, model: type[BaseModel], name: str, fields: Mapp
         fields: valid values of the other fields.
     """
     for field, about in model.model_fields.items():
-        refusals = [refusal for probe in PROBES if (refusal := _refusal(label, model, name, fields, field, probe))]
-        named = any(place[:1] == (about.alias or field,) for refusal in refusals for place in refusal)
+        key = about.alias or field
+        refusals = [refusal for probe in PROBES if (refusal := _refusal(label, model, name, fields, key, probe))]
+        named = any(place[:1] == (key,) for refusal in refusals for place in refusal)
         if about.annotation is not Any and not named:
             raise AssertionError(
                 f"{label}: {model.__name__}.{field} accepts a value of any type, so a mistake in the YAML would only "

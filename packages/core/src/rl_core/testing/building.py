@@ -112,7 +112,7 @@ def _configs(package: str, settings: Settings) -> Iterator[tuple[Component, Base
     for component in components_of(package):
         model = config_model(package, component)
         given = given_to(component, settings)
-        required = {name for name, field in model.model_fields.items() if field.is_required()} - {"name", *given}
+        required = {f.alias or name for name, f in model.model_fields.items() if f.is_required()} - {"name", *given}
         if required and not given:
             continue
         try:
