@@ -39,7 +39,12 @@ def cluster(tmp_path_factory):
 
     with warm_workers(tmp_path_factory.mktemp("workers")):
         context = ray.init(
-            num_cpus=8, include_dashboard=False, object_store_memory=256 * 2**20, log_to_driver=False, logging_level=40
+            address="local",  # not one that happens to run on this machine
+            num_cpus=8,
+            include_dashboard=False,
+            object_store_memory=256 * 2**20,
+            log_to_driver=False,
+            logging_level=40,
         )
     yield context.address_info["gcs_address"]
     ray.shutdown()
