@@ -21,11 +21,15 @@ class Router:
 
     A request's samples depend only on the request and the weights, so which replica answers makes
     no difference, and a request whose replica died is simply asked again elsewhere.
+
+    Args:
+        ahead: whether weights arrive while replicas sample.
     """
 
-    def __init__(self, replicas: Sequence[Any], pool: WorkerPool) -> None:
+    def __init__(self, replicas: Sequence[Any], pool: WorkerPool, *, ahead: bool = False) -> None:
         self._replicas = list(replicas)
         self._pool = pool
+        self._ahead = ahead
         self.version = -1
 
     @property
@@ -60,10 +64,11 @@ class Router:
 
     def update_weights(self, buckets: list[Any], version: int) -> None:
         """Give every replica the weights behind ``buckets`` (object references) as ``version``."""
-        calls = [
-            r.call_each.options(concurrency_group=UPDATES).remote("update_weights", buckets, version)
-            for r in self._replicas
+        # A Ray client knows no concurrency groups; without sampling ahead nothing runs beside an update.
+        methods = [
+            r.call_each.options(concurrency_group=UPDATES) if self._ahead else r.call_each for r in self._replicas
         ]
+        calls = [method.remote("update_weights", buckets, version) for method in methods]
         self._pool.get(calls, what="updating the generator weights")
         self.version = version
 

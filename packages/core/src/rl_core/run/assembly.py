@@ -251,7 +251,7 @@ def _load_generator(
     pool.build(generators, stage.generator, kind="generate", context=context)
     calls = [g.call.remote("load", spec, str(tokenizer_path)) for g in generators]
     pool.get(calls, starting=True, what="loading the generator")
-    return Router(generators, pool)
+    return Router(generators, pool, ahead=bool(stage.run.max_staleness))
 
 
 def _context(stage: StageConfig, resources: Resources, threads: int) -> WorkerContext:
