@@ -76,6 +76,7 @@ class WorkerPool:
                 _placed(resources.replica_bundle(i), order),
                 resources.generator_threads,
                 gpus=0.4 if resources.gpus else 0,
+                concurrency_groups={UPDATES: 1},
             )
             for i in range(resources.replicas)
         ]
@@ -88,11 +89,14 @@ class WorkerPool:
         machines: dict[int, str] = placement_group_table(self._placement)["bundles_to_node_id"]
         return sorted(range(count), key=lambda index: (machines[index], index))
 
-    def _start(self, name: str, bundle: int, threads: int, *, gpus: float) -> Any:
+    def _start(
+        self, name: str, bundle: int, threads: int, *, gpus: float, concurrency_groups: dict[str, int] | None = None
+    ) -> Any:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        actor = ray.remote(concurrency_groups={UPDATES: 1})(Host).options(  # type: ignore[call-overload]
+        remote: Any = ray.remote(concurrency_groups=concurrency_groups) if concurrency_groups else ray.remote  # type: ignore[call-overload]
+        actor = remote(Host).options(
             num_cpus=1,
             num_gpus=gpus,
             max_restarts=0,
