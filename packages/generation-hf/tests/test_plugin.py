@@ -24,9 +24,9 @@ def test_the_component_points_at_what_exists():
 def test_plugin_and_config_import_neither_torch_nor_transformers():
     code = (
         "import sys, rl_generation_hf.plugin as p, rl_generation_hf.config; p.register_generators();"
-        "assert not {'torch', 'transformers', 'ray'} & set(sys.modules), sorted(sys.modules)"
+        "print({'torch', 'transformers', 'ray'} & set(sys.modules))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_defaults_are_float32_and_64k_tokens():

@@ -126,5 +126,7 @@ def test_a_second_stage_goes_on_in_the_same_file(tmp_path, logger):
 
 def test_closing_twice_is_harmless(tmp_path, logger):
     logger.start(info(tmp_path))
+    logger.log(1, {"train/loss": 1.0})
     logger.close()
     logger.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]

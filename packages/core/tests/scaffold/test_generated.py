@@ -118,7 +118,9 @@ def test_the_example_in_the_readme_is_a_valid_section(kind, generate):
 
 def test_the_example_of_the_environment_runs(generate):
     generate("environment")
-    exec(re.search(r"```python\n(.*?)```", rendered("environment")["README.md"], re.DOTALL)[1], {})
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", rendered("environment")["README.md"], re.DOTALL)[1], names)
+    assert [message["role"] for message in names["turn"].messages] == ["user"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -144,9 +144,8 @@ class WorkerPool:
         where: Any = "SPREAD"
         if bundle is not None:
             where = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=bundle)
-        groups = {UPDATES: 1} if role == "generate" else {}
-        actor = ray.remote(concurrency_groups=groups)(Host)  # type: ignore[call-overload]
-        placed = actor.options(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy=where)
+        remote: Any = ray.remote(concurrency_groups={UPDATES: 1}) if role == "generate" else ray.remote  # type: ignore[call-overload]
+        placed = remote(Host).options(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy=where)
         handle: Any = placed.remote(name, self._manifest, str(self._logs), threads)
         self._watchdog.watch(Watched(name, role, handle, self._logs / f"{name}.log"))
         if role == "generate" and bundle is not None:

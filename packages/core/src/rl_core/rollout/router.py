@@ -78,12 +78,16 @@ class Router:
     Args:
         supply: starts replicas in the place of dead ones and where the cluster has room; without it there are
             none but ``replicas``.
+        ahead: whether weights arrive while replicas sample.
     """
 
-    def __init__(self, replicas: Sequence[Any], pool: WorkerPool, *, supply: Supply | None = None) -> None:
+    def __init__(
+        self, replicas: Sequence[Any], pool: WorkerPool, *, supply: Supply | None = None, ahead: bool = False
+    ) -> None:
         self._replicas = [_Replica(handle) for handle in replicas]
         self._pool = pool
         self._supply = supply
+        self._ahead = ahead
         self._lock = threading.RLock()
         self._retried = 0
         self.version = -1
@@ -223,7 +227,9 @@ class Router:
     def _hand_over(self, replicas: Sequence[_Replica], buckets: list[Any]) -> None:
         calls = []
         for replica in replicas:
-            update = replica.handle.call_each.options(concurrency_group=UPDATES)
+            update = replica.handle.call_each
+            if self._ahead:  # else nothing runs beside an update, and a Ray client knows no concurrency groups
+                update = update.options(concurrency_group=UPDATES)
             calls.append((replica, update.remote("update_weights", buckets, self.version)))
         for replica, call in calls:
             try:

@@ -251,7 +251,7 @@ def _load_generator(
         most=resources.max_replicas,
         weights=weights,
     )
-    return Router(generators, pool, supply=supply)
+    return Router(generators, pool, supply=supply, ahead=bool(stage.run.max_staleness))
 
 
 def _context(stage: StageConfig, resources: Resources, threads: int) -> WorkerContext:
