@@ -22,6 +22,7 @@ import sys
 from contextlib import contextmanager
 
 import rl_core.cli.main
+import rl_core.cluster.host
 import rl_core.run.pipeline
 import rl_torch.shards
 import torch
@@ -53,6 +54,16 @@ class Method:
             return self._function(*args)
         except Exception as error:
             return Failure(error)
+
+
+class NoPulse:
+    """Nobody listens for heartbeats of a worker inside the driver."""
+
+    def __init__(self, _state):
+        pass
+
+    def beat(self):
+        pass
 
 
 class Failure:
@@ -132,6 +143,7 @@ def child(command, answer):
     os.dup2(log, 2)
     rl_core.run.pipeline.WorkerPool = DirectPool
     rl_core.run.pipeline.ray_session = no_session
+    rl_core.cluster.host._pulse = NoPulse
     full_disk(command.get("full_disk_for", 0))
     calls = Calls(command.get("kill"))
     if command.get("kill") or command.get("count"):
