@@ -37,16 +37,17 @@ def test_a_run_leaves_everything_in_its_directory(tiny, rl, tmp_path):
 
 
 def test_without_a_cluster_ray_starts_with_the_run_and_stops_with_it(tiny_sft, tmp_path):
-    def orphans():
-        """Ray processes that outlived whoever started them; other test processes have clusters of their own."""
-        raylets = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "raylet"]
-        return {p.pid for p in raylets if not any("python" in a.name() for a in p.parents())}
+    def left_over():
+        """Processes of this run's Ray; whatever else runs on the machine has no such variable."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RUN_OF_THIS_TEST") == str(tmp_path):
+                    yield process.name()
 
-    before = orphans()
-    alone = {k: v for k, v in environment("").items() if k != "RAY_ADDRESS"}
+    alone = {k: v for k, v in environment("").items() if k != "RAY_ADDRESS"} | {"RUN_OF_THIS_TEST": str(tmp_path)}
     done = subprocess.run([RL, "run", tiny_sft], env=alone, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert orphans() <= before
+    assert "raylet" not in list(left_over())
     logs = tmp_path / "run" / "logs"
     assert (logs / "ray").is_dir()
     assert not (logs / "ray").is_symlink(), "Ray's logs are kept with the run"

@@ -4,6 +4,7 @@ import os
 import sys
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # the client's server is forked; with gRPC's handlers it sometimes dies
 os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "300"  # a busy machine starts it late
 
 from ray.cluster_utils import Cluster

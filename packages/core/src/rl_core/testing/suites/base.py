@@ -79,7 +79,8 @@ class ComponentConformance:
         """The validated config of ``fields``, with ``more`` on top; skipped where fields without a default lack."""
         model = self.config_model()
         given = {**self.fields, **more}
-        lacking = [n for n, f in model.model_fields.items() if f.is_required() and n != "name" and n not in given]
+        required = {f.alias or name for name, f in model.model_fields.items() if f.is_required()}
+        lacking = sorted(required - {"name", *given})
         if lacking:
             pytest.skip(
                 f"{self.label} has fields without a default: {', '.join(lacking)}; give them in the suite's "
