@@ -1,5 +1,6 @@
 """A run from the outside: what it leaves, and what it says when something is wrong."""
 
+import contextlib
 import json
 import math
 import re
