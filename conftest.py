@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+from types import SimpleNamespace
 
 import pytest
+from commands import Command
 from hypothesis import HealthCheck, settings
-from support import EXAMPLES, RL, environment
+from support import EXAMPLES, environment
 from warm_workers import warm_workers
 
 # No test fails because the machine is busy.
@@ -52,47 +53,34 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture
-def rl(cluster, tmp_path):
-    """Run the command line in a process of its own that joins the test cluster."""
-
-    def call(*arguments, check=True, timeout=600):
-        done = subprocess.run(
-            [RL, *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment(cluster),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        if check:
-            assert done.returncode == 0, f"rl {' '.join(map(str, arguments))}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    return call
-
-
-@pytest.fixture
-def start_rl(cluster, tmp_path):
-    """Start the command line without waiting; leftovers are killed."""
+def start_rl(cluster, tmp_path, tmp_path_factory):
+    """Start the command line, joining the test cluster, without waiting; leftovers are killed."""
     started = []
 
-    def start(*arguments):
-        process = subprocess.Popen(
-            [RL, *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment(cluster),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        return process
+    def start(*arguments, apart=False):
+        folder = tmp_path_factory.mktemp("command")
+        started.append(Command(arguments, cwd=tmp_path, env=environment(cluster), folder=folder, apart=apart))
+        return started[-1]
 
     yield start
     for process in started:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+@pytest.fixture
+def rl(start_rl):
+    """Run the command line to its end; returns its exit code and outputs."""
+
+    def call(*arguments, check=True, timeout=600):
+        process = start_rl(*arguments, apart=True)
+        stdout, stderr = process.communicate(timeout)
+        if check:
+            assert process.returncode == 0, f"rl {' '.join(map(str, arguments))}\n{stdout}\n{stderr}"
+        return SimpleNamespace(returncode=process.returncode, stdout=stdout, stderr=stderr)
+
+    return call
 
 
 TINY = """\
