@@ -46,12 +46,12 @@ def gsm8k_rows(tmp_path):
 def test_supervised_training_on_gsm8k_then_export_and_eval(rl, tmp_path):
     data, run = gsm8k_rows(tmp_path), tmp_path / "run"
     paths = [f"data.path={data}", f"eval_data.path={data}"]
-    rl("run", EXAMPLES / "gsm8k-sft.yaml", *paths, f"run.directory={run}", timeout=1200)
+    rl("run", EXAMPLES / "gsm8k-sft.yaml", *paths, f"run.directory={run}", "run.steps=50", timeout=1200)
     losses = [r["eval/loss"] for r in metrics_of(run) if "eval/loss" in r]
     vocabulary = json.loads((run / "export" / "config.json").read_text())["vocab_size"]
     assert abs(losses[0] - math.log(vocabulary)) < 0.3
-    assert losses[-1] < 4.0
-    rl("export", run, "--step", 100, "--to", tmp_path / "hf")
+    assert losses[-1] < 4.5
+    rl("export", run, "--step", 50, "--to", tmp_path / "hf")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "hf" / name).read_bytes() == (run / "export" / name).read_bytes()
     done = rl("eval", run)
@@ -59,7 +59,8 @@ def test_supervised_training_on_gsm8k_then_export_and_eval(rl, tmp_path):
 
 
 def test_ppo_with_a_value_model_learns_addition(rl, tmp_path):
-    rl("run", EXAMPLES / "quickstart-ppo.yaml", f"run.directory={tmp_path}/run", timeout=900)
+    fewer = ["stages.sft.run.steps=900", "stages.ppo.run.steps=40"]
+    rl("run", EXAMPLES / "quickstart-ppo.yaml", *fewer, f"run.directory={tmp_path}/run", timeout=900)
     rows = metrics_of(tmp_path / "run")
     accuracy = {
         s: [r["eval/accuracy"] for r in rows if r["stage"] == s and "eval/accuracy" in r] for s in ("sft", "ppo")
@@ -107,11 +108,11 @@ def preference_rows(tmp_path):
 def test_preference_training_runs_on_real_pairs(kind, rl, tmp_path):
     data, run = preference_rows(tmp_path), tmp_path / "run"
     paths = [f"data.path={data}", f"eval_data.path={data}"]
-    rl("run", EXAMPLES / f"hh-rlhf-{kind}.yaml", *paths, f"run.directory={run}", "run.steps=20", timeout=900)
+    rl("run", EXAMPLES / f"hh-rlhf-{kind}.yaml", *paths, f"run.directory={run}", "run.steps=8", timeout=900)
     rows = metrics_of(run)
     assert rows[1]["train/loss"] == pytest.approx(math.log(2), abs=1e-4), "every score starts equal"
     sequences = [r["train/sequences"] for r in rows[1:]]
-    assert len(sequences) == 20
+    assert len(sequences) == 8
     assert all(n % 2 == 0 and 16 <= n <= 32 for n in sequences), "pairs stay whole, long ones are left out"
     assert rows[-1]["eval/loss"] < 0.8
 
