@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import pytest
 
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import Backend, LossSpec, Scale, TrainResult
@@ -210,12 +209,13 @@ class BackendConformance(ComponentConformance):
             self._train(backend, sequences())
 
     def test_a_profile_has_the_parts_of_a_step_and_changes_nothing(self, tmp_path: Path) -> None:
+        """Of a backend that profiles itself (:mod:`rl_core.contracts.profiling`)."""
         losses = []
         trace = tmp_path / "train-0.trace.json.gz"
         for path in (None, str(trace)):
             with self._policy() as (backend, _):
                 if not isinstance(backend, Profiles):
-                    pytest.skip(f"{self.label} does not profile itself; it may (rl_core.contracts.profiling)")
+                    return  # it need not
                 losses.append([self._train(backend, sequences()).partial["loss"]])
                 backend.start_profile(path)
                 started = time.perf_counter()
