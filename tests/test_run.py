@@ -56,7 +56,7 @@ def check_profile(folder, printed):
     for trace, work in zip(traces, ("generate", "forward_backward"), strict=True):
         names = {e.get("name") for e in json.loads(gzip.decompress((folder / trace).read_bytes()))["traceEvents"]}
         assert {work, "aten::mm"} <= names, trace
-    assert "Where the time of stage 'train', mean of 1 step goes" in printed
+    assert "Where the time of a step goes: stage 'train', mean of 1 step" in printed
     assert "forward and backward" in printed
 
 

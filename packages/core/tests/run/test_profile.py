@@ -114,7 +114,7 @@ def test_a_few_steps_are_traced_and_the_others_are_in_the_table(profiled, tmp_pa
 def test_the_table_for_a_reader(profiled, tmp_path):
     profiled(range(5, 7), trainers=[Worker("train-0")])
     assert (tmp_path / "profile" / "phases.md").read_text() == (
-        "# Where the time of stage 'rl', mean of 1 step goes\n"
+        "# Where the time of a step goes: stage 'rl', mean of 1 step\n"
         "\n"
         "| phase | seconds per step | share |\n"
         "|---|--:|--:|\n"
@@ -158,4 +158,4 @@ def test_an_interrupted_stage_leaves_its_profile_and_a_failed_one_asks_no_worker
 def test_a_phase_that_a_plugin_named_has_a_row(tmp_path):
     report = Report(tmp_path, "rl", 2, {"rest": 1.0, "all-reduce": 3.0, "weights": 0.0})
     assert report.rows() == [("rest", "rest", 0.5, 0.25), ("all-reduce", "all-reduce", 1.5, 0.75)]
-    assert report.title == "stage 'rl', mean of 2 steps"
+    assert report.title == "Where the time of a step goes: stage 'rl', mean of 2 steps"

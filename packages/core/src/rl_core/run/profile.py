@@ -76,7 +76,7 @@ class Report:
 
     def markdown(self) -> str:
         """The table for a reader."""
-        lines = [f"# Where the time of {self.title} goes", "", "| phase | seconds per step | share |", "|---|--:|--:|"]
+        lines = [f"# {self.title}", "", "| phase | seconds per step | share |", "|---|--:|--:|"]
         lines += [f"| {label} | {seconds:.4f} | {share:.1%} |" for _, label, seconds, share in self.rows()]
         lines += [f"| step | {self.total / self.steps:.4f} | 100.0% |", ""]
         lines += [f"- {note}" for note in self.notes]
@@ -84,8 +84,9 @@ class Report:
 
     @property
     def title(self) -> str:
-        """``stage 'train', mean of 5 steps``."""
-        return f"stage {self.stage!r}, mean of {self.steps} step{'s' if self.steps > 1 else ''}"
+        """Of the table: the stage and the number of steps."""
+        steps = f"{self.steps} step{'s' if self.steps > 1 else ''}"
+        return f"Where the time of a step goes: stage {self.stage!r}, mean of {steps}"
 
 
 @dataclass

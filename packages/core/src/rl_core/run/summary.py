@@ -22,7 +22,7 @@ def show(outcome: Outcome) -> None:
     if outcome.metrics:
         console.print(stages_table(outcome))
     for report in outcome.profiles:
-        console.print(f"Where the time of {report.title} goes", soft_wrap=True, highlight=False, style="italic")
+        console.print(report.title, soft_wrap=True, highlight=False, style="italic")
         console.print(phases_table(report))
         for note in report.notes:
             console.print(note, soft_wrap=True, highlight=False, markup=False)
