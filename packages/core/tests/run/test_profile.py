@@ -139,7 +139,8 @@ def test_what_cannot_profile_itself_is_named(profiled):
         "optimizer are in one row, 'training calls, the rest'",
         "generator sampler does not profile itself: no trace of it",
     ]
-    assert report.seconds == STEP
+    assert (report.steps, report.traced) == (2, [2])
+    assert report.seconds == {name: 2 * seconds for name, seconds in STEP.items()}
 
 
 def test_a_generator_that_died_does_not_stop_the_run(profiled):
@@ -155,7 +156,23 @@ def test_an_interrupted_stage_leaves_its_profile_and_a_failed_one_asks_no_worker
     assert [path.name for path in (tmp_path / "profile-2").iterdir()] == []
 
 
+def test_what_takes_next_to_no_time_is_shown_as_part_of_the_rest(tmp_path):
+    report = Report(tmp_path, "rl", 1, {"rest": 0.25, "weights": 4095.5, "turns": 0.25})
+    assert report.rows() == [("weights", "weight transfer", 4095.5, 4095.5 / 4096), ("rest", "rest", 0.5, 0.5 / 4096)]
+    assert [row[0] for row in report.rows(least=0)] == ["weights", "turns", "rest"]
+
+
+@pytest.mark.parametrize(
+    ("last", "traced"), [(1, [1]), (2, [2]), (4, [2]), (5, [2, 3]), (7, [2, 3, 4]), (20, [2, 3, 4])]
+)
+def test_fewer_than_half_of_the_steps_are_traced_where_there_are_more_than_two(profiled, last, traced):
+    report = profiled(range(1, last + 1), trainers=[Worker("train-0")]).report
+    assert report.traced == traced
+    assert report.steps == max(last - len(traced), 1)
+
+
 def test_a_phase_that_a_plugin_named_has_a_row(tmp_path):
     report = Report(tmp_path, "rl", 2, {"rest": 1.0, "all-reduce": 3.0, "weights": 0.0})
     assert report.rows() == [("rest", "rest", 0.5, 0.25), ("all-reduce", "all-reduce", 1.5, 0.75)]
+    assert report.rows(least=0) == report.rows()
     assert report.title == "Where the time of a step goes: stage 'rl', mean of 2 steps"

@@ -1,7 +1,7 @@
 """``rl run --profile``: a table of where the time of a stage's steps goes, and a trace of a few of them.
 
 A few steps, from the second on, are traced by the workers that can. They are slower, so the table is of the
-others where there are any.
+others where there are any: traced are fewer than half of the steps, or one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.errors import Interrupted, WorkerDied
 from rl_core.run.directory import write_atomic
-from rl_core.run.phases import LABELS, TRAIN, Phases
+from rl_core.run.phases import LABELS, REST, TRAIN, Phases
 
 if TYPE_CHECKING:
     from rl_core.run.assembly import Assembly
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rl")
 
 TRACED_STEPS = 3
+"""At most."""
+_NEGLIGIBLE = 0.0005
+"""Share of a step below which a phase is shown as part of the rest."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,12 @@ class Report:
         """Seconds of all steps in the table."""
         return sum(self.seconds.values())
 
-    def rows(self) -> list[tuple[str, str, float, float]]:
-        """``(phase, label, seconds per step, share of the step)``, without phases that took no time."""
-        order = [*LABELS, *sorted(set(self.seconds) - set(LABELS))]
-        return [
-            (name, LABELS.get(name, name), self.seconds[name] / self.steps, self.seconds[name] / self.total)
-            for name in order
-            if self.seconds.get(name, 0.0) > 0
-        ]
+    def rows(self, *, least: float = _NEGLIGIBLE) -> list[tuple[str, str, float, float]]:
+        """``(phase, label, seconds per step, share of the step)``; shares below ``least`` are in the rest."""
+        shown = {name: s for name, s in self.seconds.items() if s > least * self.total or name == REST}
+        shown[REST] = shown.get(REST, 0.0) + self.total - sum(shown.values())
+        order = [*(name for name in LABELS if name in shown), *sorted(set(shown) - set(LABELS))]
+        return [(name, LABELS.get(name, name), shown[name] / self.steps, shown[name] / self.total) for name in order]
 
     def write(self) -> None:
         """``phases.json`` and ``phases.md``."""
@@ -66,7 +67,7 @@ class Report:
             "stage": self.stage,
             "steps": self.steps,
             "step_s": self.total / self.steps,
-            "phases": [{"name": n, "label": at, "step_s": s, "share": share} for n, at, s, share in self.rows()],
+            "phases": [{"name": n, "label": at, "step_s": s, "share": share} for n, at, s, share in self.rows(least=0)],
             "traced_steps": list(self.traced),
             "traces": list(self.traces),
             "notes": list(self.notes),
@@ -129,7 +130,7 @@ class Profile:
         elif number == 1:
             self._end()
             self._begin(trace=True)
-        elif number == 1 + TRACED_STEPS:
+        elif number == 1 + min(TRACED_STEPS, max(1, (self.last_step - self._begun[0]) // 2)):
             self._end()
             self._begin(trace=False)
         self._begun.append(step)
