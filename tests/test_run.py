@@ -1,6 +1,7 @@
 """A run from the outside: what it leaves, and what it says when something is wrong."""
 
 import contextlib
+import gzip
 import json
 import math
 import re
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_run_leaves_everything_in_its_directory(tiny, rl, tmp_path):
-    done = rl("run", tiny, "run.checkpoint_every=2")
+    done = rl("run", tiny, "run.checkpoint_every=2", "--profile")
     run = tmp_path / "run"
     names = {p.name for p in run.iterdir()}
     assert {"config.yaml", "plugins.json", "metrics.jsonl", "samples.jsonl", "status.json", "logs"} <= names
@@ -28,6 +29,7 @@ def test_a_run_leaves_everything_in_its_directory(tiny, rl, tmp_path):
     assert json.loads((run / "status.json").read_text())["status"] == "finished"
     assert "rl-core" in json.loads((run / "plugins.json").read_text())
     assert str(run) in done.stdout
+    check_profile(run / "profile", done.stdout)
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,6 +37,28 @@ def test_a_run_leaves_everything_in_its_directory(tiny, rl, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(run / "export")
     assert model.config.hidden_size == 32
     assert tokenizer.decode(tokenizer("47+85=")["input_ids"]) == "47+85="
+
+
+def check_profile(folder, printed):
+    """The second step is traced; the others are in the table."""
+    traces = ["generate-0.trace.json.gz", "train-0.trace.json.gz"]
+    assert sorted(p.name for p in folder.iterdir()) == [traces[0], "phases.json", "phases.md", traces[1]]
+    found = json.loads((folder / "phases.json").read_text())
+    assert (found["stage"], found["steps"], found["traced_steps"]) == ("train", 3, [2])
+    assert (found["traces"], found["notes"]) == (traces, [])
+    seconds = {phase["name"]: phase["step_s"] for phase in found["phases"]}
+    assert sum(seconds.values()) == pytest.approx(found["step_s"], rel=1e-9)
+    assert min(seconds.values()) > 0
+    assert {"rollout", "reward", "forward_backward", "optimizer", "weights", "logging", "rest"} <= set(seconds)
+    rows = [row for row in metrics_of(folder.parent) if row["step"] != 2]
+    assert found["step_s"] >= np.mean([row["time/step_s"] for row in rows])
+    assert seconds["rollout"] == pytest.approx(np.mean([row["time/rollout_s"] for row in rows]), rel=1e-6)
+    assert seconds["forward_backward"] + seconds["optimizer"] < np.mean([row["time/train_s"] for row in rows])
+    for trace, work in zip(traces, ("generate", "forward_backward"), strict=True):
+        names = {e.get("name") for e in json.loads(gzip.decompress((folder / trace).read_bytes()))["traceEvents"]}
+        assert {work, "aten::mm"} <= names, trace
+    assert "Where the time of a step goes: stage 'train', mean of 3 steps" in printed
+    assert "forward and backward" in printed
 
 
 def test_without_a_cluster_ray_starts_with_the_run_and_stops_with_it(tiny_sft, tmp_path):

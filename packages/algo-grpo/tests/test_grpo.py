@@ -43,6 +43,7 @@ def test_a_step_reports_these_metrics(tools, models):
         "train/grad_norm",
         "train/learning_rate",
         "train/loss",
+        "train/skipped_sequences_fraction",
     ]
 
 

@@ -59,6 +59,18 @@ class GrpoConfig(PolicyGradientConfig):
         default_factory=OverlongConfig, description="Completions near the length limit or cut off by it (DAPO)."
     )
 
+    skip_zero_gradient: bool = Field(
+        True,
+        description="Leave completions that cannot add to the gradient out of forward and backward passes: masked "
+        "ones and, without a KL or entropy term in the loss, those whose advantage is 0. They still count in the "
+        "normalizers.",
+    )
+
+    @property
+    def zero_where_skipped(self) -> frozenset[str]:
+        """Metrics of the loss that are 0 on tokens without an advantage: a clip holds back what they do not have."""
+        return frozenset({"policy/clip_fraction"} if self.loss in ("clip", "gspo") else ())
+
     @property
     def whitens(self) -> bool:
         """Whether advantages are made mean 0 and standard deviation 1 over the tokens of a step."""

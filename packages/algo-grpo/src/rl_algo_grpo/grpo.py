@@ -15,6 +15,7 @@ from rl_core.statistics import kl_estimate
 
 from rl_algo_grpo.advantages import group_advantages, varied_groups, whitened_advantages, zero_group_fraction
 from rl_algo_grpo.shaping import completion_lengths, overlong_penalty, without_truncated
+from rl_algo_grpo.updates import Update, skipped_fraction, with_logprobs
 
 if TYPE_CHECKING:
     from rl_core.model import Model
@@ -45,15 +46,14 @@ class Grpo(AlgorithmBase):
 
         Returns:
             means over the optimizer steps of ``train/…``, ``policy/…`` and ``mismatch/…`` (their
-            maximum for ``max_…``), and ``rollout/…``.
+            maximum for ``max_…``), and ``rollout/…``. ``policy/…`` and ``mismatch/…`` are over the
+            tokens of the sequences that are not skipped.
         """
         config, policy, temperature = self.config, models["policy"], sampling_temperature(batch)
-        columns = {}
-        if config.uses_reference:
-            columns["ref_logprobs"] = models["reference"].forward(batch, temperature=temperature)["logprobs"]
-        if config.updates_per_step > 1 or config.kl_in_reward:
-            columns["old_logprobs"] = policy.forward(batch, temperature=temperature)["logprobs"]
-        batch = batch.with_columns(token=columns)
+        sources = self.logprob_sources(models)
+        if config.kl_in_reward:  # needed before the advantages, so of every completion
+            columns = {n: m.forward(batch, temperature=temperature)["logprobs"] for n, m in sources.items()}
+            batch, sources = batch.with_columns(token=columns), {}
 
         rewards, length_metrics = self.shaped_rewards(batch)
         penalties, kl_metrics = self.kl_penalties(batch)
@@ -63,18 +63,38 @@ class Grpo(AlgorithmBase):
         if config.overlong.mode == "mask":
             batch = without_truncated(batch)
 
-        loss = self.loss(temperature)
-        updates = []
+        updates = with_logprobs(self.updates(batch), sources, temperature=temperature)
+        loss, reports = self.loss(temperature), []
         for _ in range(config.epochs):
-            for minibatch in batch.minibatches(config.minibatches):
-                if len(minibatch):  # dynamic sampling may leave fewer sequences than minibatches
-                    updates.append(policy.train(minibatch, loss))
+            for update in updates:
+                metrics = policy.train(update.batch, loss, scale=update.scale)
+                reports.append(update.over_trained_tokens(metrics, zero_where_skipped=config.zero_where_skipped))
         return {
-            **mean_metrics(updates),
+            **mean_metrics(reports),
             **length_metrics,
             **kl_metrics,
             "rollout/advantage_zero_fraction": teaches_nothing,
+            "train/skipped_sequences_fraction": skipped_fraction(updates),
         }
+
+    def logprob_sources(self, models: Mapping[str, Model]) -> dict[str, Model]:
+        """The log-probs that rewards or loss need, by column, and the model that has them."""
+        config, sources = self.config, {}
+        if config.uses_reference:
+            sources["ref_logprobs"] = models["reference"]
+        if config.updates_per_step > 1 or config.kl_in_reward:
+            sources["old_logprobs"] = models["policy"]
+        return sources
+
+    def updates(self, batch: SequenceBatch) -> list[Update]:
+        """The minibatches of one epoch, without what has no gradient (``skip_zero_gradient``)."""
+        config = self.config
+        always_on = config.kl_in_loss or config.entropy_coefficient > 0
+        return [
+            Update.of(minibatch, skip=config.skip_zero_gradient, always_on=always_on)
+            for minibatch in batch.minibatches(config.minibatches)
+            if len(minibatch)  # dynamic sampling may leave fewer sequences than minibatches
+        ]
 
     def shaped_rewards(self, batch: SequenceBatch) -> tuple[np.ndarray, Metrics]:
         """float64 [B]: the rewards, less what ``overlong.mode`` shape takes off for length."""

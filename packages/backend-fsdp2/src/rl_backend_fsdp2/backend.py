@@ -13,6 +13,7 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult, WeightBucket, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+from rl_torch.profiling import Profiler
 from rl_torch.role_files import finish_all
 from rl_torch.seeding import prepare_process
 from rl_torch.weights import to_buckets
@@ -32,6 +33,7 @@ class Fsdp2Backend:
         self._layout = Layout(max_tokens=config.max_tokens_per_microbatch, packing=config.packing)
         self._roles: dict[str, LoadedModel] = {}
         self._mesh: Mesh | None = None
+        self._profiler = Profiler()
 
     def setup(self, context: WorkerContext) -> Topology:
         """Join the process group and set threads and seeds."""
@@ -86,7 +88,15 @@ class Fsdp2Backend:
 
     def train(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
         """One optimizer step on the union of all ranks' shards."""
-        return train_shard(self._role(role), shard, loss, scale, layout=self._layout, mesh=self._joined())
+        return train_shard(
+            self._role(role),
+            shard,
+            loss,
+            scale,
+            layout=self._layout,
+            mesh=self._joined(),
+            profiler=self._profiler,
+        )
 
     def evaluate(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
         """Loss and metrics without a step."""
@@ -129,8 +139,17 @@ class Fsdp2Backend:
         """Move them back."""
         self._move(self._joined().device)
 
+    def start_profile(self, trace: str | None) -> None:
+        """Measure the parts of optimizer steps, and record a trace, until :meth:`stop_profile`."""
+        self._profiler.start(trace)
+
+    def stop_profile(self) -> dict[str, float]:
+        """Seconds by part."""
+        return self._profiler.stop()
+
     def close(self) -> None:
         """Drop all models and leave the process group."""
+        self._profiler.close()
         self.finish_saving()
         self._roles.clear()
         gc.collect()

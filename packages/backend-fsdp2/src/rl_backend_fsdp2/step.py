@@ -11,10 +11,12 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, TrainResult
 from rl_core.contracts.model import AdapterSpec, OptimizerSpec, Role
+from rl_core.contracts.profiling import FORWARD_BACKWARD, OPTIMIZER
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
 from rl_torch.microbatch import MicroBatch, Packing, plan
 from rl_torch.optim import learning_rate, set_learning_rate
 from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_cells
+from rl_torch.profiling import Profiler
 from rl_torch.shards import BackgroundWrite
 from rl_torch.varlen import ATTENTION as VARLEN
 from rl_torch.varlen import Segments
@@ -101,7 +103,14 @@ def forward_shard(
 
 
 def train_shard(
-    loaded: LoadedModel, shard: SequenceBatch, loss: LossSpec, scale: Scale, *, layout: Layout, mesh: Mesh
+    loaded: LoadedModel,
+    shard: SequenceBatch,
+    loss: LossSpec,
+    scale: Scale,
+    *,
+    layout: Layout,
+    mesh: Mesh,
+    profiler: Profiler,
 ) -> TrainResult:
     """Forward, backward and one optimizer step; none, on any rank, if something is not finite.
 
@@ -112,17 +121,19 @@ def train_shard(
     if optimizer is None or spec is None:
         raise ValueError(f"role {loaded.role.name!r} was loaded without an optimizer, so it cannot be trained")
     while True:
-        metrics = _accumulate(loaded, shard, loss, scale, layout=layout, mesh=mesh, backward=True)
-        norm, losses_finite = _finish_gradients(loaded, metrics["loss"], mesh)
+        with profiler.section(FORWARD_BACKWARD):
+            metrics = _accumulate(loaded, shard, loss, scale, layout=layout, mesh=mesh, backward=True)
+            norm, losses_finite = _finish_gradients(loaded, metrics["loss"], mesh)
         finite = losses_finite and math.isfinite(norm)
         too_large = losses_finite and not finite and loaded.loss_scale is not None and loaded.loss_scale.overflowed()
         if not too_large:
             break
         optimizer.zero_grad(set_to_none=True)
     rate = learning_rate(spec, loaded.steps)
-    if finite:
-        _step(loaded, optimizer, rate, shrink=_clipping(norm, spec.max_grad_norm))
-    optimizer.zero_grad(set_to_none=True)
+    with profiler.section(OPTIMIZER):
+        if finite:
+            _step(loaded, optimizer, rate, shrink=_clipping(norm, spec.max_grad_norm))
+        optimizer.zero_grad(set_to_none=True)
     return TrainResult(
         partial=metrics, shared={"grad_norm": norm, "learning_rate": rate, **_state(loaded)}, finite=finite
     )

@@ -12,6 +12,7 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult, WeightBucket, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+from rl_torch.profiling import Profiler
 from rl_torch.role_files import finish_all
 from rl_torch.weights import to_buckets
 
@@ -33,6 +34,7 @@ class MegatronBackend:
         self._layout = Layout(max_tokens=config.max_tokens_per_microbatch)
         self._roles: dict[str, LoadedModel] = {}
         self._runtime: Runtime | None = None
+        self._profiler = Profiler()
 
     def setup(self, context: WorkerContext) -> Topology:
         """Join the process groups and set threads and seeds."""
@@ -75,7 +77,9 @@ class MegatronBackend:
         """One optimizer step on the union of all data-parallel ranks' shards."""
         loaded, runtime = self._role(role), self._joined()
         with runtime.active():
-            return train_shard(loaded, shard, loss, scale, layout=self._layout, runtime=runtime)
+            return train_shard(
+                loaded, shard, loss, scale, layout=self._layout, runtime=runtime, profiler=self._profiler
+            )
 
     def evaluate(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
         """Loss and metrics without a step."""
@@ -119,8 +123,17 @@ class MegatronBackend:
         """Move it back."""
         self._offload(away=False)
 
+    def start_profile(self, trace: str | None) -> None:
+        """Measure the parts of optimizer steps, and record a trace, until :meth:`stop_profile`."""
+        self._profiler.start(trace)
+
+    def stop_profile(self) -> dict[str, float]:
+        """Seconds by part."""
+        return self._profiler.stop()
+
     def close(self) -> None:
         """Drop all models and leave the process groups."""
+        self._profiler.close()
         for loaded in self._roles.values():
             checkpoint.finish(loaded)
         self._roles.clear()

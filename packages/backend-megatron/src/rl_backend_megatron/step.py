@@ -15,8 +15,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, TrainResult
 from rl_core.contracts.model import ModelInfo, Role
+from rl_core.contracts.profiling import FORWARD_BACKWARD, OPTIMIZER
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
 from rl_torch.microbatch import MicroBatch
+from rl_torch.profiling import Profiler
 from rl_torch.shards import BackgroundWrite
 from torch import Tensor, nn
 
@@ -95,7 +97,14 @@ def forward_shard(
 
 
 def train_shard(
-    loaded: LoadedModel, shard: SequenceBatch, loss: LossSpec, scale: Scale, *, layout: Layout, runtime: Runtime
+    loaded: LoadedModel,
+    shard: SequenceBatch,
+    loss: LossSpec,
+    scale: Scale,
+    *,
+    layout: Layout,
+    runtime: Runtime,
+    profiler: Profiler,
 ) -> TrainResult:
     """Forward, backward and one optimizer step; none, on any rank, if something is not finite.
 
@@ -105,9 +114,11 @@ def train_shard(
     trainer = loaded.trainer
     if trainer is None:
         raise ValueError(f"role {loaded.role.name!r} was loaded without an optimizer, so it cannot be trained")
-    trainer.clear()
-    metrics = _losses(loaded, shard, loss, scale, layout=layout, runtime=runtime, forward_only=False)
-    norm, rate, finite = trainer.step(loss_is_finite=math.isfinite(metrics["loss"]))
+    with profiler.section(FORWARD_BACKWARD):
+        trainer.clear()
+        metrics = _losses(loaded, shard, loss, scale, layout=layout, runtime=runtime, forward_only=False)
+    with profiler.section(OPTIMIZER):
+        norm, rate, finite = trainer.step(loss_is_finite=math.isfinite(metrics["loss"]))
     return TrainResult(partial=metrics, shared={"grad_norm": norm, "learning_rate": rate}, finite=finite)
 
 

@@ -56,15 +56,15 @@ def fail_with(api: ModuleType, error: BaseException) -> None:
 @pytest.mark.parametrize(
     ("line", "call"),
     [
-        ("run c.yaml", ("run", ("c.yaml", []), {"resume": False, "allowed": []})),
+        ("run c.yaml", ("run", ("c.yaml", []), {"resume": False, "allowed": [], "profile": False})),
         (
             "run c.yaml a.b=1 --resume c=[-1] --name two",
-            ("run", ("c.yaml", ["a.b=1", "c=[-1]", "run.name=two"]), {"resume": True, "allowed": []}),
+            ("run", ("c.yaml", ["a.b=1", "c=[-1]", "run.name=two"]), {"resume": True, "allowed": [], "profile": False}),
         ),
-        ("resume runs/a x=1", ("resume", ("runs/a", ["x=1"]), {"allowed": []})),
+        ("resume runs/a x=1 --profile", ("resume", ("runs/a", ["x=1"]), {"allowed": [], "profile": True})),
         (
             "resume runs/a --allow data --allow run.seed x=1",
-            ("resume", ("runs/a", ["x=1"]), {"allowed": ["data", "run.seed"]}),
+            ("resume", ("runs/a", ["x=1"]), {"allowed": ["data", "run.seed"], "profile": False}),
         ),
         ("eval runs/a x=1", ("evaluate", ("runs/a", ["x=1"]), {})),
         ("export runs/a", ("export", ("runs/a",), {"step": None, "stage": None, "to": None})),

@@ -16,6 +16,7 @@ from rl_core.errors import RLError
 from rl_core.rollout.request_checks import check_requests, check_sampling
 from rl_core.rollout.weight_updates import WeightUpdates
 from rl_torch.models import build_model
+from rl_torch.profiling import Profiler
 from rl_torch.weights import load_buckets_into
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -35,6 +36,7 @@ class HfGenerator:
         self._loaded: _Loaded | None = None
         self._updates = WeightUpdates()
         self._asleep = False
+        self._profiler = Profiler()
 
     def setup(self, context: WorkerContext) -> None:
         """Set the number of CPU threads and the device."""
@@ -68,7 +70,7 @@ class HfGenerator:
             strings=sampling.stop,
             tokenizer=loaded.tokenizer if sampling.stop else None,
         )
-        with self._updates.sampling():
+        with self._updates.sampling(), self._profiler.section("generate"):
             completions = loaded.decoder.run(
                 requests,
                 sampling,
@@ -105,8 +107,17 @@ class HfGenerator:
             self._loaded.decoder.model.to(self._device)
             self._asleep = False
 
+    def start_profile(self, trace: str | None) -> None:
+        """Measure :meth:`generate`, and record a trace, until :meth:`stop_profile`."""
+        self._profiler.start(trace)
+
+    def stop_profile(self) -> dict[str, float]:
+        """Seconds by section."""
+        return self._profiler.stop()
+
     def close(self) -> None:
         """Drop the model and its cache."""
+        self._profiler.close()
         self._loaded = None
         self._asleep = False
         if self._device.type == "cuda":

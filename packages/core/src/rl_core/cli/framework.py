@@ -46,6 +46,10 @@ AllowOption = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="KEY", help="On resume: let this key (or section) change.", show_default=False),
 ]
+ProfileOption = Annotated[
+    bool,
+    typer.Option("--profile", help="Show where the time of the steps goes, and trace a few of them (RUN_DIR/profile)."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from rl_core.cli.framework import AllowOption, OverridesArgument, RunArgument
+from rl_core.cli.framework import AllowOption, OverridesArgument, ProfileOption, RunArgument
 
 
-def resume_command(run_dir: RunArgument, overrides: OverridesArgument = None, allow: AllowOption = None) -> None:
+def resume_command(
+    run_dir: RunArgument,
+    overrides: OverridesArgument = None,
+    allow: AllowOption = None,
+    profile: ProfileOption = False,
+) -> None:
     """Continue a run from its last complete checkpoint."""
     from rl_core.run import api
 
-    raise typer.Exit(api.resume(run_dir, overrides or [], allowed=allow or []))
+    raise typer.Exit(api.resume(run_dir, overrides or [], allowed=allow or [], profile=profile))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl_core.cli.framework import AllowOption, ConfigArgument, OverridesArgument
+from rl_core.cli.framework import AllowOption, ConfigArgument, OverridesArgument, ProfileOption
 
 
 def run_command(
@@ -17,9 +17,10 @@ def run_command(
         str | None, typer.Option("--name", help="Name of the run; short for run.name=NAME.", show_default=False)
     ] = None,
     allow: AllowOption = None,
+    profile: ProfileOption = False,
 ) -> None:
     """Check the config, then train."""
     from rl_core.run import api
 
     chosen = [*(overrides or []), *([f"run.name={name}"] if name is not None else [])]
-    raise typer.Exit(api.run(config, chosen, resume=resume, allowed=allow or []))
+    raise typer.Exit(api.run(config, chosen, resume=resume, allowed=allow or [], profile=profile))

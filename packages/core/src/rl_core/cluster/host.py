@@ -21,6 +21,7 @@ from rl_core.cluster.examination import dump_on_signal
 from rl_core.cluster.heartbeat import Pulse
 from rl_core.config.redaction import RedactingFormatter
 from rl_core.contracts.backend import WorkerContext
+from rl_core.contracts.profiling import Profiles
 from rl_core.errors import RLError
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,21 @@ class Host:
                 if keep:
                     references.append(ray.put(item))
         return references
+
+    def start_profile(self, folder: str | None) -> bool:
+        """Have the component profile itself, with a trace into ``folder`` if given; False where it cannot."""
+        if not isinstance(self._component, Profiles):
+            return False
+        with self._at_work("start_profile"):
+            self._component.start_profile(f"{folder}/{self._name}.trace.json.gz" if folder else None)
+        return True
+
+    def stop_profile(self) -> dict[str, float]:
+        """Seconds by section since :meth:`start_profile`; none where the component cannot tell."""
+        if not isinstance(self._component, Profiles):
+            return {}
+        with self._at_work("stop_profile"):
+            return dict(self._component.stop_profile())
 
     def unload(self) -> None:
         """Drop the component, so that the process can host another."""

@@ -1,4 +1,7 @@
-"""A generator: samples completions. Each instance lives in its own Ray actor behind the router."""
+"""A generator: samples completions. Each instance lives in its own Ray actor behind the router.
+
+A generator may also implement :class:`rl_core.contracts.profiling.Profiles`.
+"""
 
 from __future__ import annotations
 

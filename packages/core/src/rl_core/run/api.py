@@ -33,24 +33,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rl")
 
 
-def run(config_path: str, overrides: Sequence[str], *, resume: bool = False, allowed: Sequence[str] = ()) -> int:
+def run(
+    config_path: str,
+    overrides: Sequence[str],
+    *,
+    resume: bool = False,
+    allowed: Sequence[str] = (),
+    profile: bool = False,
+) -> int:
     """Check the config and run it; with ``resume``, continue its run directory where there is one.
 
     Args:
         allowed: keys that may have changed although that mixes two runs (see :mod:`rl_core.run.resuming`).
+        profile: measure where the time goes (see :mod:`rl_core.run.profile`).
     """
     registry = load_registry()
     config = load_config(config_path, list(overrides), registry)
     if resume and (Path(config.directory) / "config.yaml").is_file():
-        return _resume(config, registry, allowed)
+        return _resume(config, registry, allowed, profile=profile)
     directory = RunDirectory.create(config.directory, config_yaml=config.to_yaml(), manifest=registry.manifest())
-    return _execute(config, directory, registry)
+    return _execute(config, directory, registry, profile=profile)
 
 
-def resume(run_dir: str, overrides: Sequence[str], *, allowed: Sequence[str] = ()) -> int:
-    """Continue a run from its newest complete checkpoint; ``allowed`` as for :func:`run`."""
+def resume(run_dir: str, overrides: Sequence[str], *, allowed: Sequence[str] = (), profile: bool = False) -> int:
+    """Continue a run from its newest complete checkpoint; ``allowed`` and ``profile`` as for :func:`run`."""
     registry = load_registry()
-    return _resume(_config_of(run_dir, overrides, registry), registry, allowed)
+    return _resume(_config_of(run_dir, overrides, registry), registry, allowed, profile=profile)
 
 
 def evaluate(path: str, overrides: Sequence[str]) -> int:
@@ -104,7 +112,7 @@ def export(run_dir: str, *, step: int | None = None, stage: str | None = None, t
     return 0
 
 
-def _resume(config: RunConfig, registry: Registry, allowed: Sequence[str]) -> int:
+def _resume(config: RunConfig, registry: Registry, allowed: Sequence[str], *, profile: bool) -> int:
     directory = RunDirectory.open(config.directory)
     try:
         with _logging(directory.logs, config):
@@ -113,7 +121,7 @@ def _resume(config: RunConfig, registry: Registry, allowed: Sequence[str]) -> in
     except BaseException:
         directory.close()
         raise
-    return _execute(config, directory, registry, allowed)
+    return _execute(config, directory, registry, allowed, profile=profile)
 
 
 def _changes(config: RunConfig, directory: RunDirectory, registry: Registry) -> list[Change]:
@@ -132,10 +140,12 @@ def _changes(config: RunConfig, directory: RunDirectory, registry: Registry) -> 
     return changes(before.config, config, trained=trained)
 
 
-def _execute(config: RunConfig, directory: RunDirectory, registry: Registry, allowed: Sequence[str] = ()) -> int:
+def _execute(
+    config: RunConfig, directory: RunDirectory, registry: Registry, allowed: Sequence[str] = (), *, profile: bool
+) -> int:
     try:
         with _logging(directory.logs, config):
-            outcome = Pipeline(config, directory, registry, allowed=allowed).run()
+            outcome = Pipeline(config, directory, registry, allowed=allowed, profile=profile).run()
     finally:
         directory.close()
     show(outcome)

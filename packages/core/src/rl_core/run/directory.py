@@ -6,7 +6,8 @@
     plugins.json     installed plugin versions samples.jsonl    generated samples
     status.json      what the run is doing     logs/            rl.log, a log per worker, Ray's own
     checkpoints/     of the stage              export/          Hugging Face folder of the result
-    stages/NAME/     the last two, per stage, where the config has stages
+    profile/         with --profile: where the time of the steps goes, and traces
+    stages/NAME/     the last three, per stage, where the config has stages
 """
 
 from __future__ import annotations

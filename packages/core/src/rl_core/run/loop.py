@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,15 @@ from rl_core.model import NonFiniteBatch
 from rl_core.run.checkpoint import CheckpointStore, RunState, read_state, training_goes_on
 from rl_core.run.evaluation import due, evaluate
 from rl_core.run.loggers import Loggers
+from rl_core.run.phases import SAMPLING, Phases, sampling_parts, timed
 from rl_core.run.signals import StopRequest
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice
     from rl_core.contracts.evaluator import Evaluator
-    from rl_core.rollout.feed import Feed
+    from rl_core.rollout.feed import Draw, Feed
     from rl_core.run.assembly import Assembly
+    from rl_core.run.profile import Profile
 
 logger = logging.getLogger("rl")
 
@@ -46,6 +48,8 @@ class Loop:
     Attributes:
         failures: those that the run has recovered from.
         failed_at: when the failure was noticed that this loop recovers from (monotonic seconds), if it does.
+        phases: where the time of each step goes.
+        profile: for ``--profile``; it reads ``phases``.
     """
 
     parts: Assembly
@@ -57,6 +61,8 @@ class Loop:
     resume_from: Path | None = None
     failures: int = 0
     failed_at: float | None = None
+    phases: Phases = field(default_factory=Phases)
+    profile: Profile | None = None
     _unfinished: int | None = None  # the step whose checkpoint is being written in the background
 
     def run(self) -> list[dict[str, Any]]:
@@ -74,41 +80,57 @@ class Loop:
                 f"    continue with: rl resume {self.directory}"
             )
         parts.driver.algorithm.start(str(self.checkpoints.folder.parent))
-        with closing(parts.feed(done.position)) as feed:
+        with closing(parts.feed(done.position)) as feed, self.profile or contextlib.nullcontext():
             return self._steps(feed, done)
 
     def _steps(self, feed: Feed, done: RunState) -> list[dict[str, Any]]:
-        parts, steps = self.parts, self.parts.stage.run.steps
-        version = done.weights_version
         if feed.samples or done.step == 0:
-            parts.publish_weights(version)
+            self.parts.publish_weights(done.weights_version)
         samples = self._evaluate_before(done.step)
         self.stop.steps_begin()
-        for step in range(done.step + 1, steps + 1):
-            started, recovery = time.perf_counter(), self._recovery_metrics()
-            if feed.samples:
-                parts.turns.generating()
-            with self.loggers.doing("sampling"):
-                draw = feed.next(step)
-            sampled = parts.router.metrics() if feed.samples and parts.router is not None else {}
-            parts.turns.training()
-            with self.loggers.doing("training"):
-                metrics = draw.metrics | sampled | recovery | self._train(step, draw.batch)
-            trained = time.perf_counter()
-            version += 1
-            if feed.samples or self._due(step):
-                parts.publish_weights(version)
-                metrics["time/weights_s"] = time.perf_counter() - trained
-            evaluated, samples_now = self._evaluate(step)
-            samples = samples_now or samples
-            metrics |= evaluated
+        for step in range(done.step + 1, self.parts.stage.run.steps + 1):
+            if self.profile is not None:
+                self.profile.before(step)
+            with self.phases.step():
+                samples = self._step(step, feed, version=done.weights_version + step - done.step) or samples
+        return samples
+
+    def _step(self, step: int, feed: Feed, *, version: int) -> list[dict[str, Any]]:
+        """One step, which makes the weights ``version``; returns the samples of its evaluation."""
+        phase, started, recovery = self.phases.phase, time.perf_counter(), self._recovery_metrics()
+        draw, sampled = self._draw(step, feed)
+        with phase("turns"):
+            self.parts.turns.training()
+        with self.loggers.doing("training"):
+            metrics = draw.metrics | sampled | recovery | self._train(step, draw.batch)
+        trained = time.perf_counter()
+        if feed.samples or self._due(step):
+            with phase("weights"):
+                self.parts.publish_weights(version)
+            metrics["time/weights_s"] = time.perf_counter() - trained
+        with phase("evaluation"):
+            evaluated, samples = self._evaluate(step)
+        metrics |= evaluated
+        with phase("checkpoint"):
             self._commit_if_written()
-            metrics["time/step_s"] = time.perf_counter() - started
+        metrics["time/step_s"] = time.perf_counter() - started
+        with phase("logging"):
             self.loggers.log(step, metrics)
-            self.loggers.log_samples(step, [*draw.samples, *samples_now])
+            self.loggers.log_samples(step, [*draw.samples, *samples])
             self.hooks.step_end(step, metrics)
+        with phase("checkpoint"):
             self._save_if_due(step, feed, version, metrics)
         return samples
+
+    def _draw(self, step: int, feed: Feed) -> tuple[Draw, dict[str, float]]:
+        """The batch of a step, and what the router says about making it."""
+        if feed.samples:
+            with self.phases.phase("turns"):
+                self.parts.turns.generating()
+        with self.loggers.doing("sampling"), self.phases.phase(SAMPLING):
+            draw = feed.next(step)
+        self.phases.move(SAMPLING, sampling_parts(draw.metrics))
+        return draw, self.parts.router.metrics() if feed.samples and self.parts.router is not None else {}
 
     def _recovery_metrics(self) -> dict[str, float]:
         """Failures so far, and at the first step after one what it took to get there."""
@@ -131,9 +153,12 @@ class Loop:
         return state
 
     def _train(self, step: int, batch: SequenceBatch) -> dict[str, float]:
-        started = time.perf_counter()
+        started, models = time.perf_counter(), self.parts.models
+        if self.profile is not None:
+            models = timed(models, self.phases, policy=self.parts.policy.role.name)
         try:
-            metrics = self.parts.driver.algorithm.step(batch, self.parts.models)
+            with self.phases.phase("algorithm"):
+                metrics = self.parts.driver.algorithm.step(batch, models)
         except NonFiniteBatch as error:
             path = save_batch(self.directory / "failed" / f"{self.parts.stage.name}-step-{step:06d}.npz", error.batch)
             raise RLError(

@@ -23,6 +23,8 @@ from rl_core.run.directory import RunDirectory, write_atomic
 from rl_core.run.driver import DriverParts, driver_parts
 from rl_core.run.loggers import Loggers
 from rl_core.run.loop import Loop, LoopHooks
+from rl_core.run.phases import Phases
+from rl_core.run.profile import Profile, Report, free_folder
 from rl_core.run.progress import working
 from rl_core.run.recovery import Recovery
 from rl_core.run.resuming import announce, starting_point
@@ -49,15 +51,23 @@ class Outcome:
     samples: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    profiles: list[Report] = field(default_factory=list)
 
 
 class Pipeline:
     """Runs the stages of a config that are not finished yet."""
 
     def __init__(
-        self, config: RunConfig, directory: RunDirectory, registry: Registry, *, allowed: Sequence[str] = ()
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        registry: Registry,
+        *,
+        allowed: Sequence[str] = (),
+        profile: bool = False,
     ) -> None:
         """``allowed``: what may have changed since the run was started (``rl resume --allow``)."""
+        self._profile = profile
         self._allowed = tuple(allowed)
         self._config = config
         self._directory = directory
@@ -180,6 +190,10 @@ class Pipeline:
         self._directory.trim(stage.name, done if latest else -1)
         parts = assemble(stage, driver=driver, pool=pool, directory=folder)
         loggers.start(self._info(stage, done + 1))
+        phases = Phases()
+        profile = None
+        if self._profile:
+            profile = Profile(parts, free_folder(folder / "profile"), phases, last_step=stage.run.steps)
         loop = Loop(
             parts=parts,
             checkpoints=checkpoints,
@@ -190,12 +204,16 @@ class Pipeline:
             resume_from=latest,
             failures=self._recovery.failures,
             failed_at=self._recovery.take_failed_at(),
+            phases=phases,
+            profile=profile,
         )
         try:
             samples = loop.run()
         finally:
             driver.close()
         self._outcome.samples = samples or self._outcome.samples
+        if profile is not None and profile.report is not None:
+            self._outcome.profiles.append(profile.report)
         self._check_gates(stage)
         if stage.run.steps:
             with working(f"{stage.name}: exporting the model"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ import numpy as np
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import Backend, LossSpec, Scale, TrainResult
 from rl_core.contracts.model import OptimizerSpec, Role
+from rl_core.contracts.profiling import FORWARD_BACKWARD, Profiles
+from rl_core.contracts.profiling import OPTIMIZER as OPTIMIZER_PART
 from rl_core.testing.local_model import LocalModel, lone_worker, same_weights, set_up
 from rl_core.testing.reference import TinyShape, from_buckets, token_log_probs
 from rl_core.testing.suites.base import ComponentConformance
@@ -203,6 +207,32 @@ class BackendConformance(ComponentConformance):
             backend.wake()
             self.expect(same_weights(before, policy.weights()), "sleep and wake changed the weights")
             self._train(backend, sequences())
+
+    def test_a_profile_has_the_parts_of_a_step_and_changes_nothing(self, tmp_path: Path) -> None:
+        """Of a backend that profiles itself (:mod:`rl_core.contracts.profiling`)."""
+        losses = []
+        trace = tmp_path / "train-0.trace.json.gz"
+        for path in (None, str(trace)):
+            with self._policy() as (backend, _):
+                if not isinstance(backend, Profiles):
+                    return  # it need not
+                losses.append([self._train(backend, sequences()).partial["loss"]])
+                backend.start_profile(path)
+                started = time.perf_counter()
+                losses[-1].append(self._train(backend, sequences()).partial["loss"])
+                took = time.perf_counter() - started
+                parts = backend.stop_profile()
+                losses[-1].append(self._train(backend, sequences()).partial["loss"])
+            missing = {FORWARD_BACKWARD, OPTIMIZER_PART} - set(parts)
+            self.expect(not missing, f"stop_profile reports no seconds for {', '.join(sorted(missing))}")
+            self.expect(
+                min(parts.values()) > 0 and sum(parts.values()) <= took,
+                f"stop_profile reports {dict(parts)} for a call of train that took {took:.3g} s",
+            )
+        self.expect(losses[0] == losses[1], f"a trace changes the losses: {losses[0]} without, {losses[1]} with it")
+        self.expect(trace.is_file(), "stop_profile wrote no trace at the path that start_profile was given")
+        events = json.loads(gzip.decompress(trace.read_bytes()))
+        self.expect(bool(events), "the trace is empty")
 
     def test_a_closed_backend_can_be_set_up_again(self) -> None:
         backend = self.build()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.generator import Generator, SamplingParams
+from rl_core.contracts.profiling import Profiles
 from rl_core.testing.local_model import lone_worker
 from rl_core.testing.reference import TinyShape, Weights, log_probs, to_bucket, token_log_probs
 from rl_core.testing.suites.base import ComponentConformance
@@ -164,6 +166,21 @@ class GeneratorConformance(ComponentConformance):
             generator.update_weights([to_bucket(self.shape.weights(1))], VERSION)
             after = texts(generator.generate(requests(), SAMPLING))
         self.expect(before == after, "after sleep and wake the same weights give other completions")
+
+    def test_a_profile_changes_nothing(self, tmp_path: Path) -> None:
+        """Of a generator that profiles itself (:mod:`rl_core.contracts.profiling`)."""
+        trace = tmp_path / "generate-0.trace.json.gz"
+        with self._loaded() as generator:
+            if not isinstance(generator, Profiles):
+                return  # it need not
+            before = texts(generator.generate(requests(), SAMPLING))
+            generator.start_profile(str(trace))
+            during = texts(generator.generate(requests(), SAMPLING))
+            parts = generator.stop_profile()
+            after = texts(generator.generate(requests(), SAMPLING))
+        self.expect(before == during == after, "a trace changes the completions")
+        self.expect(min(parts.values(), default=0.0) >= 0, f"stop_profile reports {dict(parts)}, in seconds")
+        self.expect(trace.is_file(), "stop_profile wrote no trace at the path that start_profile was given")
 
     @contextmanager
     def _loaded(self) -> Iterator[Generator]:
