@@ -3,8 +3,8 @@
 Every rank is a training worker and a generator that answer at once, so what is left is orchestration: a GRPO step with
 two minibatches (sample, old log-probs, two updates, weights) through the router, ``Model`` and the worker pool of a
 run, watched by its watchdog. Ranks share a few processes, because 512 processes need more memory than a laptop has:
-each rank has a call of its own, a thread of its own to answer it, a heartbeat of its own and a place of its own under
-the watchdog, but not a process and a connection of its own. ``--own-processes`` gives every rank a process, to see at
+each rank has a call of its own in every phase, an answer, a heartbeat and a place under the watchdog, but not a process
+and a connection of its own. ``--own-processes`` gives every rank a process, to see at
 small numbers what that leaves out.
 
 ``driver`` is CPU time of the driver's process with all its threads, which is what grows on a real cluster; the wall
@@ -132,11 +132,7 @@ def measure(ranks: int, options: argparse.Namespace) -> Measured:
     processes = ranks if options.own_processes else min(ranks, options.processes)
     names = [f"{rank:032x}" for rank in range(ranks)]
     stub: Any = ray.remote(Stubs)
-    threads = -(-ranks // processes)
-    actors = [
-        stub.options(num_cpus=1, max_concurrency=2 * threads + 2).remote(names[i::processes], options.tokens)
-        for i in range(processes)
-    ]
+    actors = [stub.options(num_cpus=1).remote(names[i::processes], options.tokens) for i in range(processes)]
     ray.get([actor.pid.remote() for actor in actors])
     with tempfile.TemporaryDirectory() as logs:
         pool = StubPool(manifest={}, logs=Path(logs), deadlines=Deadlines(start_s=600, call_s=600))

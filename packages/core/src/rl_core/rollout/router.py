@@ -172,15 +172,16 @@ class Router:
         return calls
 
     def _next_done(self, calls: dict[Any, _Call]) -> list[Any]:
-        """The calls that have a result or an error, at least one; ends replicas that take longer than a call may."""
+        """Calls with a result or an error: all, or those there are after a moment; ends replicas that take longer
+        than a call may."""
         import ray
 
         limit = self._pool.deadlines.call_s
         while True:
-            done, waiting = ray.wait(list(calls), num_returns=1, timeout=CHECK_EVERY_S)
+            # Not one at a time: looking at n references n times would be the longest part of a step of many replicas.
+            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=CHECK_EVERY_S)
             if done:
-                also = ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if waiting else []
-                return [*done, *also]
+                return done
             self._pool.check()
             late = [c.replica.handle for c in calls.values() if time.monotonic() - c.started > limit]
             if late:
@@ -234,11 +235,15 @@ class Router:
             if self._ahead:  # else nothing runs beside an update, and a Ray client knows no concurrency groups
                 update = update.options(concurrency_group=UPDATES)
             calls.append((replica, update.remote("update_weights", buckets, self.version)))
-        for replica, call in calls:
-            try:
-                self._pool.get([call], what="updating the generator weights")
-            except WorkerDied as death:
-                self._drop(replica, death)
+        what = "updating the generator weights"
+        try:
+            self._pool.get([call for _, call in calls], what=what)
+        except WorkerDied:
+            for replica, call in calls:
+                try:
+                    self._pool.get([call], what=what)
+                except WorkerDied as death:
+                    self._drop(replica, death)
 
     def _await_replacement(self, death: WorkerDied | None) -> None:
         """Wait until a replica is there again, with the current weights.
