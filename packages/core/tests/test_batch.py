@@ -107,6 +107,27 @@ def test_minibatches_have_equally_many_units():
     ]
 
 
+def test_neighbouring_sequences_are_shared_and_others_copied():
+    batch = ragged([2, 0, 3, 1])
+    shared, copied = batch.share(np.array([1, 2])), batch.share(np.array([2, 1]))
+    for part, which in ((shared, [1, 2]), (copied, [2, 1])):
+        expected = batch.select(which)
+        assert part.offsets.tolist() == expected.offsets.tolist()
+        for name in ("tokens", "loss_mask", "reward"):
+            column, wanted = ({"tokens": p.tokens} | p.token_columns | p.sequence_columns for p in (part, expected))
+            assert column[name].tolist() == wanted[name].tolist()
+            assert column[name].dtype == wanted[name].dtype
+    assert np.shares_memory(shared.tokens, batch.tokens)
+    assert not np.shares_memory(copied.tokens, batch.tokens)
+    assert len(batch.share(np.zeros(0, np.int64))) == 0
+
+
+def test_unshuffled_minibatches_copy_nothing():
+    batch = ragged([2, 3, 4])
+    assert all(np.shares_memory(part.tokens, batch.tokens) for part in batch.minibatches(3))
+    assert len(batch.minibatches(1)[0].tokens) == 9
+
+
 def test_a_batch_survives_pickling_with_out_of_band_buffers():
     batch = ragged([2, 3])
     buffers = []

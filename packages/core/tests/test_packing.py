@@ -37,3 +37,22 @@ def test_impossible_requests_say_what_is_wrong():
 def test_balance_counts_what_is_in_the_bins_already():
     assert balance(np.array([5, 5, 5, 5]), 2, loads=[0, 20]) == [[0, 1, 2, 3], []]
     assert balance(np.array([5, 5, 5, 5]), 2, loads=[0, 10]) == [[0, 1, 2], [3]]
+
+
+@given(weights, st.integers(1, 8), st.integers(1, 64))
+def test_the_bins_are_those_of_the_textbook_loops(items, n, capacity):
+    order = sorted(range(len(items)), key=lambda i: -items[i])
+    loads, balanced = [0] * n, [[] for _ in range(n)]
+    rooms, packed = [], []
+    for i in order:
+        lightest = loads.index(min(loads))
+        loads[lightest] += max(items[i], 1)
+        balanced[lightest].append(i)
+        fitting = [b for b, room in enumerate(rooms) if room >= max(items[i], 1)]
+        if fitting:
+            rooms[min(fitting, key=lambda b: rooms[b])] -= items[i]
+        else:
+            rooms.append(capacity - items[i])
+    assert balance(items, n) == balanced
+    packed = best_fit_decreasing(items, capacity)
+    assert sorted(capacity - sum(int(items[i]) for i in b) for b in packed) == sorted(rooms)

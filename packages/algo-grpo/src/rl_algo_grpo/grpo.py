@@ -11,6 +11,7 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import Metrics
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import Role
+from rl_core.ragged import any_per_row
 from rl_core.statistics import kl_estimate
 
 from rl_algo_grpo.advantages import group_advantages, varied_groups, whitened_advantages, zero_group_fraction
@@ -59,7 +60,8 @@ class Grpo(AlgorithmBase):
         penalties, kl_metrics = self.kl_penalties(batch)
         advantages = self.advantages(batch, rewards, penalties)
         batch = batch.with_columns(token={"advantages": advantages})
-        teaches_nothing = zero_group_fraction(advantages, batch.sequence_columns["group"][batch.sequence_ids])
+        teaches = any_per_row(advantages != 0, batch.offsets)
+        teaches_nothing = zero_group_fraction(teaches, batch.sequence_columns["group"])
         if config.overlong.mode == "mask":
             batch = without_truncated(batch)
 
@@ -120,15 +122,16 @@ class Grpo(AlgorithmBase):
         if config.whitens:
             baseline = config.advantage == "reinforce++-baseline"
             return whitened_advantages(rewards, penalties, batch, group_baseline=baseline)
-        costs = np.bincount(batch.sequence_ids, weights=penalties, minlength=len(batch))
+        if config.kl_in_reward:
+            rewards = rewards - np.bincount(batch.sequence_ids, weights=penalties, minlength=len(batch))
         per_sequence = group_advantages(
-            rewards - costs,
+            rewards,
             batch.sequence_columns["group"],
             scale=config.advantage_scale,
             ddof=config.advantage_ddof,
             leave_one_out=config.advantage == "rloo",
         )
-        return per_sequence[batch.sequence_ids]
+        return np.repeat(per_sequence, batch.lengths)
 
     def loss(self, temperature: float) -> LossSpec:
         """The loss of every optimizer step, for log-probs at ``temperature``."""

@@ -1,6 +1,7 @@
 """Low-rank adapters through peft: attached, initialised, switched off, and merged into full weights.
 
 A model with an adapter keeps its Hugging Face names: peft's ``q_proj.base_layer.weight`` is ``q_proj.weight`` outside.
+peft, 260 modules, is imported where there is an adapter only.
 """
 
 from __future__ import annotations
@@ -8,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from rl_core.contracts.model import AdapterSpec
 from rl_core.errors import ConfigError
 from torch import Tensor, nn
@@ -20,6 +19,9 @@ from torch.distributed.tensor import DTensor
 
 from rl_backend_fsdp2.layers import decoder_layers
 from rl_backend_fsdp2.placement import gather, write
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 NAME = "default"
 """The adapter's name inside peft."""
@@ -33,6 +35,8 @@ def peft_config(adapter: AdapterSpec, model: nn.Module) -> PeftConfig:
     Raises:
         ConfigError: a target module does not exist.
     """
+    from peft import AdaLoraConfig, LoraConfig
+
     targets = sorted(target_modules(adapter, model))
     common: dict[str, Any] = {"lora_alpha": adapter.alpha, "target_modules": targets, "lora_dropout": 0.0}
     if adapter.kind == "adalora":
@@ -52,6 +56,8 @@ def peft_config(adapter: AdapterSpec, model: nn.Module) -> PeftConfig:
 
 def target_modules(adapter: AdapterSpec, model: nn.Module) -> set[str]:
     """Last parts of the names of the linear layers that get, or have, an adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     linear = {
         name.rpartition(".")[2]
         for layer in decoder_layers(model)
@@ -73,6 +79,8 @@ def attach(model: nn.Module, adapter: AdapterSpec) -> None:
 
     The model's own parameters no longer need gradients, except a scalar head's.
     """
+    from peft import inject_adapter_in_model
+
     head = getattr(model, "score", None)
     inject_adapter_in_model(peft_config(adapter, model), model, NAME)
     for name, parameter in model.named_parameters():
@@ -131,7 +139,7 @@ def _first_value(name: str, shape: tuple[int, ...], adapter: AdapterSpec, genera
 @contextmanager
 def switched_off(model: nn.Module, off: bool = True) -> Iterator[None]:
     """Compute with the model's own weights inside the block."""
-    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)] if off else []
+    layers = _adapted_layers(model) if off else []
     # Not enable_adapters(): that also changes requires_grad, which FSDP has taken note of.
     for layer in layers:
         layer._disable_adapters = True
@@ -140,6 +148,12 @@ def switched_off(model: nn.Module, off: bool = True) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._disable_adapters = False
+
+
+def _adapted_layers(model: nn.Module) -> list[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def merge(model: nn.Module, name: str, base: Tensor, adapter: AdapterSpec) -> Tensor:

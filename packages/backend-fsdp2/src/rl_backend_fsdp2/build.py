@@ -12,7 +12,6 @@ from rl_torch.varlen import flash_is_available, use_varlen_attention
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from rl_backend_fsdp2 import adapters, loading
-from rl_backend_fsdp2.adalora import RankSchedule
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.context_parallel import use_context_parallel_attention
 from rl_backend_fsdp2.loss_scale import LossScale
@@ -54,6 +53,8 @@ def build_role(
         if config.precision == "fp16":
             loaded.loss_scale = LossScale()
         if spec.adapter is not None and spec.adapter.kind == "adalora":
+            from rl_backend_fsdp2.adalora import RankSchedule  # imports peft
+
             loaded.ranks = RankSchedule(model, spec.adapter)
     return loaded
 

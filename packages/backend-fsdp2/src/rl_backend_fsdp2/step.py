@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,13 +23,15 @@ from rl_torch.varlen import ATTENTION as VARLEN
 from rl_torch.varlen import Segments
 from torch import Tensor
 
-from rl_backend_fsdp2.adalora import RankSchedule
 from rl_backend_fsdp2.adapters import sum_replicated_gradients, switched_off
 from rl_backend_fsdp2.context_parallel import ContextSplit, split_forward
 from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.mesh import Mesh
 from rl_backend_fsdp2.placement import copies, local
 from rl_backend_fsdp2.sharding import Wrapped, release
+
+if TYPE_CHECKING:
+    from rl_backend_fsdp2.adalora import RankSchedule
 
 
 @dataclass

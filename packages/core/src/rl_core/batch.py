@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from rl_core.packing import balance, best_fit_decreasing
+from rl_core.ragged import Rows
+from rl_core.units import Units
 
 UNIT = "unit"
 """Sequence column: sequences with equal ids (a DPO pair) are never split over micro-batches or ranks."""
@@ -121,12 +123,11 @@ class SequenceBatch:
 
     def token_index(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """int64: positions of the tokens of ``indices``' sequences, in that order."""
-        indices = np.asarray(indices, np.int64)
-        lengths = self.lengths[indices]
-        ends = np.cumsum(lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        starts = np.repeat(self.offsets[indices] - (ends - lengths), lengths)
-        return starts + np.arange(total, dtype=np.int64)
+        return self._rows(np.asarray(indices, np.int64)).index
+
+    def _rows(self, indices: np.ndarray) -> Rows:
+        starts = self.offsets[indices]
+        return Rows(starts, self.offsets[indices + 1] - starts)
 
     def select(self, indices: np.ndarray | Sequence[int]) -> SequenceBatch:
         """The sequences at ``indices`` (integers or a boolean mask), in that order, with all columns."""
@@ -134,13 +135,26 @@ class SequenceBatch:
         if indices.dtype == bool:
             indices = np.flatnonzero(indices)
         indices = indices.astype(np.int64, copy=False)
-        where = self.token_index(indices)
+        rows = self._rows(indices)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths[indices])])
         return SequenceBatch(
-            self.tokens[where],
+            rows.take(self.tokens),
             offsets,
-            {n: c[where] for n, c in self.token_columns.items()},
+            {n: rows.take(c) for n, c in self.token_columns.items()},
             {n: c[indices] for n, c in self.sequence_columns.items()},
+        )
+
+    def share(self, indices: np.ndarray) -> SequenceBatch:
+        """Like :meth:`select`, without a copy where ``indices`` (int64, no mask) count up one by one."""
+        if not len(indices) or (np.diff(indices) != 1).any():
+            return self.select(indices)
+        first, end = int(indices[0]), int(indices[-1]) + 1
+        tokens = slice(int(self.offsets[first]), int(self.offsets[end]))
+        return SequenceBatch(
+            self.tokens[tokens],
+            self.offsets[first : end + 1] - self.offsets[first],
+            {n: c[tokens] for n, c in self.token_columns.items()},
+            {n: c[first:end] for n, c in self.sequence_columns.items()},
         )
 
     def with_columns(
@@ -162,8 +176,8 @@ class SequenceBatch:
 
         Deterministic. Some lists are empty where there are fewer units than ``n``.
         """
-        members, weights = self._units()
-        return [np.sort(_join(members, bin)) for bin in balance(weights, n)]
+        units = self._units()
+        return [np.sort(units.members(bin)) for bin in balance(units.tokens, n)]
 
     def pack(self, max_tokens: int, *, at_least: int = 0) -> list[np.ndarray]:
         """Micro-batches of at most ``max_tokens`` tokens, as lists of sequence indices; units stay together.
@@ -173,19 +187,22 @@ class SequenceBatch:
             at_least: lower bound on the number of micro-batches (ranks must agree on it); further
                 ones are filled by splitting evenly, and are empty only where units run out.
         """
-        members, weights = self._units()
-        bins = best_fit_decreasing(weights, max_tokens)
+        units = self._units()
+        bins = best_fit_decreasing(units.tokens, max_tokens)
         if len(bins) < at_least:
-            bins = balance(weights, at_least)
-        return [np.sort(_join(members, bin)) for bin in bins]
+            bins = balance(units.tokens, at_least)
+        return [np.sort(units.members(bin)) for bin in bins]
 
     def minibatches(self, n: int, *, seed: int | None = None) -> list[SequenceBatch]:
-        """``n`` batches of equally many units (±1), shuffled when ``seed`` is given."""
-        members, _ = self._units()
-        order = np.arange(len(members))
+        """``n`` batches of equally many units (±1), shuffled when ``seed`` is given.
+
+        Unshuffled ones share this batch's arrays where they can.
+        """
+        units = self._units()
+        order = np.arange(len(units))
         if seed is not None:
-            order = np.random.default_rng(seed).permutation(len(members))
-        return [self.select(_join(members, part)) for part in np.array_split(order, n)]
+            order = np.random.default_rng(seed).permutation(len(units))
+        return [self.share(units.members(part)) for part in np.array_split(order, n)]
 
     def scatter(self, parts: Sequence[np.ndarray], values: Sequence[np.ndarray], *, per_token: bool) -> np.ndarray:
         """Merge per-shard results back into this batch's order.
@@ -193,33 +210,25 @@ class SequenceBatch:
         Args:
             parts: sequence indices of each shard, as from :meth:`split_balanced`.
             values: one array per shard: [T_shard] if ``per_token``, else [B_shard].
+
+        Raises:
+            ValueError: a shard's array has another length.
         """
         size = len(self.tokens) if per_token else len(self)
         dtype = next((v.dtype for v in values if len(v)), np.dtype(np.float32))
         merged = np.zeros(size, dtype)
         for indices, value in zip(parts, values, strict=True):
-            merged[self.token_index(indices) if per_token else indices] = value
+            if per_token:
+                self._rows(indices).put(merged, value)
+            else:
+                merged[indices] = value
         return merged
 
-    def _units(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Sequence indices of each unit, in order of first appearance, and tokens per unit."""
-        if UNIT not in self.sequence_columns:
-            return [np.array([i], np.int64) for i in range(len(self))], self.lengths
-        _, first, inverse = np.unique(self.sequence_columns[UNIT], return_index=True, return_inverse=True)
-        rank = np.empty(len(first), np.int64)
-        rank[np.argsort(first)] = np.arange(len(first))
-        unit = rank[inverse]
-        order = np.argsort(unit, kind="stable")
-        members = np.split(order, np.cumsum(np.bincount(unit, minlength=len(first)))[:-1]) if len(self) else []
-        weights = np.bincount(unit, weights=self.lengths, minlength=len(first)).astype(np.int64)
-        return members, weights
+    def _units(self) -> Units:
+        return Units.of(self.sequence_columns.get(UNIT), self.lengths)
 
 
 _NO_TOKENS = np.zeros(0, np.int32)
-
-
-def _join(members: Sequence[np.ndarray], which: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.concatenate([members[i] for i in which]) if len(which) else np.zeros(0, np.int64)
 
 
 def _check_array(name: str, array: np.ndarray, dtype: type) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -20,11 +20,11 @@ def balance(weights: np.ndarray, n: int, *, loads: Sequence[int] | None = None) 
     bins: list[list[int]] = [[] for _ in range(n)]
     heap = [(int(load), i) for i, load in enumerate(loads or [0] * n)]
     heapq.heapify(heap)
-    for item in np.argsort(-np.asarray(weights), kind="stable"):
-        load, lightest = heapq.heappop(heap)
-        bins[lightest].append(int(item))
+    for item, weight in _heaviest_first(weights):
+        load, lightest = heap[0]
+        bins[lightest].append(item)
         # A weightless item still counts, so that it does not pile up in one bin.
-        heapq.heappush(heap, (load + max(int(weights[item]), 1), lightest))
+        heapq.heapreplace(heap, (load + max(weight, 1), lightest))
     return bins
 
 
@@ -39,8 +39,7 @@ def best_fit_decreasing(weights: np.ndarray, capacity: int) -> list[list[int]]:
     bins: list[list[int]] = []
     by_room: dict[int, list[int]] = {}
     rooms: list[int] = []  # sorted keys of by_room
-    for item in np.argsort(-np.asarray(weights), kind="stable"):
-        weight = int(weights[item])
+    for item, weight in _heaviest_first(weights):
         at = bisect.bisect_left(rooms, weight)
         if at < len(rooms):
             room = rooms[at]
@@ -48,11 +47,11 @@ def best_fit_decreasing(weights: np.ndarray, capacity: int) -> list[list[int]]:
             if not by_room[room]:
                 del by_room[room]
                 rooms.pop(at)
-            bins[chosen].append(int(item))
+            bins[chosen].append(item)
             rest = room - weight
         else:
             chosen = len(bins)
-            bins.append([int(item)])
+            bins.append([item])
             rest = capacity - weight
         if rest > 0:
             if rest not in by_room:
@@ -60,3 +59,9 @@ def best_fit_decreasing(weights: np.ndarray, capacity: int) -> list[list[int]]:
                 rooms.insert(bisect.bisect_left(rooms, rest), rest)
             by_room[rest].append(chosen)
     return bins
+
+
+def _heaviest_first(weights: np.ndarray) -> Iterator[tuple[int, int]]:
+    """``(item, weight)`` in Python's own integers, which a loop handles several times faster than numpy's."""
+    order = np.argsort(-np.asarray(weights), kind="stable")
+    return zip(order.tolist(), np.asarray(weights).astype(np.int64)[order].tolist(), strict=True)

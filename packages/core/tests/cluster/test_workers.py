@@ -65,6 +65,47 @@ def test_a_silent_worker_runs_into_its_deadline(worker):
     )
 
 
+class Bystander:
+    """A crew that is well."""
+
+    def __init__(self):
+        self.checks = 0
+
+    def check(self):
+        self.checks += 1
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """How many references each ``ray.wait`` was asked about."""
+    import ray
+
+    asked, wait = [], ray.wait
+
+    def counted(references, **options):
+        asked.append(len(references))
+        return wait(references, **options)
+
+    monkeypatch.setattr(ray, "wait", counted)
+    return asked
+
+
+def test_answers_come_in_the_order_of_the_calls_and_are_looked_at_once(cluster, waits):
+    import ray
+
+    assert fetch([ray.put(i) for i in range(64)], 60, crew=Bystander()) == list(range(64))
+    assert waits == [64]
+
+
+def test_a_failed_call_is_noticed_although_another_one_never_answers(worker, waits):
+    crew = Bystander()
+    stuck = worker.remote().sleep.remote()
+    with pytest.raises(DataError):
+        fetch([stuck, worker.remote().explain.remote()], 55, crew=crew)
+    assert set(waits) == {2}
+    assert len(waits) == crew.checks + 1
+
+
 def test_ranks_must_agree_on_the_data_parallel_layout():
     assert group_topologies([Topology(0, 2), Topology(1, 2)])[1].dp_rank == 1
     tensor_parallel = [Topology(0, 1, True), Topology(0, 1, False)]

@@ -91,6 +91,8 @@ def _as_they_come(references: Sequence[Any], deadline: float, crew: Crew) -> lis
     """``ray.get`` of all until ``deadline``, looking after the crew meanwhile.
 
     Each is fetched once it is there: a ``ray.get`` that is given up and tried again would begin a large transfer anew.
+    All that have come are fetched together: asking for one at a time would look at n references n times. A call that
+    failed is noticed ``CHECK_EVERY_S`` later at most, although others never answer.
     """
     import ray
 
@@ -98,9 +100,10 @@ def _as_they_come(references: Sequence[Any], deadline: float, crew: Crew) -> lis
     waiting = list(references)
     while waiting:
         left = max(0.0, deadline - time.monotonic())
-        done, waiting = ray.wait(waiting, num_returns=1, timeout=min(left, CHECK_EVERY_S), fetch_local=False)
-        results |= {r: ray.get(r, timeout=max(left, CHECK_EVERY_S)) for r in done}
-        if not done:
+        done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=min(left, CHECK_EVERY_S), fetch_local=False)
+        if done:
+            results |= zip(done, ray.get(done, timeout=max(left, CHECK_EVERY_S)), strict=True)
+        else:
             crew.check()
             if time.monotonic() > deadline:
                 raise ray.exceptions.GetTimeoutError("not all calls were answered in time")

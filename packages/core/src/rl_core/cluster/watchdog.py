@@ -165,8 +165,10 @@ class Watchdog:
         """Read all heartbeats once, and end workers whose last one is too old."""
         now = time.monotonic()
         paused = now - self._looked_at > _PAUSED_S
-        for worker in self._feel():
-            beat = heartbeat.read(worker.actor_id)
+        workers = self._feel()
+        beats = heartbeat.read_all([worker.actor_id for worker in workers])
+        for worker in workers:
+            beat = beats[worker.actor_id]
             if paused or (beat is not None and (worker.beat is None or beat.count != worker.beat.count)):
                 worker.heard_at = now
             worker.beat = beat

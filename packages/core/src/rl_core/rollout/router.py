@@ -108,8 +108,10 @@ class Router:
         answers: list[SequenceBatch] = []
         attempts = np.zeros(len(requests), np.int64)
         calls = self._send(requests, np.arange(len(requests)), sampling)
+        done: list[Any] = []
         while calls:
-            reference = self._next_done(calls)
+            done = done or self._next_done(calls)
+            reference = done.pop()
             call = calls.pop(reference)
             try:
                 answer = self._pool.get([reference], what="generate")[0]
@@ -132,7 +134,7 @@ class Router:
                     call.replica.outstanding -= call.tokens
         joined = SequenceBatch.concat(answers)
         order = np.lexsort((joined.sequence_columns["sample"], joined.sequence_columns["request"]))
-        return joined.select(order)
+        return joined.share(order)
 
     def update_weights(self, buckets: list[Any], version: int) -> None:
         """Give every replica, and those that have become ready, the weights behind ``buckets`` as ``version``."""
@@ -169,15 +171,17 @@ class Router:
                 calls[reference] = _Call(replica, part, tokens, time.monotonic())
         return calls
 
-    def _next_done(self, calls: dict[Any, _Call]) -> Any:
-        """The first call with a result or an error; ends replicas that take longer than a call may."""
+    def _next_done(self, calls: dict[Any, _Call]) -> list[Any]:
+        """Calls with a result or an error: all, or those there are after a moment; ends replicas that take longer
+        than a call may."""
         import ray
 
         limit = self._pool.deadlines.call_s
         while True:
-            done, _ = ray.wait(list(calls), num_returns=1, timeout=CHECK_EVERY_S)
+            # Not one at a time: looking at n references n times would be the longest part of a step of many replicas.
+            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=CHECK_EVERY_S)
             if done:
-                return done[0]
+                return done
             self._pool.check()
             late = [c.replica.handle for c in calls.values() if time.monotonic() - c.started > limit]
             if late:
@@ -231,11 +235,15 @@ class Router:
             if self._ahead:  # else nothing runs beside an update, and a Ray client knows no concurrency groups
                 update = update.options(concurrency_group=UPDATES)
             calls.append((replica, update.remote("update_weights", buckets, self.version)))
-        for replica, call in calls:
-            try:
-                self._pool.get([call], what="updating the generator weights")
-            except WorkerDied as death:
-                self._drop(replica, death)
+        what = "updating the generator weights"
+        try:
+            self._pool.get([call for _, call in calls], what=what)
+        except WorkerDied:
+            for replica, call in calls:
+                try:
+                    self._pool.get([call], what=what)
+                except WorkerDied as death:
+                    self._drop(replica, death)
 
     def _await_replacement(self, death: WorkerDied | None) -> None:
         """Wait until a replica is there again, with the current weights.
