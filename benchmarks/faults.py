@@ -1,8 +1,8 @@
 """How long a run takes to notice a fault and to go on, and whether anything is lost.
 
-Trains a tiny model with GRPO twice on Ray workers on the CPU: undisturbed, and while its workers are killed (SIGKILL) and
-stopped (SIGSTOP), each several times. The two runs must have the same metrics, step by step, and the same weights to the
-last bit. Then a reward that hangs is scored in a process with a deadline.
+Trains a tiny model with GRPO twice on Ray workers on the CPU: undisturbed, and while its workers are killed (SIGKILL)
+and stopped (SIGSTOP), each several times. The two runs must have the same metrics, step by step, and the same weights
+to the last bit. Then a reward that hangs is scored in a process with a deadline.
 
     python benchmarks/faults.py
     python benchmarks/faults.py --rounds 5 --output faults.json
