@@ -193,7 +193,7 @@ def _told(choice: ComponentChoice, samples: Sequence[Sample], outcomes: Sequence
             len(samples),
             what,
             _at(sample, failure),
-            _statement(choice, failure),
+            failure.reason,
         )
     return [failure for _, failure in failed]
 
