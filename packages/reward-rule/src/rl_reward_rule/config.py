@@ -57,6 +57,6 @@ class FunctionConfig(RewardConfig):
     per_sample: bool = Field(False, description="Call it with one sample at a time instead of with the whole list.")
 
     @property
-    def detail(self) -> str:
+    def distinguished_by(self) -> str:
         """The function."""
         return self.function

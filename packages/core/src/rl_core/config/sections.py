@@ -176,7 +176,7 @@ class RewardConfig(ComponentConfig):
         return self.timeout_s if owner is RewardConfig else None
 
     @property
-    def detail(self) -> str:
+    def distinguished_by(self) -> str:
         """What tells it from another reward of the same name in messages; empty where nothing does."""
         return ""
 

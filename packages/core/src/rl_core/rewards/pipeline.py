@@ -199,7 +199,7 @@ def _told(choice: ComponentChoice, samples: Sequence[Sample], outcomes: Sequence
 
 
 def _who(choice: ComponentChoice) -> str:
-    detail = f"; {choice.config.detail}" if choice.config.detail else ""
+    detail = f"; {choice.config.distinguished_by}" if choice.config.distinguished_by else ""
     return f"reward {choice.name!r} ({choice.package}{detail})"
 
 
