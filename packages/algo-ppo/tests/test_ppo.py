@@ -56,6 +56,13 @@ def test_both_models_are_trained_epochs_times_minibatches_times(tools, models):
     assert models["value"].calls == ["forward values"] + ["train"] * 8
 
 
+def test_a_step_with_fewer_sequences_than_minibatches_takes_fewer_updates(tools, models):
+    batch = tools.rollouts(models["policy"]).select([0, 1, 2])
+    metrics = ppo(minibatches=8, epochs=2).step(batch, models)
+    assert models["policy"].calls.count("train") == models["value"].calls.count("train") == 6
+    assert np.isfinite(list(metrics.values())).all()
+
+
 def test_one_update_needs_no_forward_pass_for_the_old_policy(tools, models):
     metrics = ppo(minibatches=1).step(tools.rollouts(models["policy"]), models)
     assert models["policy"].calls == ["train"]

@@ -58,6 +58,19 @@ def test_completions_that_reach_the_limit_are_counted_as_truncated(context: Call
     assert result.metrics["eval/completion_tokens_mean"] == 2.0
 
 
+def test_completions_without_a_score_count_nowhere(context: Callable) -> None:
+    def score(samples: list[Any]) -> np.ndarray:
+        right = [s.completion == s.row["answer"] for s in samples]
+        return np.where([s.row["prompt"] == "5+6=" for s in samples], np.nan, right).astype(np.float32)
+
+    result = accuracy(n=2, temperature=1.0).evaluate(context(ROWS, score=score))
+    # Of the three other rows, right are the first of row 0 and the second of row 2.
+    assert result.metrics["eval/accuracy"] == result.metrics["eval/reward_mean"] == pytest.approx(2 / 6)
+    assert result.metrics["eval/pass_at_n"] == 2 / 3
+    nothing = accuracy().evaluate(context(ROWS, score=lambda samples: np.full(len(samples), np.nan)))
+    assert sorted(nothing.metrics) == ["eval/completion_tokens_mean", "eval/truncated_fraction"]
+
+
 def test_limit_takes_rows_from_the_start(context: Callable) -> None:
     assert accuracy(limit=2).evaluate(context(ROWS)).metrics["eval/accuracy"] == 1.0
 

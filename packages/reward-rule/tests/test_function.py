@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rl_core.component import Component
+from rl_core.config.stage import ComponentChoice
 from rl_core.errors import ConfigError, RLError
+from rl_core.rewards.pipeline import InThisProcess, RewardPipeline
 from rl_reward_rule.config import FunctionConfig
 from rl_reward_rule.function import FunctionReward
 
@@ -22,9 +25,6 @@ def lengths(samples, scale=1.0):
 
 def array(samples):
     return np.array([len(s.completion) for s in samples], np.float32)
-
-def with_parts(samples):
-    return [{"reward": 1, "format": np.float32(0.5)} for s in samples]
 
 async def slow(samples):
     await asyncio.sleep(0)
@@ -46,6 +46,9 @@ def constant(samples, value=None):
 def number(samples):
     return 1.0
 
+async def slow_number(samples):
+    return 1.0
+
 def broken(sample):
     return 1 / 0
 
@@ -62,12 +65,6 @@ def reward(tmp_path: Path) -> Callable[..., FunctionReward]:
         return FunctionReward(FunctionConfig(name="function", function=f"{tmp_path}/own.py:{function}", **fields))
 
     return build
-
-
-def message_of(reward: FunctionReward, samples: list[Any], tmp_path: Path) -> str:
-    with pytest.raises(RLError) as caught:
-        run(reward, samples)
-    return str(caught.value).replace(str(tmp_path), "…")
 
 
 def run(reward: FunctionReward, samples: list[Any]) -> Any:
@@ -90,12 +87,6 @@ def test_a_function_scores_the_list_and_takes_arguments(reward: Callable, sample
     assert run(reward("array"), samples) == [1.0, 2.0, 3.0]
 
 
-def test_dicts_keep_their_parts_as_plain_numbers(reward: Callable, samples: list[Any]) -> None:
-    scores = run(reward("with_parts"), samples)
-    assert scores == [{"reward": 1.0, "format": 0.5}] * 3
-    assert type(scores[0]["format"]) is float
-
-
 def test_per_sample_functions_see_one_sample(reward: Callable, samples: list[Any]) -> None:
     assert run(reward("one", per_sample=True, arguments={"scale": 0.5}), samples) == [0.5, 1.0, 1.5]
 
@@ -105,40 +96,38 @@ def test_coroutines_are_awaited_and_keep_the_order(reward: Callable, samples: li
     assert run(reward("slow_one", per_sample=True), samples) == [1.0, 2.0, 3.0]
 
 
-def test_the_wrong_number_of_scores_is_an_error(reward: Callable, samples: list[Any], tmp_path: Path) -> None:
-    assert message_of(reward("too_few"), samples, tmp_path) == (
-        "reward 'function' (…/own.py:too_few) returned 1 scores for 3 samples"
-    )
-    assert message_of(reward("number"), samples, tmp_path) == (
-        "reward 'function' (…/own.py:number) returned 1.0, not a list with one score per sample\n"
-        "    return a list, or set per_sample: true if it scores one sample"
-    )
+def test_a_function_for_single_samples_is_recognised(reward: Callable, samples: list[Any], tmp_path: Path) -> None:
+    for function in ("number", "slow_number"):
+        with pytest.raises(ConfigError) as caught:
+            run(reward(function), samples)
+        assert str(caught.value).replace(str(tmp_path), "…") == (
+            f"reward 'function' (…/own.py:{function}) returned 1.0, not a list with one score per sample\n"
+            "    return a list, or set per_sample: true if it scores one sample"
+        )
 
 
-@pytest.mark.parametrize("value", [None, "1", float("nan"), float("inf")])
-def test_scores_that_are_no_finite_numbers_are_errors(
-    value: Any, reward: Callable, samples: list[Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("function", "fields", "reason"),
+    [
+        ("too_few", {}, "returned 1 scores for 3 samples, but scores each of the 3 samples alone"),
+        ("constant", {"arguments": {"value": None}}, "returned None, not a finite number"),
+        ("constant", {"arguments": {"value": "1"}}, "returned '1', not a finite number"),
+        ("broken", {"per_sample": True}, "raised ZeroDivisionError: division by zero (…/own.py:{line})"),
+        ("slow_broken", {}, "raised KeyError: 'target' (…/own.py:{line})"),
+    ],
+)
+def test_what_it_does_wrong_is_told_with_function_and_line(
+    function: str, fields: dict[str, Any], reason: str, reward: Callable, samples: list[Any], tmp_path: Path
 ) -> None:
-    bad = reward("constant", arguments={"value": {"reward": 1.0, "part": value}})
-    expected = f"reward 'function' (…/own.py:constant) returned {value!r} for train.jsonl:3, not a finite number"
-    if value is None or isinstance(value, str):
-        assert message_of(reward("constant", arguments={"value": value}), samples, tmp_path) == expected
-    assert message_of(bad, samples, tmp_path) == expected
-
-
-def test_a_dict_needs_the_key_reward(reward: Callable, samples: list[Any], tmp_path: Path) -> None:
-    assert message_of(reward("constant", arguments={"value": {"score": 1}}), samples, tmp_path) == (
-        "reward 'function' (…/own.py:constant) returned a dict without the key 'reward' for train.jsonl:3: {'score': 1}"
-    )
-
-
-def test_an_exception_names_the_function_and_the_row(reward: Callable, samples: list[Any], tmp_path: Path) -> None:
-    assert message_of(reward("broken", per_sample=True), samples, tmp_path) == (
-        "reward 'function' (…/own.py:broken) raised ZeroDivisionError for train.jsonl:3: division by zero"
-    )
-    assert message_of(reward("slow_broken"), samples, tmp_path) == (
-        "reward 'function' (…/own.py:slow_broken) raised KeyError for 3 samples: 'target'"
-    )
+    built = reward(function, **fields)
+    component = Component("reward", "function", "rl_reward_rule.function:FunctionReward", "x:Y", "")
+    choice = ComponentChoice("reward", "function", component, "rl-reward-rule", built.config)
+    with pytest.raises(RLError) as caught:
+        RewardPipeline([(choice, InThisProcess(built))]).score(samples)
+    line = next((n for n, text in enumerate(FILE.splitlines(), 1) if function in text), 0) + 1
+    place = "" if function == "too_few" else "train.jsonl:3: "
+    expected = f"{place}reward 'function' (rl-reward-rule; …/own.py:{function}) {reason.format(line=line)}"
+    assert str(caught.value).splitlines()[0].replace(str(tmp_path), "…") == expected
 
 
 def test_a_function_that_does_not_exist_is_found_when_the_reward_is_built(reward: Callable) -> None:

@@ -83,7 +83,8 @@ class Ppo(AlgorithmBase):
         updates = []
         for epoch in range(config.epochs):
             for minibatch in batch.minibatches(config.minibatches, seed=epoch):
-                updates.append(policy.train(minibatch, policy_loss) | _of_value(value.train(minibatch, value_loss)))
+                if len(minibatch):  # dropped completions may leave fewer than minibatches
+                    updates.append(policy.train(minibatch, policy_loss) | _of_value(value.train(minibatch, value_loss)))
         return {
             **mean_metrics(updates),
             **self._adapt_coefficient(kl, batch),

@@ -385,8 +385,7 @@ def test_errors_meant_for_the_user_stop_the_run_whatever_the_policy():
             Turn(["so?"], done=False),
             "step returned the message 'so?'\n    a message is {'role': 'tool', 'content': 'text'}",
         ),
-        (Turn(reward="one"), "step returned the reward 'one', which is no finite number"),
-        (Turn(reward=float("nan")), "step returned the reward nan, which is no finite number"),
+        (Turn(reward="one"), "step returned the reward 'one', which is no number"),
     ],
 )
 def test_what_is_no_turn_is_the_environments_fault(turn, problem):
@@ -397,6 +396,22 @@ def test_what_is_no_turn_is_the_environments_fault(turn, problem):
     with pytest.raises(RLError) as caught:
         World(Says(), on_error="end").run(["a"])
     assert str(caught.value) == f"environment 'world' (test), a data row: {problem}"
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("-inf")])
+def test_a_reward_that_is_not_finite_is_a_failure_like_an_exception(reward):
+    class Says(Counts):
+        def step(self, state, conversation):
+            return Turn(reward=reward)
+
+    with pytest.raises(RLError) as caught:
+        World(Says()).run(["a"])
+    assert str(caught.value) == (
+        f"environment 'world' (test), a data row: step returned the reward {reward}\n    mend it, or set "
+        "environment.on_error: end, which ends such conversations and counts them"
+    )
+    columns = World(Says(), on_error="end").run(["a"]).batch.sequence_columns
+    assert (columns["environment_failed"].tolist(), columns["environment_reward"].tolist()) == ([True], [0.0])
 
 
 def test_an_environment_that_says_nothing_and_goes_on_is_refused():

@@ -1,17 +1,19 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from rl_core.algorithm import AlgorithmBase
 from rl_core.batch import SequenceBatch
+from rl_core.component import Component
 from rl_core.config.environment import EnvironmentConfig
+from rl_core.config.sections import RewardConfig
+from rl_core.config.stage import ComponentChoice
 from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.environment import Turn
 from rl_core.contracts.generator import SamplingParams
+from rl_core.errors import RLError
+from rl_core.rewards.pipeline import InThisProcess, RewardPipeline
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.environment_calls import EnvironmentCalls
-from rl_core.rollout.rewards import RewardPipeline
 from rl_core.rollout.rollouts import RolloutFeed
 
 
@@ -67,8 +69,10 @@ class KeepsVaried(AlgorithmBase):
         return np.isin(groups, varied)
 
 
-def feed(letters, *, rows_per_step, rounds, **options):
-    choice = SimpleNamespace(name="varied", package="test", config=SimpleNamespace(weight=1.0))
+def feed(letters, *, rows_per_step, rounds, reward=None, on_error="error", **options):
+    component = Component("reward", "varied", "test:Varied", "test:Config", "")
+    config = RewardConfig(name="varied", on_error=on_error)
+    choice = ComponentChoice("reward", "varied", component, "test", config)
     options = {"cursor": DataCursor(size=len(letters), seed=0), **options}
     return RolloutFeed(
         [{"prompt": letter} for letter in letters],
@@ -77,7 +81,7 @@ def feed(letters, *, rows_per_step, rounds, **options):
         plan=BatchPlan("rollouts", rows_per_step=rows_per_step, group_size=2, max_resample_rounds=rounds),
         router=Echo(),
         sampling=SamplingParams(n=2, max_new_tokens=1),
-        rewards=RewardPipeline([(choice, Varied())]),
+        rewards=RewardPipeline([(choice, InThisProcess(reward or Varied()))]),
         stage="train",
         seed=0,
         max_length=8,
@@ -202,3 +206,66 @@ def test_a_feed_that_goes_on_after_a_resume_repeats_the_conversations():
     assert again.tokens.tolist() == expected.tokens.tolist()
     asked = expected.tokens[expected.token_columns["loss_mask"] == 0]
     assert len(set(asked.tolist())) > 3, "each conversation has a seed of its own"
+
+
+class FailsFor(Varied):
+    """Cannot score the completions in ``letters``; with ``every_other`` only the second of two."""
+
+    def __init__(self, letters, *, every_other=False):
+        self.letters, self.every_other, self.seen = letters, every_other, 0
+
+    def score(self, samples):
+        return [self.one(s) for s in samples]
+
+    def one(self, sample):
+        if sample.completion not in self.letters:
+            return 0.25
+        self.seen += 1
+        return 0.5 if self.every_other and self.seen % 2 else float("nan")
+
+
+def dropping(letters, reward, *, rounds=0):
+    return feed(letters, rows_per_step=len(letters), rounds=rounds, reward=reward, on_error="drop")
+
+
+def test_dropped_completions_are_in_no_batch_and_no_mean():
+    draw = dropping("abc", FailsFor("bc", every_other=True)).next(1)
+    assert sorted(prompts(draw.batch)) == list("aabc")
+    groups = draw.batch.sequence_columns["group"].tolist()
+    assert sorted(groups.count(g) for g in set(groups)) == [1, 1, 2]
+    assert sorted(draw.batch.sequence_columns["reward"].tolist()) == [0.25, 0.25, 0.5, 0.5]
+    assert draw.metrics["rollout/reward_mean"] == 0.375
+    counts = {name: draw.metrics[f"rollout/reward_{name}"] for name in ("failures", "timeouts", "dropped")}
+    assert counts == {"failures": 2.0, "timeouts": 0.0, "dropped": 2.0}
+    shown = [row["reward"] for row in dropping("a", FailsFor("a", every_other=True)).next(1).samples]
+    assert str(shown) == "[0.5, nan]"
+
+
+def test_a_group_that_is_dropped_as_a_whole_is_absent():
+    draw = dropping("ab", FailsFor("b")).next(1)
+    assert prompts(draw.batch) == "aa"
+    assert len(set(draw.batch.sequence_columns["group"].tolist())) == 1
+
+
+def test_failures_of_all_rounds_of_resampling_are_counted():
+    source = feed("abcdef", rows_per_step=3, rounds=1, reward=FailsFor("bdf"), on_error="drop")
+    draw = source.next(1)
+    assert draw.metrics["rollout/rounds"] == 2.0
+    assert draw.metrics["rollout/reward_failures"] == 6.0
+    assert "b" not in prompts(draw.batch)
+
+
+def test_steps_without_any_score_are_empty_and_three_of_them_stop_the_run():
+    source = dropping("ab", FailsFor("ab"))
+    for step in (1, 2):
+        draw = source.next(step)
+        assert len(draw.batch) == 0
+        assert "rollout/reward_mean" not in draw.metrics
+        assert draw.metrics["rollout/reward_dropped"] == 4.0
+    with pytest.raises(RLError) as raised:
+        source.next(3)
+    assert str(raised.value) == (
+        "stage 'train', step 3: for 3 steps in a row, rewards failed for every completion and on_error: drop left "
+        "nothing to train on\n"
+        "    the warnings above say how they fail; mend them, then continue with `rl resume`"
+    )

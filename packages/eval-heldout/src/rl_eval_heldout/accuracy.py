@@ -64,23 +64,29 @@ def metrics(
     Args:
         batch: completions as a generator returns them (columns ``request``, ``prompt_length``, ``truncated``), or
             conversations (``turns``, ``environment_tokens``).
-        rewards: [B], one per completion.
+        rewards: [B], one per completion; NaN for one that a failed reward dropped, which then counts nowhere but in
+            what is said of lengths.
         threshold: a reward of at least this is correct.
         n: completions per prompt; above 1 ``eval/pass_at_n`` is the fraction of prompts with a correct one.
     """
     rewards = np.asarray(rewards, np.float64)
+    scored = ~np.isnan(rewards)
     # In float32, as rewards arrive: 0.7 there is less than 0.7 in float64.
     correct = rewards.astype(np.float32) >= np.float32(threshold)
     columns = batch.sequence_columns
     found = {
-        "eval/accuracy": float(correct.mean()),
-        "eval/reward_mean": float(rewards.mean()),
         "eval/completion_tokens_mean": float(completion_tokens(batch).mean()),
         "eval/truncated_fraction": float(columns["truncated"].mean()),
     }
+    if scored.any():
+        found |= {
+            "eval/accuracy": float(correct[scored].mean()),
+            "eval/reward_mean": float(rewards[scored].mean()),
+        }
     if "turns" in columns:
         found["eval/turns_mean"] = float(columns["turns"].mean())
-    if n > 1:
+    if n > 1 and scored.any():
         solved = np.bincount(columns["request"], weights=correct) > 0
-        found["eval/pass_at_n"] = float(solved.mean())
+        asked = np.bincount(columns["request"], weights=scored) > 0
+        found["eval/pass_at_n"] = float(solved[asked].mean())
     return found

@@ -55,8 +55,8 @@ class ReplicaPool:
 
         Raises:
             EnvironmentProblem: the model cannot be loaded, or the cluster has no place for a replica.
-            WorkerDied: a replica and its replacement died.
-            RLError: a replica failed, or took longer than ``timeout_s``.
+            WorkerDied: a replica and its replacement died, or one took longer than ``timeout_s``.
+            RLError: a replica failed.
         """
         scores: dict[int, np.ndarray] = {}
         dead = self._ask(shares, scores)
@@ -114,9 +114,10 @@ class ReplicaPool:
             raise (
                 self._late()
                 if starting
-                else RLError(
+                else WorkerDied(
                     f"reward {name!r}: a worker did not answer within {self.config.timeout_s:g} s\n"
-                    "    raise its timeout_s if scoring really takes that long, or add replicas"
+                    "    raise its timeout_s if scoring really takes that long, or add replicas",
+                    cause="hung",
                 )
             ) from None
         except ray.exceptions.RayTaskError as error:

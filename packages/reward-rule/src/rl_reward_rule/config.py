@@ -55,3 +55,8 @@ class FunctionConfig(RewardConfig):
     function: FunctionRef = Field(description="module:function or file.py:function.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments for the function.")
     per_sample: bool = Field(False, description="Call it with one sample at a time instead of with the whole list.")
+
+    @property
+    def distinguished_by(self) -> str:
+        """The function."""
+        return self.function

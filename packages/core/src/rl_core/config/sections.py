@@ -6,6 +6,7 @@ field names (``_steps``, ``_tokens``, ``_s``).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -156,6 +157,28 @@ class RewardConfig(ComponentConfig):
     """Base of every reward's config."""
 
     weight: float = Field(1.0, description="Factor in the weighted sum of rewards.")
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Longest that scoring may take; then the reward runs in a process of its own, which is killed and "
+        "started again. null: it runs in the driver, without a deadline.",
+    )
+    on_error: Literal["error", "zero", "drop"] = Field(
+        "error",
+        description="When a sample's reward raises, is late, or is no finite number: stop the run, score the sample 0, "
+        "or leave it out of training (counted in rollout/reward_failures).",
+    )
+
+    @property
+    def process_timeout_s(self) -> float | None:
+        """``timeout_s``, unless the reward's own config defines the field: then the reward keeps that deadline."""
+        owner = next(model for model in type(self).__mro__ if "timeout_s" in inspect.get_annotations(model))
+        return self.timeout_s if owner is RewardConfig else None
+
+    @property
+    def distinguished_by(self) -> str:
+        """What tells it from another reward of the same name in messages; empty where nothing does."""
+        return ""
 
 
 class EvaluatorConfig(ComponentConfig):

@@ -27,7 +27,8 @@ class EvaluationContext:
             newest weights; ``prompts`` is a list of int32 token arrays. One turn, whatever the environment.
         complete: ``complete(rows, sampling, seed) -> (SequenceBatch, samples)``: the rows' prompts completed as in
             rollouts, through the environment where there is one; ``samples`` in the batch's order, for ``score``.
-        score: ``score(samples) -> float array [len(samples)]``: the weighted sum of the configured rewards.
+        score: ``score(samples) -> float array [len(samples)]``: the weighted sum of the configured rewards; NaN for
+            a sample that a failed reward drops (``on_error: drop``), which then is in no mean.
     """
 
     step: int

@@ -38,8 +38,14 @@ class Sample:
 
 
 class Reward(Protocol):
-    """Built as ``factory(config)`` in the driver. It may define ``close()``, called when a stage ends."""
+    """Built as ``factory(config)`` in the driver, or, with the shared option ``timeout_s``, in a process of its own.
+
+    It may define ``close()``, called when a stage ends. ``DataError``, ``ConfigError``, ``EnvironmentProblem`` and
+    ``WorkerDied`` stop the run with their message; for any other exception, a wrong number of scores or one that is not
+    finite the config says what happens (``on_error``), after the samples were scored one by one. A config that defines
+    ``timeout_s`` itself keeps the reward in the driver, and the deadline with the reward.
+    """
 
     def score(self, samples: Sequence[Sample]) -> Sequence[Score] | Awaitable[Sequence[Score]]:
-        """One score per sample, in order; may be a coroutine."""
+        """One score per sample, in order, whatever the other samples are; may be a coroutine."""
         ...

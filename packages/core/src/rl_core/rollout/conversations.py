@@ -23,7 +23,7 @@ from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.tokenizer import Message, Tokenizer
 from rl_core.errors import DataError, RLError
 from rl_core.rollout.conversation import Conversation
-from rl_core.rollout.environment_calls import EnvironmentCalls, EnvironmentFailure
+from rl_core.rollout.environment_calls import COUNT_INSTEAD, EnvironmentCalls, EnvironmentFailure
 
 if TYPE_CHECKING:
     from rl_core.config.environment import EnvironmentConfig
@@ -197,7 +197,7 @@ class Conversations:
         return tokens
 
     def _checked(self, turn: Any, conversation: Conversation) -> Turn:
-        """The turn, if it is one; what is wrong with it is the environment's fault and stops the run."""
+        """The turn, if it is one; what is none stops the run, a reward that is not finite is a failure."""
         where = f"{self._calls.name}, {conversation.place}: step returned"
         if not isinstance(turn, Turn):
             raise RLError(
@@ -209,8 +209,10 @@ class Conversations:
                 raise RLError(
                     f"{where} the message {message!r}\n    a message is {{'role': 'tool', 'content': 'text'}}"
                 )
-        if not isinstance(turn.reward, numbers.Real) or not np.isfinite(float(turn.reward)):
-            raise RLError(f"{where} the reward {turn.reward!r}, which is no finite number")
+        if not isinstance(turn.reward, numbers.Real):
+            raise RLError(f"{where} the reward {turn.reward!r}, which is no number")
+        if not np.isfinite(float(turn.reward)):
+            raise EnvironmentFailure(f"{where} the reward {turn.reward!r}\n    mend it, {COUNT_INSTEAD}")
         return turn
 
     def _endings(self, conversations: Sequence[Conversation]) -> list[Future[Any]]:

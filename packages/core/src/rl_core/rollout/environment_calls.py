@@ -18,7 +18,7 @@ from rl_core.contracts.tokenizer import Message
 from rl_core.errors import RLError
 from rl_core.rollout.daemon_threads import DaemonThreads
 
-_COUNT_INSTEAD = "or set environment.on_error: end, which ends such conversations and counts them"
+COUNT_INSTEAD = "or set environment.on_error: end, which ends such conversations and counts them"
 
 
 _GROW_EVERY_S = 0.002
@@ -177,7 +177,7 @@ class EnvironmentCalls:
     def _late(self, doing: str) -> EnvironmentFailure:
         return EnvironmentFailure(
             f"{self.name} took longer than {self._timeout_s:g} s in {doing}\n"
-            f"    raise environment.step_timeout_s, {_COUNT_INSTEAD}"
+            f"    raise environment.step_timeout_s, {COUNT_INSTEAD}"
         )
 
     def _failure(self, error: BaseException, doing: str) -> RLError:
@@ -186,7 +186,7 @@ class EnvironmentCalls:
         text = " ".join(str(error).split())
         return EnvironmentFailure(
             f"{self.name} raised {type(error).__name__} in {doing}: {text} ({_line_of(error)})\n"
-            f"    mend it, {_COUNT_INSTEAD}"
+            f"    mend it, {COUNT_INSTEAD}"
         )
 
 

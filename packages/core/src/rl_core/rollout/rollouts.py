@@ -15,24 +15,34 @@ from rl_core.contracts.data import Row
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
 from rl_core.contracts.tokenizer import Message, Tokenizer
+from rl_core.errors import RLError
+from rl_core.rewards.pipeline import RewardPipeline, Scores
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor, request_seeds
 from rl_core.rollout.feed import Draw
-from rl_core.rollout.rewards import RewardPipeline
 from rl_core.rollout.router import Router
 from rl_core.rollout.samples import completion_tokens, encode_prompt, sample_rows, to_samples
+
+MOST_EMPTY_STEPS = 3
+"""After this many steps in a row without a single scored completion the run stops."""
 
 
 @dataclass(frozen=True)
 class _Round:
-    """One round of sampling: scored completions of ``rows_per_step`` prompts."""
+    """One round of sampling: scored completions of ``rows_per_step`` prompts, and those a failed reward dropped."""
 
-    batch: SequenceBatch
+    sampled: SequenceBatch
     samples: Sequence[Sample]
-    metrics: dict[str, float]
+    scores: Scores
     rollout_s: float
     reward_s: float
     environment_s: float
+
+    @property
+    def batch(self) -> SequenceBatch:
+        """What may be trained on; of a group all may be missing."""
+        dropped = np.isnan(self.scores.rewards)
+        return self.sampled.select(~dropped) if dropped.any() else self.sampled
 
 
 class RolloutFeed:
@@ -45,6 +55,8 @@ class RolloutFeed:
     algorithm does not want are left out and further prompts drawn, until a step has
     ``rows_per_step`` groups or the rounds are used up; then the step is smaller, or, where nothing
     is worth keeping, as it was sampled.
+
+    Completions that a failed reward dropped (``on_error: drop``) are in no batch, as if they had not been sampled.
     """
 
     samples = True
@@ -80,13 +92,14 @@ class RolloutFeed:
         self._max_length = max_length
         self._shown = samples_per_step
         self._prompts: dict[int, np.ndarray] = {}
+        self._empty_steps = 0
 
     def next(self, step: int) -> Draw:
         rounds, kept, groups = [], [], 0
         for number in range(self._plan.max_resample_rounds + 1):
             rounds.append(self._sample(step, number))
             batch = rounds[-1].batch
-            if self._plan.max_resample_rounds:
+            if self._plan.max_resample_rounds and len(batch):
                 batch = batch.select(self._algorithm.keep(batch))
             kept.append(batch)
             groups += len(np.unique(batch.sequence_columns["group"]))
@@ -94,15 +107,25 @@ class RolloutFeed:
                 break
         joined = SequenceBatch.concat([b for b in kept if len(b)] or [rounds[0].batch])
         batch = _first_groups(joined, self._plan.rows_per_step)
+        self._check_that_rewards_work(step, batch)
         metrics = self._metrics(rounds)
         if self._plan.max_resample_rounds:
             sampled = len(rounds) * self._plan.rows_per_step
             metrics |= {"rollout/rounds": float(len(rounds)), "rollout/kept_fraction": groups / sampled}
         first = rounds[0]
-        return Draw(batch, metrics, sample_rows(first.samples[: self._shown], first.batch.sequence_columns["reward"]))
+        return Draw(batch, metrics, sample_rows(first.samples[: self._shown], first.scores.rewards))
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def _check_that_rewards_work(self, step: int, batch: SequenceBatch) -> None:
+        self._empty_steps = 0 if len(batch) else self._empty_steps + 1
+        if self._empty_steps == MOST_EMPTY_STEPS:
+            raise RLError(
+                f"stage {self._stage!r}, step {step}: for {MOST_EMPTY_STEPS} steps in a row, rewards failed for every "
+                "completion and on_error: drop left nothing to train on\n"
+                "    the warnings above say how they fail; mend them, then continue with `rl resume`"
+            )
 
     def _sample(self, step: int, number: int) -> _Round:
         drawn = [int(i) for i in self.cursor.draw(self._plan.rows_per_step)]
@@ -113,16 +136,16 @@ class RolloutFeed:
         batch, messages, environment_s = self._complete(requests, rows)
         generated = time.perf_counter()
         samples = to_samples(batch, rows, self._tokenizer, messages=messages)
-        rewards, metrics = self._rewards.score(samples)
+        scores = self._rewards.score(samples)
         scored = time.perf_counter()
         batch = batch.with_columns(
             sequence={
                 "group": batch.sequence_columns["request"] + number * len(drawn),
-                "reward": rewards,
+                "reward": scores.rewards,
                 "temperature": np.full(len(batch), self._sampling.temperature, np.float32),
             }
         )
-        return _Round(batch, samples, metrics, generated - started, scored - generated, environment_s)
+        return _Round(batch, samples, scores, generated - started, scored - generated, environment_s)
 
     def _complete(
         self, requests: SequenceBatch, rows: Sequence[Row]
@@ -135,16 +158,13 @@ class RolloutFeed:
 
     def _metrics(self, rounds: Sequence[_Round]) -> dict[str, float]:
         """Over everything that was sampled, kept or not."""
-        columns = [r.batch.sequence_columns for r in rounds]
-        rewards = np.concatenate([c["reward"] for c in columns])
-        tokens = np.concatenate([completion_tokens(r.batch) for r in rounds])
+        columns = [r.sampled.sequence_columns for r in rounds]
+        tokens = np.concatenate([completion_tokens(r.sampled) for r in rounds])
         rollout_s = sum(r.rollout_s for r in rounds)
-        named = {name: float(np.mean([r.metrics[name] for r in rounds])) for name in rounds[0].metrics}
+        named = reward_metrics([r.scores for r in rounds])
         if self._conversations is not None:
             named |= conversation_metrics(columns) | {"time/environment_s": sum(r.environment_s for r in rounds)}
         return named | {
-            "rollout/reward_mean": float(rewards.mean()),
-            "rollout/reward_std": float(rewards.std()),
             "rollout/completion_tokens_mean": float(tokens.mean()),
             "rollout/truncated_fraction": float(np.concatenate([c["truncated"] for c in columns]).mean()),
             "rollout/tokens_per_second": float(tokens.sum() / max(rollout_s, 1e-9)),
@@ -176,6 +196,18 @@ class RolloutFeed:
             return {}
         name = self._conversations.limit_name("generator.max_new_tokens")
         return {"tools": self._conversations.tools, "limit_name": name}
+
+
+def reward_metrics(scores: Sequence[Scores]) -> dict[str, float]:
+    """Over what was scored in several rounds; failures are counted. Without any score there is no mean."""
+    rewards = np.concatenate([s.rewards for s in scores])
+    rewards = rewards[~np.isnan(rewards)]
+    names = dict.fromkeys(name for s in scores for name in s.metrics)
+    named = {name: float(np.mean([s.metrics[name] for s in scores if name in s.metrics])) for name in names}
+    named |= {f"rollout/{name}": sum(s.counts[name] for s in scores) for name in scores[0].counts}
+    if len(rewards):
+        named |= {"rollout/reward_mean": float(rewards.mean()), "rollout/reward_std": float(rewards.std())}
+    return named
 
 
 def conversation_metrics(columns: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:

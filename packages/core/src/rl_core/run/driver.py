@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rl_core.rewards.pipeline import RewardPipeline, scorer
 from rl_core.rollout.environment_calls import EnvironmentCalls
-from rl_core.rollout.rewards import RewardPipeline
 from rl_core.run.progress import working
 
 if TYPE_CHECKING:
@@ -76,9 +76,10 @@ def driver_parts(stage: StageConfig, registry: Registry, *, loaded: DriverParts 
 def _changing(stage: StageConfig, build: Callable[[ComponentChoice], Any]) -> dict[str, Any]:
     """The parts with a state that training changes."""
     environment = stage.environment
+    rewards = [(choice, scorer(choice, build)) for choice in stage.rewards]
     return {
         "algorithm": build(stage.algorithm),
-        "rewards": RewardPipeline([(c, build(c)) for c in stage.rewards]) if stage.rewards or environment else None,
+        "rewards": RewardPipeline(rewards) if rewards or environment else None,
         "evaluators": tuple((c, build(c)) for c in stage.evaluators),
         "environment": _environment_calls(environment, build(environment)) if environment else None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ def evaluate(
     Raises:
         RLError: an evaluator raised; the message names it and its package.
     """
-    context = evaluation_context(parts, step)
+    counts: Counter[str] = Counter()
+    context = evaluation_context(parts, step, counts=counts)
     metrics: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
     for choice, evaluator in evaluators:
@@ -56,11 +58,11 @@ def evaluate(
             )
         metrics |= result.metrics
         samples.extend({**row, "evaluator": choice.name} for row in result.samples)
-    return metrics, samples
+    return metrics | {f"eval/{name}": float(count) for name, count in counts.items()}, samples
 
 
-def evaluation_context(parts: Assembly, step: int) -> EvaluationContext:
-    """What evaluators see of a stage."""
+def evaluation_context(parts: Assembly, step: int, *, counts: Counter[str] | None = None) -> EvaluationContext:
+    """What evaluators see of a stage; failures of rewards are added to ``counts``."""
     router, driver, seed = parts.router, parts.driver, parts.stage.run.seed
 
     def generate(prompts: Sequence[np.ndarray], sampling: SamplingParams, seed: int) -> SequenceBatch:
@@ -73,7 +75,10 @@ def evaluation_context(parts: Assembly, step: int) -> EvaluationContext:
 
     def score(samples: Sequence[Sample]) -> np.ndarray:
         assert driver.rewards is not None
-        return driver.rewards.score(samples)[0]
+        scores = driver.rewards.score(samples)
+        if counts is not None:
+            counts.update(scores.counts)
+        return scores.rewards
 
     return EvaluationContext(
         step=step,

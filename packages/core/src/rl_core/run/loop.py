@@ -153,6 +153,11 @@ class Loop:
         return state
 
     def _train(self, step: int, batch: SequenceBatch) -> dict[str, float]:
+        if not len(batch):
+            logger.warning(
+                "%s: step %d has nothing to train on; the weights stay as they are", self.parts.stage.name, step
+            )
+            return {"train/tokens": 0.0, "train/loss_tokens": 0.0, "train/sequences": 0.0, "time/train_s": 0.0}
         started, models = time.perf_counter(), self.parts.models
         if self.profile is not None:
             models = timed(models, self.phases, policy=self.parts.policy.role.name)

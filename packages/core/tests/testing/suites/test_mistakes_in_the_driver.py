@@ -28,6 +28,11 @@ REWARD = {
         "scores belong to their samples",
         "sample 0 scores 0.0625, and 0.9375 in reverse order; the i-th score is that of the i-th sample",
     ),
+    "scores that depend on the others": (
+        {LIST: "return [self._score(sample) + (len(samples) > 1) for sample in samples]"},
+        "scores belong to their samples",
+        "sample 0 scores 1.125 among others and 0.125 alone; after a failure samples are scored one by one",
+    ),
     "no samples": (
         {LIST: "assert samples, 'nothing to score'\n        " + LIST},
         "no samples have no scores",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from rl_core.errors import DataError
 
 from rl_data_text.config import ParquetConfig
 from rl_data_text.sources.base import Record, TextSource
 from rl_data_text.sources.files import digest_file, find_files
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _ROWS_AT_ONCE = 1024
 
@@ -33,10 +37,10 @@ class ParquetSource(TextSource):
             try:
                 with pyarrow.parquet.ParquetFile(path) as file:
                     for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-                        for value in batch.to_pylist():
+                        for value, error in _values(batch):
                             number += 1
-                            yield Record(f"{path}:row {number}", value)
-            except (pyarrow.ArrowException, OSError) as error:
+                            yield Record(f"{path}:row {number}", value, error)
+            except (pyarrow.ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
     def content_digest(self) -> str:
@@ -45,3 +49,22 @@ class ParquetSource(TextSource):
 
     def describe(self) -> str:
         return ", ".join(self.config.paths)
+
+
+def _values(batch: pyarrow.RecordBatch) -> Iterator[tuple[Any, str]]:
+    """The rows in Python's types, each with why it has none: text that is not UTF-8, a time after the year 9999."""
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError):
+        for index in range(len(batch)):
+            yield _value(batch.slice(index, 1))
+    else:
+        for value in values:
+            yield value, ""
+
+
+def _value(row: pyarrow.RecordBatch) -> tuple[Any, str]:
+    try:
+        return row.to_pylist()[0], ""
+    except (ValueError, OverflowError) as error:
+        return None, f"cannot be read: {error}"

@@ -52,12 +52,18 @@ class RewardConformance(ComponentConformance):
         with self._built() as reward:
             straight = values(reward, self.samples)
             turned = values(reward, self.samples[::-1])[::-1]
+            alone = values(reward, self.samples[:1])
         if len(straight) != len(self.samples):
             return  # the rule about the number of scores says so
         for index, (a, b) in enumerate(zip(straight, turned, strict=True)):
             self.expect(
-                a == b or math.isclose(a, b, rel_tol=self.tolerance, abs_tol=self.tolerance) or math.isnan(a),
+                self._same(a, b),
                 f"sample {index} scores {a:g}, and {b:g} in reverse order; the i-th score is that of the i-th sample",
+            )
+        for a, b in zip(straight[:1], alone, strict=False):
+            self.expect(
+                self._same(a, b),
+                f"sample 0 scores {a:g} among others and {b:g} alone; after a failure samples are scored one by one",
             )
 
     def test_it_can_be_built_again_after_it_was_closed(self) -> None:
@@ -69,6 +75,9 @@ class RewardConformance(ComponentConformance):
             self.expect(
                 str(found[0]) == str(found[1]), f"a second one in the same process scores {found[1]}, not {found[0]}"
             )
+
+    def _same(self, a: float, b: float) -> bool:
+        return a == b or math.isclose(a, b, rel_tol=self.tolerance, abs_tol=self.tolerance) or math.isnan(a)
 
     @contextmanager
     def _built(self) -> Iterator[Reward]:
