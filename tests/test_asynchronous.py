@@ -1,9 +1,7 @@
 """Runs that sample ahead of training."""
 
-import subprocess
-
 import pytest
-from support import RL, metrics_of
+from support import metrics_of
 
 pytestmark = pytest.mark.slow
 
@@ -22,18 +20,3 @@ def test_a_run_samples_ahead_and_goes_on_where_it_was(tiny, rl, tmp_path):
     rl("run", tiny, *options, "run.steps=3", f"run.directory={again}")
     rl("run", tiny, *options, f"run.directory={again}", "--resume")
     assert [row["data/epoch"] for row in metrics_of(again)] == [row["data/epoch"] for row in rows]
-
-
-def test_sampling_ahead_and_training_cannot_share_gpus(tiny, tmp_path):
-    done = subprocess.run(
-        [RL, "check", tiny, "run.max_staleness=2", "run.gpus=1"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert (
-        "command line: run.max_staleness: rollouts cannot be sampled while the same GPUs train (run.gpus: 1)\n"
-        "    run.max_staleness: 0\n"
-    ) in done.stdout + done.stderr
