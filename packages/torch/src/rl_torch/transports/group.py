@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import timedelta
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 import torch.distributed as dist
 from rl_core.contracts.transport import Meeting, WeightTransferFailed
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.0002
 _LONGEST_POLL_S = 0.01
@@ -45,6 +48,7 @@ class BroadcastGroup:
         except WeightTransferFailed:
             self.leave()
             raise
+        logger.info("joined the group for weights as rank %d of %d, on %s", rank, meeting.size, meeting.device)
 
     def broadcast(self, tensor: Tensor) -> None:
         """Rank 0's ``tensor`` is in everybody's when it returns.
