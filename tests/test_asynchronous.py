@@ -24,4 +24,4 @@ def test_a_run_samples_ahead_and_goes_on_where_it_was(tiny, rl, tmp_path):
     assert [row["data/epoch"] for row in again_rows] == [row["data/epoch"] for row in rows]
     assert all(0 <= row["rollout/staleness_max"] <= 2 for row in again_rows)
     assert "as rank 1 of 2" in (again / "logs" / "generate-0.log").read_text()
-    assert "these weights take the object store" not in (again / "logs" / "rl.log").read_text()
+    assert "weights take the object store" not in (again / "logs" / "rl.log").read_text()

@@ -99,7 +99,11 @@ class IpcSender(Protocol):
         ...
 
     def begin(self, role: str, update: int, device: str) -> bytes:
-        """Make the buffer, and describe it to another process. ``update`` names it in the other calls."""
+        """Make the buffer, and describe it to another process. ``update`` names it in the other calls.
+
+        Raises:
+            WeightTransferFailed: this machine cannot do it.
+        """
         ...
 
     def next(self, update: int) -> None:
@@ -111,7 +115,7 @@ class IpcSender(Protocol):
         ...
 
     def close(self) -> None:
-        """Drop everything."""
+        """Drop everything, without gathering."""
         ...
 
 
@@ -121,7 +125,11 @@ class IpcReceiver(Protocol):
     def receive(
         self, buffer: bytes, next_bucket: Callable[[], None], plan: tuple[BucketLayout, ...], version: int
     ) -> None:
-        """Update the generator to ``version`` from the buffer, calling ``next_bucket`` before each bucket."""
+        """Update the generator to ``version`` from the buffer, calling ``next_bucket`` before each bucket.
+
+        Raises:
+            WeightTransferFailed: the buffer cannot be read here; the generator was not touched.
+        """
         ...
 
     def close(self) -> None:

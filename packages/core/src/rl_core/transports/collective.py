@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.transport import BucketLayout, Meeting, WeightTransferFailed
-from rl_core.errors import WorkerDied
-from rl_core.transports.object_store import Lost, ObjectStore, beside
+from rl_core.transports.object_store import Lost, ObjectStore, beside, outcomes
 
 if TYPE_CHECKING:
     from rl_core.model import Model
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rl")
 
 ATTEMPTS = 2
-"""Groups that are tried for one update before it takes the object store."""
+"""Groups that are tried for one update before it, and all later ones, take the object store."""
 
 
 class Collective:
@@ -42,11 +41,12 @@ class Collective:
         self._ahead = ahead
         self._plan: tuple[BucketLayout, ...] = ()
         self._meeting: tuple[Meeting, list[Any]] | None = None
+        self._given_up = False
 
     def give(self, generators: Sequence[Any], version: int) -> Lost:
         """See :class:`rl_core.transports.object_store.WeightTransport`."""
         lost: Lost = []
-        for _ in range(ATTEMPTS):
+        for _ in range(0 if self._given_up else ATTEMPTS):
             alive = [g for g in generators if all(g is not gone for gone, _ in lost)]
             if not alive:
                 return lost
@@ -58,7 +58,9 @@ class Collective:
                 return lost
             logger.warning("an exchange of weights with %d generators broke off: %s", len(alive), failure)
         alive = [g for g in generators if all(g is not gone for gone, _ in lost)]
-        logger.warning("these weights take the object store")
+        if not self._given_up:
+            self._given_up = True
+            logger.warning("from now on weights take the object store")
         return lost + ObjectStore(self._pool, self._policy, self._ahead).give(alive, version)
 
     def _meet(self, generators: list[Any]) -> Meeting:
@@ -91,22 +93,12 @@ class Collective:
             beside(g.transport, ahead=self._ahead).remote(self._receiver, "receive", meeting, rank, self._plan, version)
             for rank, g in enumerate(generators, start=1)
         ]
-        lost: Lost = []
-        failure = None
-        for generator, call in zip(generators, receives, strict=True):
-            try:
-                self._pool.get([call], what="receiving weights")
-            except WeightTransferFailed as error:
-                failure = error
-            except WorkerDied as death:
-                if death.role == "train":
-                    raise
-                lost.append((generator, death))
+        lost, failed = outcomes(self._pool, list(zip(generators, receives, strict=True)))
         try:
             self._pool.get(sends, what="sending weights")
-        except WeightTransferFailed as error:
-            failure = error
-        return lost, failure
+        except WeightTransferFailed as failure:
+            return lost, failure
+        return lost, failed[0][1] if failed else None
 
 
 def same(before: Sequence[Any], now: Sequence[Any]) -> bool:

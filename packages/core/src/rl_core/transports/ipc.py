@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.calls import CHECK_EVERY_S, actor_id_of
 from rl_core.cluster.workers import WorkerPool
-from rl_core.contracts.transport import BucketLayout
-from rl_core.transports.object_store import Lost, ObjectStore, lost_of
+from rl_core.contracts.transport import BucketLayout, WeightTransferFailed
+from rl_core.transports.object_store import Lost, ObjectStore, outcomes
 
 if TYPE_CHECKING:
     from rl_core.model import Model
+
+logger = logging.getLogger("rl")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class NextBucket:
 class Ipc:
     """Each generator reads from the rank beside it, bucket by bucket; all ranks gather each bucket together.
 
-    Generators that share no GPU with a rank get the weights through the object store.
+    Generators that share no GPU with a rank, or cannot read its memory, get the weights through the object store.
 
     Args:
         sender, receiver: references to the ends, see :mod:`rl_core.contracts.transport`.
@@ -53,16 +56,26 @@ class Ipc:
         self._device = device
         self._plans: list[tuple[BucketLayout, ...]] = []
         self._update = 0
+        self._given_up = False
 
     def give(self, generators: Sequence[Any], version: int) -> Lost:
         """See :class:`rl_core.transports.object_store.WeightTransport`."""
-        pairs = [(g, self._pool.trainer_beside(g)) for g in generators]
+        pairs = [(g, None if self._given_up else self._pool.trainer_beside(g)) for g in generators]
         beside = [(g, trainer) for g, trainer in pairs if trainer is not None]
         others = [g for g, trainer in pairs if trainer is None]
-        lost = self._share(beside, version) if beside else []
+        lost: Lost = []
+        try:
+            lost, failed = self._share(beside, version) if beside else ([], [])
+        except WeightTransferFailed as failure:  # of a rank, before it began
+            self._on_all("close")
+            failed = [(g, failure) for g, _ in beside]
+        if failed:
+            self._given_up = True
+            logger.warning("from now on weights take the object store: %s", failed[0][1])
+            others += [g for g, _ in failed]
         return lost + (ObjectStore(self._pool, self._policy).give(others, version) if others else [])
 
-    def _share(self, pairs: list[tuple[Any, Any]], version: int) -> Lost:
+    def _share(self, pairs: list[tuple[Any, Any]], version: int) -> tuple[Lost, list[tuple[Any, WeightTransferFailed]]]:
         role, trainers = self._policy.role.name, self._pool.trainers
         self._update += 1
         if not self._plans:
@@ -79,7 +92,7 @@ class Ipc:
         finished = [self._finish(t) for t in trainers if actor_id_of(t) not in read]
         finished += self._finish_in_turn({call: (generator, trainer) for generator, trainer, call in calls})
         self._pool.get(finished, what="sharing weights")
-        return lost_of(self._pool, [(generator, call) for generator, _, call in calls])
+        return outcomes(self._pool, [(generator, call) for generator, _, call in calls])
 
     def _finish_in_turn(self, reading: dict[Any, tuple[Any, Any]]) -> list[Any]:
         """A rank whose generator is done, or dead, goes on by itself: the other ranks wait for it at every bucket."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rl_core.cluster.workers import UPDATES, WorkerPool
+from rl_core.contracts.transport import WeightTransferFailed
 from rl_core.errors import WorkerDied
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class StoredWeights:
             (g, beside(g.call_each, ahead=self.ahead).remote("update_weights", self.buckets, version))
             for g in generators
         ]
-        return lost_of(self.pool, calls)
+        return outcomes(self.pool, calls)[0]
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,17 @@ def beside(method: Any, *, ahead: bool) -> Any:
     return method.options(concurrency_group=UPDATES) if ahead else method
 
 
-def lost_of(pool: WorkerPool, calls: Sequence[tuple[Any, Any]]) -> Lost:
-    """Wait for ``(generator, call)`` pairs; those that died."""
+def outcomes(pool: WorkerPool, calls: Sequence[tuple[Any, Any]]) -> tuple[Lost, list[tuple[Any, WeightTransferFailed]]]:
+    """Wait for ``(generator, call)`` pairs; the generators that died, and those that have their old weights."""
     lost: Lost = []
+    failed = []
     for generator, call in calls:
         try:
             pool.get([call], what="updating the generator weights")
+        except WeightTransferFailed as failure:
+            failed.append((generator, failure))
         except WorkerDied as death:
             if death.role == "train":
                 raise  # not the generator's death: the call only noticed that of a training worker
             lost.append((generator, death))
-    return lost
+    return lost, failed

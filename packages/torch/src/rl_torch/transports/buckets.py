@@ -63,6 +63,11 @@ def exhaust(named: Iterator[tuple[str, Tensor]]) -> None:
         continue
 
 
+def first_line(error: Exception) -> str:
+    """Of its text; PyTorch adds stacks."""
+    return str(error).strip().partition("\n")[0]
+
+
 def _layout(group: list[tuple[str, tuple[int, ...], str, int]]) -> BucketLayout:
     names, shapes, dtypes, sizes = zip(*group, strict=True)
     return BucketLayout(names=names, shapes=shapes, dtypes=dtypes, nbytes=sum(sizes))

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from rl_core.contracts.transport import Meeting, WeightTransferFailed
 from torch import Tensor
 
+from rl_torch.transports.buckets import first_line
+
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.0002
@@ -44,7 +46,7 @@ class BroadcastGroup:
             # The first exchange is what connects everybody.
             self.broadcast(torch.zeros(1, dtype=torch.uint8, device=meeting.device))
         except RuntimeError as error:  # the store's errors and gloo's among them
-            raise WeightTransferFailed(f"the group for weights did not meet: {_first_line(error)}") from error
+            raise WeightTransferFailed(f"the group for weights did not meet: {first_line(error)}") from error
         except WeightTransferFailed:
             self.leave()
             raise
@@ -68,7 +70,7 @@ class BroadcastGroup:
                 pause = min(2 * pause, _LONGEST_POLL_S)
             work.wait()
         except RuntimeError as error:
-            raise WeightTransferFailed(f"an exchange of weights broke off: {_first_line(error)}") from error
+            raise WeightTransferFailed(f"an exchange of weights broke off: {first_line(error)}") from error
         finally:
             del work  # gloo's connections end with the last reference, and a traceback would keep this one
 
@@ -89,7 +91,3 @@ def _nccl(store: dist.TCPStore, meeting: Meeting, rank: int) -> dist.ProcessGrou
     # Its own watchdog would end the process; this class gives up earlier.
     options._timeout = timedelta(seconds=10 * meeting.timeout_s)
     return dist.ProcessGroupNCCL(store, rank, meeting.size, options)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -14,10 +14,10 @@ import torch
 import torch.multiprocessing
 from rl_core.contracts.backend import WeightBucket
 from rl_core.contracts.generator import Generator
-from rl_core.contracts.transport import BucketLayout
+from rl_core.contracts.transport import BucketLayout, WeightTransferFailed
 from torch import Tensor
 
-from rl_torch.transports.buckets import NamedWeights, exhaust, fill, plan_buckets
+from rl_torch.transports.buckets import NamedWeights, exhaust, fill, first_line, plan_buckets
 from rl_torch.weights import DeviceBytes
 
 
@@ -41,8 +41,11 @@ class Sender:
         """A buffer as large as the largest bucket."""
         plan = self._plans[role]
         self._update, self._named, self._left = update, self._backend.named_weights(role), iter(plan)
-        self._buffer = torch.empty(max((b.nbytes for b in plan), default=0), dtype=torch.uint8, device=device)
-        return handle_of(self._buffer)
+        try:
+            self._buffer = torch.empty(max((b.nbytes for b in plan), default=0), dtype=torch.uint8, device=device)
+            return handle_of(self._buffer)
+        except RuntimeError as error:
+            raise WeightTransferFailed(f"memory of this process cannot be shared: {first_line(error)}") from error
 
     def next(self, update: int) -> None:
         """Fill the buffer with the next bucket."""
@@ -60,7 +63,10 @@ class Sender:
 
     def close(self) -> None:
         """Drop the buffer."""
+        on_gpu = self._buffer is not None and self._buffer.is_cuda
         self._named, self._left, self._buffer = iter(()), iter(()), None
+        if on_gpu:
+            torch.cuda.ipc_collect()
 
 
 class Receiver:
@@ -73,7 +79,10 @@ class Receiver:
         self, buffer: bytes, next_bucket: Callable[[], None], plan: tuple[BucketLayout, ...], version: int
     ) -> None:
         """The generator asks for the bytes of each bucket when it comes to it, in order."""
-        shared: Tensor = pickle.loads(buffer)
+        try:
+            shared: Tensor = pickle.loads(buffer)
+        except (RuntimeError, OSError) as error:
+            raise WeightTransferFailed(f"memory of the rank beside cannot be read: {first_line(error)}") from error
 
         def read(layout: BucketLayout) -> Tensor:
             if shared.is_cuda:
