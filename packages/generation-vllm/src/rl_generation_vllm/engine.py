@@ -94,7 +94,7 @@ class Engine:
                 tensor_parallel_size=options.tensor_parallel,
                 distributed_executor_backend="mp" if options.tensor_parallel > 1 else "uni",
                 kv_cache_memory_bytes=options.kv_cache_bytes,
-                gpu_memory_utilization=options.gpu_memory_utilization or default_utilization(options),
+                gpu_memory_utilization=options.gpu_memory_utilization or default_utilization(options.shares_device),
                 block_size=CPU_BLOCK_SIZE if self._on_cpu else None,
                 enable_prefix_caching=True,
                 **self._scheduling(options.context),
@@ -198,9 +198,9 @@ class Engine:
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
 
-def default_utilization(options: EngineOptions) -> float:
+def default_utilization(shares_device: bool) -> float:
     """Share of a GPU where the config names none."""
-    return SHARED_GPU_UTILIZATION if options.shares_device else OWN_GPU_UTILIZATION
+    return SHARED_GPU_UTILIZATION if shares_device else OWN_GPU_UTILIZATION
 
 
 def sample_seed(seed: int, sample: int) -> int:
