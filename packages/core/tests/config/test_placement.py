@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from acme_kit import SamplerConfig, TinyConfig
+from rl_core.cluster import session
 from rl_core.cluster.resources import resources_of
 from rl_core.config import machine
 from rl_core.config.placement import describe_generators, has_own_gpus, weight_transport
@@ -78,6 +79,13 @@ def test_separate_generators_add_a_gpu_each_to_what_the_cluster_must_have(config
     assert (separate.ranks, separate.replicas, separate.separate) == (4, 2, True)
     assert len(separate.bundles) == 6
     assert len(resources_of(config_of(text, "run.gpus=4").stages[0]).bundles) == 4
+
+
+def test_a_ray_of_this_machine_alone_has_a_gpu_for_every_worker(monkeypatch, config_of, text):
+    monkeypatch.setattr(session, "gpu_count", lambda: 8)
+    more = "generator.replicas={min: 1, max: 3}"
+    for overrides, gpus in ((["run.max_staleness=1"], 6), (["run.max_staleness=1", more], 7), ([], 4)):
+        assert session._local_options(config_of(text, "run.gpus=4", *overrides))["num_gpus"] == gpus
 
 
 @pytest.mark.parametrize(
