@@ -6,6 +6,8 @@ import gc
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from multiprocessing import get_context
 
@@ -153,11 +155,16 @@ def test_a_member_that_does_not_come_or_stands_still_is_waited_for_no_longer_tha
     assert isinstance(alone, WeightTransferFailed)
     assert str(alone).startswith("the group for weights did not meet: ")
 
-    meeting = meeting_of(2, timeout_s=2.0)
+    meeting = meeting_of(2)
     assert exchange(threads, backend, sender, [receiver], meeting, 1) == [None] * 2
     plan = sender.plan("policy")
+    # A short deadline once they have met, which may take longer on a busy machine.
+    receiver._group.meeting = meeting = replace(meeting, timeout_s=1.0)
+    receiver._group._group._set_default_timeout(timedelta(seconds=3))
     late = threads.submit(receiver.receive, meeting, 1, plan, 2).exception()  # nobody sends
     assert isinstance(late, WeightTransferFailed)
+    assert str(late) == "an exchange of weights stood still for 1 s"
+    assert receiver._group is None
     assert generator.version == 1
 
 
