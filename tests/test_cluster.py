@@ -1,5 +1,6 @@
 """Runs on a cluster somebody else started: two machines, by address and through a Ray client."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,19 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def addresses():
-    """The address of a cluster of two machines, and the one for Ray clients."""
+def two_nodes():
+    """A cluster of two machines: its addresses, and where it puts workers with GPUs."""
     script = Path(__file__).with_name("two_nodes.py")
     process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     direct, client = process.stdout.readline().split()
-    yield {"direct": direct, "client": client}
+    yield {"direct": direct, "client": client}, json.loads(process.stdout.readline())
     process.stdin.close()
     process.wait(60)
+
+
+@pytest.fixture
+def addresses(two_nodes):
+    return two_nodes[0]
 
 
 @pytest.mark.parametrize("way", ["direct", "client"])
@@ -38,3 +44,14 @@ def test_a_run_spreads_over_the_machines_of_an_existing_cluster(way, addresses, 
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["mismatch/max_abs_logprob_gap"] < 1e-5 for row in rows)
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+
+
+def test_generators_have_gpus_of_their_own_beside_equal_shares_of_training_or_the_same_as_a_rank(two_nodes):
+    separate, colocated = two_nodes[1]["separate"], two_nodes[1]["colocated"]
+    first, second = sorted({*separate["ranks"]})
+    assert separate["ranks"] == [first, first, second, second]
+    assert sorted(separate["replicas"]) == [first, second]
+    assert [len(gpus) for gpus in separate["gpus"]] == [1, 1]
+    assert (separate["ranks"][0], separate["gpus"][0]) != (separate["replicas"][0], separate["gpus"][1])
+    assert colocated["ranks"] == colocated["replicas"] == [first, second]
+    assert colocated["gpus"][0] == colocated["gpus"][1]

@@ -100,3 +100,9 @@ def test_a_second_engine_in_a_process_is_refused(small):
     )
     assert len(built.generate(small.requests([[1]]), SamplingParams(max_new_tokens=1))) == 1
     built.close()
+
+
+def test_an_engine_takes_most_of_a_gpu_of_its_own_and_leaves_the_larger_part_of_a_shared_one():
+    from rl_generation_vllm.engine import default_utilization  # imports vLLM, which setup prepares for
+
+    assert (default_utilization(shares_device=False), default_utilization(shares_device=True)) == (0.9, 0.4)

@@ -16,6 +16,7 @@ from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
 from rl_torch.profiling import Profiler
 from rl_torch.role_files import finish_all
 from rl_torch.seeding import prepare_process
+from rl_torch.transports.buckets import exhaust
 from rl_torch.weights import to_buckets
 
 from rl_backend_fsdp2 import checkpoint, export
@@ -104,12 +105,15 @@ class Fsdp2Backend:
 
     def weights(self, role: str) -> Iterator[WeightBucket]:
         """Stream parameters under Hugging Face names, adapters merged; one is gathered at a time, rank 0 yields."""
-        full = export.full_weights(self._role(role))
+        full = self.named_weights(role)
         if self._joined().rank == 0:
             yield from to_buckets(full)
         else:
-            for _ in full:  # gathering needs every rank
-                continue
+            exhaust(full)
+
+    def named_weights(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole parameters for weight transports, the same on every rank."""
+        return export.full_weights(self._role(role))
 
     def save(self, role: str, directory: str) -> None:
         """Write what a bit-exact resume needs; ``directory`` belongs to this role alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -48,6 +48,10 @@ class Fsdp2Config(BackendConfig):
     """Training on PyTorch FSDP2."""
 
     adapters: ClassVar[frozenset[str]] = frozenset({"lora", "dora", "adalora"})
+    weight_transports: ClassVar[Mapping[str, str]] = {
+        "ipc": "rl_torch.transports.ipc:Sender",
+        "collective": "rl_torch.transports.collective:Sender",
+    }
 
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="How the ranks divide the work.")
     precision: Precision = Field(

@@ -89,8 +89,12 @@ class MegatronBackend:
 
     def weights(self, role: str) -> Iterator[WeightBucket]:
         """Stream parameters under Hugging Face names, LoRA merged in; rank 0 yields, the others take part."""
+        yield from to_buckets(self.named_weights(role))
+
+    def named_weights(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole parameters for weight transports, on rank 0."""
         loaded = self._role(role)
-        yield from to_buckets(loaded.weights.stream(loaded.stage, merged=loaded.base_of is None))
+        return loaded.weights.stream(loaded.stage, merged=loaded.base_of is None)
 
     def save(self, role: str, directory: str) -> None:
         """Write what a bit-exact resume needs; ``directory`` belongs to this role alone."""

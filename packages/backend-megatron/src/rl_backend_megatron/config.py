@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -49,6 +49,9 @@ class MegatronConfig(BackendConfig):
     """Training on Megatron Core."""
 
     adapters: ClassVar[frozenset[str]] = frozenset({"lora"})
+    weight_transports: ClassVar[Mapping[str, str]] = {
+        "collective": "rl_torch.transports.collective:Sender",
+    }
 
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="How the ranks divide the work.")
     precision: Literal["fp32", "bf16"] = Field(

@@ -29,7 +29,7 @@ def test_the_plan_of_rollouts(config_of, base, registry, folder):
         ("optimizer steps", "2 per step × 1,000 steps = 2,000"),
         ("micro-batch", "at most 16,384 tokens per rank"),
         ("ranks", "8 (2 × 4 GPUs)"),
-        ("generators", "3"),
+        ("generators", "3; on the trainers' GPUs; weights by object store"),
         ("seed", "7"),
         ("note", "one note"),
     ]

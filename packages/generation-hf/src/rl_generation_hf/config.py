@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +13,10 @@ class HfGeneratorConfig(GeneratorConfig):
     """Sampling defaults, and how much memory the engine may use."""
 
     memory_settings: ClassVar[tuple[str, ...]] = ("max_batch_tokens",)
+    weight_transports: ClassVar[Mapping[str, str]] = {
+        "ipc": "rl_torch.transports.ipc:Receiver",
+        "collective": "rl_torch.transports.collective:Receiver",
+    }
 
     max_batch_tokens: int = Field(
         65536,

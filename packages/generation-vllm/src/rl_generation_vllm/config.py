@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -19,6 +19,10 @@ class VllmConfig(GeneratorConfig):
     """Sampling defaults, and what an engine may use. Each replica is one engine in a process of its own."""
 
     memory_settings: ClassVar[tuple[str, ...]] = ("kv_cache_bytes", "gpu_memory_utilization", "max_num_seqs")
+    weight_transports: ClassVar[Mapping[str, str]] = {
+        "ipc": "rl_torch.transports.ipc:Receiver",
+        "collective": "rl_torch.transports.collective:Receiver",
+    }
 
     tensor_parallel: int = Field(
         1, ge=1, description="Processes that split an engine's matrices between them; only 1 on GPUs so far."
@@ -39,8 +43,8 @@ class VllmConfig(GeneratorConfig):
         None,
         gt=0,
         le=1,
-        description="Share of the GPU's memory an engine may use for weights and cache; default 0.4, as training "
-        "shares the GPU.",
+        description="Share of the GPU's memory an engine may use for weights and cache; default 0.9, or 0.4 "
+        "where training shares the GPU (placement).",
     )
     enforce_eager: bool = Field(
         False,

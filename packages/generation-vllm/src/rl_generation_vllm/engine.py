@@ -28,8 +28,8 @@ from rl_generation_vllm.shapes import CPU_BLOCK_SIZE
 
 logger = logging.getLogger(__name__)
 
-GPU_MEMORY_UTILIZATION = 0.4
-"""Default share of a GPU: the other process on it trains, and needs the larger part."""
+SHARED_GPU_UTILIZATION, OWN_GPU_UTILIZATION = 0.4, 0.9
+"""Default share of a GPU: where another process on it trains, that needs the larger part."""
 
 PREFILL_TOKENS_CPU = 4096
 """Prompt tokens that are read in one step on the CPU, unless one prompt is longer."""
@@ -47,6 +47,7 @@ class EngineOptions:
         device: ``cpu`` or ``cuda``.
         dtype: torch name.
         kv_cache_bytes: size of the cache; None leaves it to ``gpu_memory_utilization``.
+        shares_device: another process trains on the same GPU.
     """
 
     folder: str
@@ -61,6 +62,7 @@ class EngineOptions:
     kv_cache_bytes: int | None
     gpu_memory_utilization: float | None
     enforce_eager: bool
+    shares_device: bool = False
 
 
 class Engine:
@@ -92,7 +94,7 @@ class Engine:
                 tensor_parallel_size=options.tensor_parallel,
                 distributed_executor_backend="mp" if options.tensor_parallel > 1 else "uni",
                 kv_cache_memory_bytes=options.kv_cache_bytes,
-                gpu_memory_utilization=options.gpu_memory_utilization or GPU_MEMORY_UTILIZATION,
+                gpu_memory_utilization=options.gpu_memory_utilization or default_utilization(options.shares_device),
                 block_size=CPU_BLOCK_SIZE if self._on_cpu else None,
                 enable_prefix_caching=True,
                 **self._scheduling(options.context),
@@ -194,6 +196,11 @@ class Engine:
         """Drop requests of a call that failed, so that the next one does not get their answers."""
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
+
+
+def default_utilization(shares_device: bool) -> float:
+    """Share of a GPU where the config names none."""
+    return SHARED_GPU_UTILIZATION if shares_device else OWN_GPU_UTILIZATION
 
 
 def sample_seed(seed: int, sample: int) -> int:

@@ -39,6 +39,7 @@ class VllmGenerator:
     def __init__(self, config: VllmConfig) -> None:
         self.config = config
         self._device = "cpu"
+        self._shares_device = False
         self._loaded: _Loaded | None = None
         self._version = 0
         self._updates = WeightUpdates()
@@ -47,7 +48,7 @@ class VllmGenerator:
         """Set threads and device, before vLLM is imported."""
         import torch
 
-        self._device = context.device
+        self._device, self._shares_device = context.device, context.shares_device
         prepare(context.device)
         torch.set_num_threads(max(1, context.threads))
 
@@ -157,6 +158,7 @@ class VllmGenerator:
                 kv_cache_bytes=self._cache_bytes(config, context),
                 gpu_memory_utilization=own.gpu_memory_utilization,
                 enforce_eager=own.enforce_eager,
+                shares_device=self._shares_device,
             )
         )
 

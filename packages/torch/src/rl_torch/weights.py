@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from rl_core.contracts.backend import WeightBucket
+from rl_core.contracts.transport import BucketLayout
 from torch import Tensor
 
 BUCKET_BYTES = 256 * 2**20
@@ -33,19 +35,41 @@ def to_buckets(
         yield _bucket(entries)
 
 
+@dataclass(frozen=True)
+class DeviceBytes:
+    """In the place of a bucket's ``data``: bytes that are shared with another process while the bucket is read.
+
+    Attributes:
+        read: waits until the bytes of ``layout`` are there and returns them, uint8 [nbytes] on any device. Called once
+            per bucket, in order; the next call overwrites what this one returned.
+    """
+
+    read: Callable[[BucketLayout], Tensor]
+    layout: BucketLayout
+
+
 def from_buckets(buckets: Iterable[WeightBucket]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of ``buckets``, one at a time, as CPU tensors that own their memory."""
+    """The tensors of ``buckets``, one at a time, owning their memory: on the CPU, or where :class:`DeviceBytes` are."""
     for bucket in buckets:
+        data: np.ndarray | Tensor | DeviceBytes = bucket.data
+        if isinstance(data, DeviceBytes):
+            data = data.read(data.layout)
         start = 0
         for name, shape, dtype_name in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
             dtype = getattr(torch, dtype_name)
             stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            # A copy: arrays from Ray are read-only, and an entry after an odd number of bf16 values
-            # is not aligned for float32.
-            tensor = torch.empty(shape, dtype=dtype)
-            tensor.reshape(-1).view(torch.uint8).numpy()[:] = bucket.data[start:stop]
-            yield name, tensor
+            yield name, _owned(data[start:stop], shape, dtype)
             start = stop
+
+
+def _owned(part: np.ndarray | Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    # A copy: arrays from Ray are read-only, shared memory is overwritten, and an entry after an odd number of bf16
+    # values is not aligned for float32.
+    if isinstance(part, Tensor):
+        return part.clone().view(dtype).reshape(shape)
+    tensor = torch.empty(shape, dtype=dtype)
+    tensor.reshape(-1).view(torch.uint8).numpy()[:] = part
+    return tensor
 
 
 def load_buckets_into(model: torch.nn.Module, buckets: Iterable[WeightBucket]) -> None:

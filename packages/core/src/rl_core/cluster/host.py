@@ -44,6 +44,7 @@ class Host:
         logger.info("%s: pid %d on %s", name, os.getpid(), socket.gethostname())
         self._pulse = _pulse(self._activity)
         self._component: Any = None
+        self._ends: dict[str, Any] = {}
         self._refusal: RLError | None = None
         from rl_core.plugins.registry import load_registry
 
@@ -127,8 +128,17 @@ class Host:
         with self._at_work("stop_profile"):
             return dict(self._component.stop_profile())
 
+    def transport(self, end: str, method: str, *args: Any) -> Any:
+        """Call a method of this worker's end of a weight transport (a reference to its class), made at first use."""
+        with self._at_work(method):
+            if end not in self._ends:
+                self._ends[end] = self._registry.resolve(end)(self._component)
+            return getattr(self._ends[end], method)(*args)
+
     def unload(self) -> None:
         """Drop the component, so that the process can host another."""
+        while self._ends:
+            self._ends.popitem()[1].close()
         if self._component is not None:
             self._component.close()
             self._component = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_core.cluster.resources import Resources
@@ -39,12 +39,28 @@ def reserve(resources: Resources, *, wait_s: float, stopping: Callable[[], bool]
     return group
 
 
-def bundles_by_machine(group: Any, count: int) -> list[int]:
-    """Bundle indices machine by machine, so that neighbouring ranks, which talk most, share one."""
+def machines_of(group: Any, count: int) -> list[str]:
+    """The machine that each bundle is on."""
     from ray.util import placement_group_table
 
     machines: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
-    return sorted(range(count), key=lambda index: (machines[index], index))
+    return [machines[index] for index in range(count)]
+
+
+def bundles_in_order(machines: Sequence[str], ranks: int, *, per_machine: int) -> list[int]:
+    """Bundle indices machine by machine, so that neighbouring ranks, which talk most, share one.
+
+    The first ``ranks`` are for training: ``per_machine`` (0: any number) of each machine while there are enough,
+    then what is left of them. Generators have the others.
+    """
+    by_machine = sorted(range(len(machines)), key=lambda index: (machines[index], index))
+    first: list[int] = []
+    for machine in sorted(set(machines)):
+        here = [index for index in by_machine if machines[index] == machine]
+        if not per_machine or len(here) >= per_machine:
+            first += here[: per_machine or None]
+    first = first[:ranks]
+    return first + [index for index in by_machine if index not in first]
 
 
 def room_for(needs: dict[str, float]) -> int:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rl_core.config.placement import has_own_gpus
+
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig, StageConfig
 
@@ -18,10 +20,11 @@ class Resources:
         ranks: training processes.
         replicas: generator processes, for which there must be room.
         max_replicas: generator processes at most, where the cluster has room for more; 0: ``replicas``.
-        gpus: GPUs per machine (0: everything on CPU).
+        gpus: GPUs per machine for training (0: everything on CPU).
         nodes: machines.
         threads: CPU threads a training rank uses; generator replicas use ``generator_threads``.
             Training and generation alternate, so both may use every core.
+        separate: generators have GPUs of their own; else they share the ranks' GPUs.
     """
 
     ranks: int
@@ -31,17 +34,39 @@ class Resources:
     threads: int
     generator_threads: int
     max_replicas: int = 0
+    separate: bool = False
 
     @property
     def device(self) -> str:
         return "cuda" if self.gpus else "cpu"
 
     @property
+    def shared(self) -> bool:
+        """Whether trainers and generators are on the same GPUs."""
+        return bool(self.gpus and (self.replicas or self.max_replicas) and not self.separate)
+
+    @property
     def bundles(self) -> list[dict[str, float]]:
-        """Ray resources: a bundle per rank; generators share the ranks' GPUs and have CPU bundles otherwise."""
-        if self.gpus:
+        """Ray resources: a bundle per worker, or per rank and the generator that shares its GPU."""
+        if self.gpus and not self.separate:
             return [{"CPU": 2.0, "GPU": 1.0} for _ in range(max(self.ranks, self.replicas))]
-        return [{"CPU": 1.0} for _ in range(self.ranks + self.replicas)]
+        each = {"CPU": 1.0} | ({"GPU": 1.0} if self.gpus else {})
+        return [dict(each) for _ in range(self.ranks + self.replicas)]
+
+    @property
+    def rank_gpus(self) -> float:
+        """Share of a GPU that Ray counts for a rank; the larger part where a generator is beside it."""
+        return 0.0 if not self.gpus else 1.0 if self.separate else 0.6
+
+    def replica_gpus(self, *, outside: bool) -> float:
+        """Share of a GPU for a generator, ``outside`` the bundles or in one of them."""
+        return 0.0 if not self.gpus else 1.0 if self.separate or outside else 0.4
+
+    def local_gpus(self, present: int | None) -> int:
+        """GPUs that a Ray of this machine alone is to have; ``present``: how many there are, where that is known."""
+        fewest = -(-sum(int(bundle.get("GPU", 0)) for bundle in self.bundles) // self.nodes)
+        more = max(0, self.max_replicas - self.replicas) if self.gpus else 0
+        return max(fewest, min(fewest + more, present or fewest))
 
     def cover(self, other: Resources) -> bool:
         """Whether workers started for these resources can serve a stage that asks for ``other``."""
@@ -50,6 +75,7 @@ class Resources:
             replicas=other.replicas,
             max_replicas=other.max_replicas,
             generator_threads=other.generator_threads,
+            separate=other.separate if other.replicas == 0 else self.separate,
         )
         threads = other.replicas == 0 or self.generator_threads == other.generator_threads
         return same and threads and self.replicas >= other.replicas
@@ -58,7 +84,7 @@ class Resources:
         return rank
 
     def replica_bundle(self, replica: int) -> int:
-        return replica if self.gpus else self.ranks + replica
+        return replica if self.gpus and not self.separate else self.ranks + replica
 
 
 def usable_cpus() -> int:
@@ -84,6 +110,7 @@ def resources_of(stage: StageConfig) -> Resources:
         nodes=run.nodes,
         threads=per_worker(ranks),
         generator_threads=per_worker(most),
+        separate=has_own_gpus(stage),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.resources import largest, usable_cpus
+from rl_core.config.machine import gpu_count
 from rl_core.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -98,9 +99,9 @@ def _local_options(config: RunConfig) -> dict[str, Any]:
     cpus = max(config.stages[0].run.cpus or usable_cpus(), *(int(sum(b["CPU"] for b in r.bundles)) for r in needed))
     # "local": never join a cluster that happens to run on this machine.
     options: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": max(cpus, workers)}
-    gpus = max(r.gpus for r in needed)
-    if gpus:
-        options["num_gpus"] = gpus
+    if any(r.gpus for r in needed):
+        present = gpu_count()
+        options["num_gpus"] = max(r.local_gpus(present) for r in needed)
     else:
         options["object_store_memory"] = OBJECT_STORE_BYTES_CPU
     return options

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.calls import Deadlines, actor_id_of, fetch
 from rl_core.cluster.failures import Subject
 from rl_core.cluster.host import Host
-from rl_core.cluster.placement import bundles_by_machine, reserve, room_for
+from rl_core.cluster.placement import bundles_in_order, machines_of, reserve, room_for
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.watchdog import Watchdog, Watched
 from rl_core.contracts.backend import Topology, WorkerContext
@@ -54,6 +55,7 @@ class WorkerPool:
         self._watchdog: Watchdog | None = None
         self._started = 0
         self._bundle_of: dict[str, int] = {}
+        self._rank_at: dict[int, Any] = {}
         self._free_bundles: list[int] = []
         self._spare: list[Any] = []
         self.trainers: list[Any] = []
@@ -77,17 +79,14 @@ class WorkerPool:
         self._resources = resources
         order = list(range(len(resources.bundles)))
         if resources.nodes > 1:
-            order = bundles_by_machine(self._placement, len(order))
+            machines = machines_of(self._placement, len(order))
+            order = bundles_in_order(machines, resources.ranks, per_machine=resources.gpus)
+        ranks = [order[resources.rank_bundle(rank)] for rank in range(resources.ranks)]
         self.trainers = [
-            self._start(
-                f"train-{rank}",
-                "train",
-                resources.threads,
-                gpus=0.6 if resources.gpus else 0,
-                bundle=order[resources.rank_bundle(rank)],
-            )
-            for rank in range(resources.ranks)
+            self._start(f"train-{rank}", "train", resources.threads, gpus=resources.rank_gpus, bundle=bundle)
+            for rank, bundle in enumerate(ranks)
         ]
+        self._rank_at = dict(zip(ranks, self.trainers, strict=True)) if resources.shared else {}
         self._started = 0
         self._free_bundles = [order[resources.replica_bundle(i)] for i in range(resources.replicas)]
         self.generators = [self._start_generator(self._free_bundles.pop(0)) for _ in range(resources.replicas)]
@@ -104,6 +103,10 @@ class WorkerPool:
         generator = self._start_generator(self._free_bundles.pop(0) if self._free_bundles else None)
         self._spare.append(generator)
         return generator
+
+    def trainer_beside(self, generator: Any) -> Any | None:
+        """The training worker on the same GPU; None without one."""
+        return self._rank_at.get(self._bundle_of.get(actor_id_of(generator), -1))
 
     def enlist(self, generator: Any) -> None:
         """Take a generator that :meth:`another_generator` started into use."""
@@ -127,14 +130,8 @@ class WorkerPool:
         assert self._resources is not None
         name = f"generate-{self._started}"
         self._started += 1
-        outside = 1.0 if bundle is None else 0.4
-        return self._start(
-            name,
-            "generate",
-            self._resources.generator_threads,
-            gpus=outside if self._resources.gpus else 0,
-            bundle=bundle,
-        )
+        gpus = self._resources.replica_gpus(outside=bundle is None)
+        return self._start(name, "generate", self._resources.generator_threads, gpus=gpus, bundle=bundle)
 
     def _start(self, name: str, role: str, threads: int, *, gpus: float, bundle: int | None) -> Any:
         import ray
@@ -162,15 +159,8 @@ class WorkerPool:
         address, port = self.get([actors[0].address.remote()], starting=True)[0]
         references = []
         for rank, actor in enumerate(actors):
-            own = WorkerContext(
-                rank=rank,
-                world_size=len(actors),
-                master_address=address,
-                master_port=port,
-                device=context.device,
-                threads=context.threads,
-                seed=context.seed,
-                local_rank=0,
+            own = replace(
+                context, rank=rank, world_size=len(actors), master_address=address, master_port=port, local_rank=0
             )
             references.append(actor.build.remote(choice.component.factory, choice.config, own, kind))
         return self.get(references, starting=True)
@@ -224,7 +214,7 @@ class WorkerPool:
             remove_placement_group(self._placement)
         self._placement, self._resources, self._watchdog = None, None, None
         self.trainers, self.generators, self._spare = [], [], []
-        self._bundle_of, self._free_bundles = {}, []
+        self._bundle_of, self._rank_at, self._free_bundles = {}, {}, []
 
 
 def group_topologies(raw: Sequence[Topology]) -> tuple[Topology, ...]:

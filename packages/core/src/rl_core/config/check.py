@@ -70,7 +70,8 @@ def check(path: str | os.PathLike[str], overrides: Sequence[str], registry: Regi
     now = time.strftime("%Y%m%d-%H%M%S")
     name, directory = _identity(composition.root, findings, now)
     stages = _select_stages(composition, name, directory, registry, now)
-    backends = _report_backends(stages, directory, registry, multi_stage=composition.multi_stage)
+    machine = Machine()
+    backends = _report_backends(stages, directory, registry, machine, multi_stage=composition.multi_stage)
     reads = [crosscheck.sections_read(stage) for stage in stages]
     known = all(stage.all_found and "algorithm" in stage.nodes for stage in stages)
     for stage, read in zip(stages, reads, strict=True):
@@ -82,7 +83,7 @@ def check(path: str | os.PathLike[str], overrides: Sequence[str], registry: Regi
     crosscheck.check_required(stages, composition.root, findings)
     if known:
         findings.extend(crosscheck.check_unread(stages, reads, registry))
-    built = _build_stages(stages, reads, registry, findings)
+    built = _build_stages(stages, reads, registry, machine, findings)
     if findings.failed:
         return CheckResult(None, findings.in_order(composition.files))
     document = run_document(
@@ -143,12 +144,11 @@ def _select_stages(composition: Composition, name: str, directory: str, registry
 
 
 def _report_backends(
-    stages: Sequence[Selected], directory: str, registry: Registry, *, multi_stage: bool
+    stages: Sequence[Selected], directory: str, registry: Registry, machine: Machine, *, multi_stage: bool
 ) -> dict[str, BackendReport]:
     """Choose backends that are ``auto`` and estimate memory, stage by stage: a stage may start from an earlier one."""
     exports: dict[str, FoundShape] = {}
     reports: dict[str, BackendReport] = {}
-    machine = Machine()
     for selected in stages:
         name = selected.tree.name
         findings = selected.findings.setdefault("backend", Findings())
@@ -187,7 +187,11 @@ def _defaults(name: str, directory: str | None, now: str) -> dict[str, Any]:
 
 
 def _build_stages(
-    stages: Sequence[Selected], reads: Sequence[frozenset[str]], registry: Registry, findings: Findings
+    stages: Sequence[Selected],
+    reads: Sequence[frozenset[str]],
+    registry: Registry,
+    machine: Machine,
+    findings: Findings,
 ) -> list[tuple[StageConfig, dict]]:
     built = []
     for selected, read in zip(stages, reads, strict=True):
@@ -199,6 +203,7 @@ def _build_stages(
         crosscheck.check_plans(selected, stage, findings)
         crosscheck.check_adapter(selected, stage, findings)
         crosscheck.check_ahead(selected, stage, findings)
+        crosscheck.check_placement(selected, stage, machine, findings)
         crosscheck.check_environment(selected, stage, findings)
         crosscheck.check_components(selected, stage, read, findings)
         crosscheck.check_hooks(selected, stage, registry, findings)

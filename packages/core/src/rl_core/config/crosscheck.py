@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from rl_core.config.compose import LISTS
 from rl_core.config.document import Node, children
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.findings import Findings
+from rl_core.config.machine import Machine
+from rl_core.config.placement import gpus_on_this_machine, has_own_gpus, placement_problems
 from rl_core.config.problems import Problem
 from rl_core.config.redaction import MASKS, REDACTED, hide_url_passwords, is_secret
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
@@ -154,13 +157,37 @@ def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) ->
 
 def check_ahead(selected: Selected, stage: StageConfig, findings: Findings) -> None:
     """Sampling ahead of training and training share no GPU."""
-    if stage.run.max_staleness and stage.run.gpus and stage.generator is not None:
-        node = selected.nodes["run"].get("max_staleness") or selected.nodes["run"]
+    if stage.generator is None or not (stage.run.max_staleness and stage.run.gpus) or has_own_gpus(stage):
+        return
+    node = selected.nodes["run"].get("max_staleness") or selected.nodes["run"]
+    findings.add(
+        node.where,
+        node.path,
+        f"rollouts cannot be sampled while the same GPUs train (run.gpus: {stage.run.gpus}, generator.placement: "
+        "colocated)",
+        fix="generator.placement: separate, or run.max_staleness: 0",
+    )
+
+
+def check_placement(selected: Selected, stage: StageConfig, machine: Machine, findings: Findings) -> None:
+    """Generators can be where the config puts them, with weights on the way it wants; this machine has the GPUs."""
+    # What world_size() raises, check_plans has reported.
+    backend = selected.selections["backend"][0]
+    for problem in _guarded(backend, Findings(), "world_size()", lambda: list(placement_problems(stage))) or ():
+        _add(selected.nodes["generator"], problem, findings)
+    run = stage.run
+    if not run.gpus or run.nodes > 1 or run.address is not None or "RAY_ADDRESS" in os.environ:
+        return
+    needed, present = gpus_on_this_machine(stage), machine.gpu_count
+    if present is not None and needed > present:
+        node = selected.nodes["run"].get("gpus") or selected.nodes["run"]
+        generators = f", and {needed - run.gpus} for generators" if needed > run.gpus else ""
         findings.add(
             node.where,
             node.path,
-            f"rollouts cannot be sampled while the same GPUs train (run.gpus: {stage.run.gpus})",
-            fix="run.max_staleness: 0",
+            f"the workers need {needed} GPUs ({run.gpus} for training{generators}), and this machine has {present}",
+            fix="lower run.gpus or generator.replicas, use generator.placement: colocated, or set run.address",
+            severity="warning",
         )
 
 

@@ -20,6 +20,11 @@ class Machine:
         return gpu_memory_bytes()
 
     @functools.cached_property
+    def gpu_count(self) -> int | None:
+        """See :func:`gpu_count`."""
+        return gpu_count()
+
+    @functools.cached_property
     def host_memory_bytes(self) -> int | None:
         """See :func:`host_memory_bytes`."""
         return host_memory_bytes()
@@ -27,16 +32,24 @@ class Machine:
 
 def gpu_memory_bytes() -> int | None:
     """Of the smallest GPU that the NVIDIA driver lists; None without a driver."""
+    return min(_gpu_sizes(), default=None)
+
+
+def gpu_count() -> int | None:
+    """GPUs that the NVIDIA driver lists; None without a driver."""
+    return len(_gpu_sizes()) or None
+
+
+def _gpu_sizes() -> list[int]:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return None
+        return []
     query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        sizes = [int(line) for line in answer.split()]
+        return [int(line) * 2**20 for line in answer.split()]
     except (OSError, ValueError, subprocess.SubprocessError):
-        return None  # a driver that does not answer is what `rl doctor` reports
-    return min(sizes) * 2**20 if sizes else None
+        return []  # a driver that does not answer is what `rl doctor` reports
 
 
 def host_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:

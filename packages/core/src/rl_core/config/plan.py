@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rl_core.config.placement import describe_generators
 from rl_core.config.stage import ComponentChoice, RunConfig, StageConfig
 from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.plugins.lookup import ComponentNotFound
@@ -59,7 +60,7 @@ def plan_rows(
         ("micro-batch", f"at most {backend.max_tokens_per_microbatch:,} tokens per rank"),
         ("ranks", f"{ranks} ({stage.run.nodes} × {stage.run.gpus} GPUs)" if gpus else f"{ranks} on CPU"),
         *_memory(report),
-        *((("generators", _replicas(stage.generator.config)),) if stage.generator else ()),
+        *((("generators", describe_generators(stage)),) if stage.generator else ()),
         ("seed", str(stage.run.seed)),
         *(("require", gate) for gate in stage.run.require),
         *((("export", config.export_directory(stage.name)),) if config.multi_stage else ()),
@@ -73,11 +74,6 @@ def _conversation(stage: StageConfig) -> list[tuple[str, str]]:
     turns, tokens = stage.environment.config.max_turns, max_tokens_per_turn(stage)
     whole = stage.model.max_length
     return [("conversation", f"at most {turns:,} × {tokens:,} model tokens; with prompt and environment {whole:,}")]
-
-
-def _replicas(config: Any) -> str:
-    fewest, most = config.replica_range
-    return str(fewest) if fewest == most else f"{fewest} to {most}, as the cluster has room"
 
 
 def _memory(report: BackendReport | None) -> list[tuple[str, str]]:

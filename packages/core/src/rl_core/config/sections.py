@@ -94,6 +94,9 @@ class BackendConfig(ComponentConfig):
     memory_settings: ClassVar[tuple[str, ...]] = ("max_tokens_per_microbatch",)
     """Fields to lower when a rank runs out of memory, the most effective first."""
 
+    weight_transports: ClassVar[Mapping[str, str]] = {}
+    """How it can send weights besides the object store: transport → its end, see ``rl_core.contracts.transport``."""
+
     max_tokens_per_microbatch: int = Field(
         16384, ge=1, description="Tokens a rank works on at once; the one memory knob. Results do not depend on it."
     )
@@ -141,6 +144,20 @@ class GeneratorConfig(ComponentConfig):
         description="What becomes of unfinished completions when new weights arrive (run.max_staleness): they go on "
         "with the new weights, or begin anew.",
     )
+
+    placement: Literal["auto", "colocated", "separate"] = Field(
+        "auto",
+        description="On GPUs: colocated generators share the trainers' GPUs and take turns with them; separate ones "
+        "have a GPU each besides run.gpus. auto: separate with run.max_staleness, else colocated.",
+    )
+    weight_transport: Literal["auto", "object_store", "ipc", "collective"] = Field(
+        "auto",
+        description="How new weights arrive: through Ray's object store, memory of a shared GPU (ipc), or a broadcast "
+        "(collective). auto takes the fastest that the placement allows.",
+    )
+
+    weight_transports: ClassVar[Mapping[str, str]] = {}
+    """How it can receive weights besides the object store: transport → its end."""
 
     memory_settings: ClassVar[tuple[str, ...]] = ()
     """Fields to lower when a generator runs out of memory, the most effective first."""

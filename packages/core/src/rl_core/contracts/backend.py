@@ -23,7 +23,8 @@ class WorkerContext:
     """Where a worker stands: handed to ``setup`` of backends and generators.
 
     ``device`` is ``"cpu"`` or ``"cuda"`` (the actor sees only its own devices, so index 0 is its
-    own). ``threads`` is the number of CPU threads it may use.
+    own). ``threads`` is the number of CPU threads it may use. ``shares_device``: trainers and
+    generators are on the same devices and take turns.
     """
 
     rank: int
@@ -34,6 +35,7 @@ class WorkerContext:
     threads: int = 1
     seed: int = 0
     local_rank: int = 0
+    shares_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class WeightBucket:
     Attributes:
         names, shapes, dtypes: one entry per parameter; dtypes are torch names (``"float32"``,
             ``"bfloat16"``). A parameter's bytes follow the previous one's, C-contiguous.
-        data: uint8 [sum of sizes].
+        data: uint8 [sum of sizes]. Only the ends of a weight transport, see
+            :mod:`rl_core.contracts.transport`, may put something else here, for each other.
     """
 
     names: tuple[str, ...]

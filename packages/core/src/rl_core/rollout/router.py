@@ -14,10 +14,11 @@ import numpy as np
 
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.calls import CHECK_EVERY_S, actor_id_of
-from rl_core.cluster.workers import UPDATES, WorkerPool
+from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError, WorkerDied
 from rl_core.packing import balance
+from rl_core.transports.object_store import StoredWeights, WeightTransport
 
 logger = logging.getLogger("rl")
 
@@ -138,12 +139,16 @@ class Router:
 
     def update_weights(self, buckets: list[Any], version: int) -> None:
         """Give every replica, and those that have become ready, the weights behind ``buckets`` as ``version``."""
+        self.renew_weights(StoredWeights(self._pool, buckets, self._ahead), version)
+
+    def renew_weights(self, transport: WeightTransport, version: int) -> None:
+        """The same with the policy's weights of this moment, as ``transport`` gives them."""
         if self._supply is not None:
             with self._lock:
                 self._enlist(self._supply.arrivals())
                 self._supply.order(len(self._replicas))
         self.version = version
-        self._hand_over(list(self._replicas), buckets)
+        self._hand_over(list(self._replicas), transport)
         if not self._replicas:
             self._await_replacement(None)
 
@@ -212,10 +217,7 @@ class Router:
         if self._supply is None:
             return
         with self._lock:
-            arrived = self._enlist(self._supply.arrivals())
-            if arrived and self.version >= 0:
-                with self._supply.weights() as buckets:
-                    self._hand_over(arrived, buckets)
+            self._hand_over_stored(self._enlist(self._supply.arrivals()))
             if not self._replicas:
                 self._await_replacement(None)
 
@@ -228,22 +230,15 @@ class Router:
             logger.info("%d generators have joined, there are %d now", len(arrived), len(self._replicas))
         return arrived
 
-    def _hand_over(self, replicas: Sequence[_Replica], buckets: list[Any]) -> None:
-        calls = []
-        for replica in replicas:
-            update = replica.handle.call_each
-            if self._ahead:  # else nothing runs beside an update, and a Ray client knows no concurrency groups
-                update = update.options(concurrency_group=UPDATES)
-            calls.append((replica, update.remote("update_weights", buckets, self.version)))
-        what = "updating the generator weights"
-        try:
-            self._pool.get([call for _, call in calls], what=what)
-        except WorkerDied:
-            for replica, call in calls:
-                try:
-                    self._pool.get([call], what=what)
-                except WorkerDied as death:
-                    self._drop(replica, death)
+    def _hand_over(self, replicas: Sequence[_Replica], transport: WeightTransport) -> None:
+        for handle, death in transport.give([replica.handle for replica in replicas], self.version):
+            self._drop(next(replica for replica in replicas if replica.handle is handle), death)
+
+    def _hand_over_stored(self, arrived: Sequence[_Replica]) -> None:
+        """Give replicas that arrive between two updates the weights that the others have."""
+        if arrived and self.version >= 0 and self._supply is not None:
+            with self._supply.weights() as buckets:
+                self._hand_over(arrived, StoredWeights(self._pool, buckets, self._ahead))
 
     def _await_replacement(self, death: WorkerDied | None) -> None:
         """Wait until a replica is there again, with the current weights.
@@ -263,10 +258,7 @@ class Router:
                 self._pool.check()
                 handles = self._supply.arrivals(wait_s=CHECK_EVERY_S)
                 if handles:
-                    arrived = self._enlist(handles)
-                    if self.version >= 0:
-                        with self._supply.weights() as buckets:
-                            self._hand_over(arrived, buckets)
+                    self._hand_over_stored(self._enlist(handles))
                 elif time.monotonic() > deadline or self._supply.exhausted:
                     raise last
 

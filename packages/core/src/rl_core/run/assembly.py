@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rl_core.cluster.resources import Resources, resources_of
 from rl_core.cluster.workers import WorkerPool, group_topologies
@@ -25,13 +24,13 @@ from rl_core.rollout.rollouts import RolloutFeed
 from rl_core.rollout.router import Router
 from rl_core.run.colocation import Colocation
 from rl_core.run.driver import DriverParts
+from rl_core.run.generation import load_generators, sampling_of, transport_of
 from rl_core.run.progress import working
-from rl_core.run.supply import GeneratorSupply
+from rl_core.transports.object_store import WeightTransport
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
     from rl_core.contracts.algorithm import Algorithm
-    from rl_core.contracts.tokenizer import Tokenizer
 
 logger = logging.getLogger("rl")
 
@@ -50,6 +49,7 @@ class Assembly:
     router: Router | None
     sampling: SamplingParams | None
     turns: Colocation
+    transport: WeightTransport | None
 
     @property
     def policy(self) -> Model:
@@ -58,9 +58,9 @@ class Assembly:
 
     def publish_weights(self, version: int) -> None:
         """Give the generator the policy's current weights."""
-        if self.router is not None:
+        if self.router is not None and self.transport is not None:
             self.turns.both()
-            self.router.update_weights(self.policy.weight_references(), version)
+            self.router.renew_weights(self.transport, version)
 
     def feed(self, position: int) -> Feed:
         """The source of batches, continuing after ``position`` rows."""
@@ -161,10 +161,21 @@ def assemble(
         if stage.generator is not None:
             pool.warm(pool.generators[: resources.replicas], stage.generator)
         models = _load_models(stage, driver, pool, resources, spec, training=training, policy_path=policy_path)
-        turns = Colocation(pool, shared=bool(resources.gpus) and stage.generator is not None)
-        router = _load_generator(
-            stage, pool, resources, spec, tokenizer_path, policy=models[policy_role(driver.algorithm).name], turns=turns
-        )
+        turns = Colocation(pool, shared=resources.shared)
+        policy = models[policy_role(driver.algorithm).name]
+        router, transport = None, None
+        if stage.generator is not None:
+            router = load_generators(
+                stage,
+                pool,
+                _context(stage, resources, resources.generator_threads),
+                spec,
+                tokenizer_path,
+                most=resources.max_replicas,
+                policy=policy,
+                turns=turns,
+            )
+            transport = transport_of(stage, pool, policy, device=resources.device)
     assembly = Assembly(
         stage=stage,
         driver=driver,
@@ -172,8 +183,9 @@ def assemble(
         pool=pool,
         models=models,
         router=router,
-        sampling=_sampling(stage, driver.tokenizer),
+        sampling=sampling_of(stage, driver.tokenizer),
         turns=turns,
+        transport=transport,
     )
     logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
     return assembly
@@ -219,41 +231,6 @@ def _with_adapter(role: Role, source: ModelSpec, adapter: AdapterSpec, policy: s
     return (replace(role, base_of=policy) if same_model else role), source
 
 
-def _load_generator(
-    stage: StageConfig,
-    pool: WorkerPool,
-    resources: Resources,
-    spec: ModelSpec,
-    tokenizer_path: Path,
-    *,
-    policy: Model,
-    turns: Colocation,
-) -> Router | None:
-    if stage.generator is None:
-        return None
-    context = _context(stage, resources, resources.generator_threads)
-    generators = pool.generators[: resources.max_replicas]
-    pool.build(generators, stage.generator, kind="generate", context=context)
-    calls = [g.call.remote("load", spec, str(tokenizer_path)) for g in generators]
-    pool.get(calls, starting=True, what="loading the generator")
-
-    @contextmanager
-    def weights() -> Iterator[list[Any]]:
-        with turns.handing_over():
-            yield policy.weight_references()
-
-    supply = GeneratorSupply(
-        pool=pool,
-        choice=stage.generator,
-        context=context,
-        model=spec,
-        tokenizer_path=tokenizer_path,
-        most=resources.max_replicas,
-        weights=weights,
-    )
-    return Router(generators, pool, supply=supply, ahead=bool(stage.run.max_staleness))
-
-
 def _context(stage: StageConfig, resources: Resources, threads: int) -> WorkerContext:
     return WorkerContext(
         rank=0,
@@ -263,21 +240,7 @@ def _context(stage: StageConfig, resources: Resources, threads: int) -> WorkerCo
         device=resources.device,
         threads=threads,
         seed=stage.run.seed,
-    )
-
-
-def _sampling(stage: StageConfig, tokenizer: Tokenizer) -> SamplingParams | None:
-    if stage.generator is None:
-        return None
-    config = stage.generator.config
-    end = tokenizer.special_tokens.get("eos_token_id")
-    return SamplingParams(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        stop=tuple(config.stop),
-        stop_token_ids=() if end is None else (end,),
+        shares_device=resources.shared,
     )
 
 

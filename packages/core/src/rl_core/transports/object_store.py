@@ -1,0 +1,93 @@
+"""Weights through Ray's object store: any device, any machine, any component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rl_core.cluster.workers import UPDATES, WorkerPool
+from rl_core.contracts.transport import WeightTransferFailed
+from rl_core.errors import WorkerDied
+
+if TYPE_CHECKING:
+    from rl_core.model import Model
+
+Lost = list[tuple[Any, WorkerDied]]
+"""Generators (actor handles) that died, and why."""
+
+
+class WeightTransport(Protocol):
+    """Gives generators the policy's current weights."""
+
+    def give(self, generators: Sequence[Any], version: int) -> Lost:
+        """Returns when all that live have the weights as ``version``.
+
+        Raises:
+            WorkerDied: a training worker died.
+            RLError: a generator refused the weights.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Weights that are in the object store.
+
+    Attributes:
+        buckets: references to :class:`rl_core.contracts.backend.WeightBucket` objects.
+        ahead: whether generators may be sampling meanwhile.
+    """
+
+    pool: WorkerPool
+    buckets: Sequence[Any]
+    ahead: bool = False
+
+    def give(self, generators: Sequence[Any], version: int) -> Lost:
+        """See :class:`WeightTransport`."""
+        calls = [
+            (g, beside(g.call_each, ahead=self.ahead).remote("update_weights", self.buckets, version))
+            for g in generators
+        ]
+        return outcomes(self.pool, calls)[0]
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """Puts the policy's weights into the object store whenever it is asked to hand them over."""
+
+    pool: WorkerPool
+    policy: Model
+    ahead: bool = False
+
+    def give(self, generators: Sequence[Any], version: int) -> Lost:
+        """See :class:`WeightTransport`."""
+        return StoredWeights(self.pool, self.policy.weight_references(), self.ahead).give(generators, version)
+
+
+def beside(method: Any, *, ahead: bool) -> Any:
+    """An actor's method, such that a call of it does not wait for the end of sampling where that goes on."""
+    # Else nothing runs beside an update, and a Ray client knows no concurrency groups.
+    return method.options(concurrency_group=UPDATES) if ahead else method
+
+
+def outcomes(pool: WorkerPool, calls: Sequence[tuple[Any, Any]]) -> tuple[Lost, list[tuple[Any, WeightTransferFailed]]]:
+    """Wait for ``(generator, call)`` pairs; the generators that died, and those that have their old weights."""
+    what = "updating the generator weights"
+    lost: Lost = []
+    failed: list[tuple[Any, WeightTransferFailed]] = []
+    try:
+        pool.get([call for _, call in calls], what=what)  # together: a look at each would cost as much as one at all
+        return lost, failed
+    except (WorkerDied, WeightTransferFailed):
+        pass  # whose was it?
+    for generator, call in calls:
+        try:
+            pool.get([call], what=what)
+        except WeightTransferFailed as failure:
+            failed.append((generator, failure))
+        except WorkerDied as death:
+            if death.role == "train":
+                raise  # not the generator's death: the call only noticed that of a training worker
+            lost.append((generator, death))
+    return lost, failed
