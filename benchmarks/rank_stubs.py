@@ -4,8 +4,8 @@ Every rank is a training worker and a generator that answer at once, so what is 
 two minibatches (sample, old log-probs, two updates, weights) through the router, ``Model`` and the worker pool of a
 run, watched by its watchdog. Ranks share a few processes, because 512 processes need more memory than a laptop has:
 each rank has a call of its own in every phase, an answer, a heartbeat and a place under the watchdog, but not a process
-and a connection of its own. ``--own-processes`` gives every rank a process, to see at
-small numbers what that leaves out.
+and a connection of its own. ``--own-processes`` gives every rank a process, to see at small numbers what that leaves
+out.
 
 ``driver`` is CPU time of the driver's process with all its threads, which is what grows on a real cluster; the wall
 time includes the stubs, which share the machine's cores.
