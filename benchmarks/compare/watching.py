@@ -19,6 +19,8 @@ _MEMORY_S = 0.25
 _SHARED_MEMORY_S = 2.0
 """Proportional set sizes cost the kernel milliseconds."""
 
+_END_S = 10.0
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -142,10 +144,13 @@ class _Tree:
         return sum(self._cpu.values())
 
     def end(self) -> None:
-        """Kill what is left of it."""
+        """Kill what is left of it, and wait a little until it is gone."""
         for process in self._known.values():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.kill()
+        deadline = time.monotonic() + _END_S
+        while any(_runs(process) for process in self._known.values()) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 class _Lines:
@@ -169,6 +174,12 @@ class _Lines:
                 return 0
             self._file = os.open(self._path, os.O_RDONLY)
         return os.read(self._file, 1 << 20).count(b"\n")
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _proportional(pid: int) -> int:
