@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ ROOT = BENCHMARKS.parent
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 where a comparison is void or the guard found something."""
     given = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the side that runs is ended, too
     if given.guard:
         return guard(given.scratch)
     results = Results.open(given.output)
