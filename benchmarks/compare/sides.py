@@ -145,6 +145,8 @@ def find_trl_python(root: Path) -> str:
     done = subprocess.run(
         [hatch, "run", "bench-trl:python", "-c", "import sys; print(sys.executable)"],
         cwd=root,
+        # Without this environment's pins: TRL is to bring what it asks for.
+        env={k: v for k, v in os.environ.items() if k not in ("PIP_CONSTRAINT", "PYTHONPATH")},
         capture_output=True,
         text=True,
     )

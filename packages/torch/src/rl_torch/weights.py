@@ -35,17 +35,8 @@ def to_buckets(
 
 def from_buckets(buckets: Iterable[WeightBucket]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of ``buckets``, one at a time, as CPU tensors that own their memory."""
-    for bucket in buckets:
-        start = 0
-        for name, shape, dtype_name in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
-            dtype = getattr(torch, dtype_name)
-            stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            # A copy: arrays from Ray are read-only, and an entry after an odd number of bf16 values
-            # is not aligned for float32.
-            tensor = torch.empty(shape, dtype=dtype)
-            tensor.reshape(-1).view(torch.uint8).numpy()[:] = bucket.data[start:stop]
-            yield name, tensor
-            start = stop
+    for name, shape, dtype, data in _entries(buckets):
+        yield name, _tensor(shape, dtype, data)
 
 
 def load_buckets_into(model: torch.nn.Module, buckets: Iterable[WeightBucket]) -> None:
@@ -60,8 +51,35 @@ def load_buckets_into(model: torch.nn.Module, buckets: Iterable[WeightBucket]) -
     targets = model.state_dict(keep_vars=True)
     _check(targets, buckets)
     with torch.no_grad():
-        for name, tensor in from_buckets(buckets):
-            targets[name].copy_(tensor)
+        for name, shape, dtype, data in _entries(buckets):
+            target = targets[name].detach()
+            if target.device.type == "cpu" and target.dtype == dtype and target.is_contiguous():
+                _bytes(target)[:] = data  # a tensor in between would cost four times as long
+            else:
+                target.copy_(_tensor(shape, dtype, data))
+
+
+def _entries(buckets: Iterable[WeightBucket]) -> Iterator[tuple[str, tuple[int, ...], torch.dtype, np.ndarray]]:
+    """Name, shape, dtype and bytes (uint8) of every tensor."""
+    for bucket in buckets:
+        start = 0
+        for name, shape, dtype_name in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
+            dtype = getattr(torch, dtype_name)
+            stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            yield name, tuple(shape), dtype, bucket.data[start:stop]
+            start = stop
+
+
+def _tensor(shape: tuple[int, ...], dtype: torch.dtype, data: np.ndarray) -> Tensor:
+    # A copy: arrays from Ray are read-only, and an entry after an odd number of bf16 values is not aligned for float32.
+    tensor = torch.empty(shape, dtype=dtype)
+    _bytes(tensor)[:] = data
+    return tensor
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """uint8: the memory of a contiguous CPU tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def _check(targets: dict[str, Tensor], buckets: list[WeightBucket]) -> None:
