@@ -94,6 +94,24 @@ def test_a_countdown_model_writes_as_many_tokens_as_the_prompt_says(ends):
     assert len({tuple(row) for row in written.tolist()}) == 4, "which of the two characters comes is chance"
 
 
+def test_a_worker_writes_down_how_long_it_generates(tmp_path, monkeypatch):
+    from compare.stopwatch import FILE, install, on_worker_start, seconds_by_part
+    from rl_generation_hf.decoding import Decoder
+
+    for name, value in install(tmp_path).items():
+        if name == FILE:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Decoder, "run", Decoder.run)  # as it was, afterwards
+    for _ in range(2):  # it is called again where a worker is used again
+        on_worker_start(role="generate", rank=0)
+    with pytest.raises(AttributeError):
+        Decoder.run(None, None, None, None)  # whatever comes of it, it took its time
+    assert list(seconds_by_part(tmp_path, begin=0.0, end=float("inf"))) == ["generation"]
+    assert (tmp_path / "stopwatch.txt").read_text().count("\n") == 1
+    metadata = tmp_path / "stopwatch" / "compare_stopwatch-0.dist-info"
+    assert "stopwatch = compare.stopwatch" in (metadata / "entry_points.txt").read_text()
+
+
 CHILD = """
 import subprocess, sys, time
 work = "x = bytearray(80 << 20); print(flush=True)\\nwhile True: pass"
