@@ -8,7 +8,7 @@ from compare.ratios import BUSY, Comparison, Spread
 from compare.workloads import WORKLOADS
 
 _COLUMNS = (
-    "workload", "model", "precision", "this project", "{peer}", "speed", "target", "CPU time", "peak memory", "runs",
+    "workload", "model", "precision", "threads", "this project", "{peer}", "speed", "target", "CPU time", "peak memory", "runs",
 )  # fmt: skip
 
 
@@ -43,6 +43,7 @@ def _row(comparison: Comparison) -> list[str]:
         case.workload,
         case.size,
         precision,
+        str(case.threads),
         f"{_number(comparison.ours)} {unit}",
         _number(comparison.theirs),
         "void" if comparison.void else f"**{_spread(comparison.speed)}**",
