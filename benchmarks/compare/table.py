@@ -8,8 +8,9 @@ from compare.ratios import BUSY, Comparison, Spread
 from compare.workloads import WORKLOADS
 
 _COLUMNS = (
-    "workload", "model", "precision", "threads", "this project", "{peer}", "speed", "target", "CPU time", "peak memory", "runs",
-)  # fmt: skip
+    *("workload", "model", "precision", "threads"),
+    *("this project", "{peer}", "speed", "target", "CPU time", "peak memory", "runs"),
+)
 
 
 def markdown(comparisons: Sequence[Comparison], *, peer: str) -> str:
