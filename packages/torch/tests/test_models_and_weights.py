@@ -203,6 +203,33 @@ def test_both_names_of_a_tied_parameter_are_accepted() -> None:
     load_buckets_into(model, to_buckets(named.items()))
 
 
+def test_weights_reach_parameters_of_any_layout_and_type_in_place() -> None:
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.odd = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+            self.after = torch.nn.Parameter(torch.zeros(2, 2))
+            self.transposed = torch.nn.Parameter(torch.zeros(3, 2).T)
+            self.narrow = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+            self.register_buffer("count", torch.tensor(0))
+
+    model = Mixed()
+    memory = {n: t.data_ptr() for n, t in model.state_dict().items()}
+    sent = {
+        "odd": torch.randn(3).bfloat16(),
+        "after": torch.randn(2, 2),  # begins at an odd multiple of two bytes
+        "transposed": torch.arange(6.0).reshape(2, 3),
+        "narrow": torch.tensor([1.0, 2.5, -3.0, 1e-3]),
+        "count": torch.tensor(7),
+    }
+    buckets = list(to_buckets(sent.items()))
+    buckets[0].data.flags.writeable = False  # as from Ray
+    load_buckets_into(model, buckets)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, sent[name].to(value.dtype))
+        assert value.data_ptr() == memory[name]
+
+
 def test_weights_that_do_not_fit_are_listed_and_nothing_is_written() -> None:
     model = build_model(spec(), dtype=torch.float32)
     before = {n: p.clone() for n, p in parameters(model).items()}

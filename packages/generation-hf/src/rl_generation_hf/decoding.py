@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rl_generation_hf.cache import SlotCache
+from rl_generation_hf.grouped_attention import use_grouped_attention
 from rl_generation_hf.masks import AttentionPattern
 from rl_generation_hf.philox import uniforms
 from rl_generation_hf.sampling import sample
@@ -79,6 +80,7 @@ class Decoder:
         config = model.config.get_text_config(decoder=True)
         self.vocab_size: int = config.vocab_size
         self.pattern = AttentionPattern.of(model)
+        use_grouped_attention(model)
         self.cache = SlotCache(config.num_hidden_layers)
 
     @torch.inference_mode()

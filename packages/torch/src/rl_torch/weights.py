@@ -50,26 +50,8 @@ class DeviceBytes:
 
 def from_buckets(buckets: Iterable[WeightBucket]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of ``buckets``, one at a time, owning their memory: on the CPU, or where :class:`DeviceBytes` are."""
-    for bucket in buckets:
-        data: np.ndarray | Tensor | DeviceBytes = bucket.data
-        if isinstance(data, DeviceBytes):
-            data = data.read(data.layout)
-        start = 0
-        for name, shape, dtype_name in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
-            dtype = getattr(torch, dtype_name)
-            stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            yield name, _owned(data[start:stop], shape, dtype)
-            start = stop
-
-
-def _owned(part: np.ndarray | Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    # A copy: arrays from Ray are read-only, shared memory is overwritten, and an entry after an odd number of bf16
-    # values is not aligned for float32.
-    if isinstance(part, Tensor):
-        return part.clone().view(dtype).reshape(shape)
-    tensor = torch.empty(shape, dtype=dtype)
-    tensor.reshape(-1).view(torch.uint8).numpy()[:] = part
-    return tensor
+    for name, shape, dtype, data in _entries(buckets):
+        yield name, _tensor(shape, dtype, data)
 
 
 def load_buckets_into(model: torch.nn.Module, buckets: Iterable[WeightBucket]) -> None:
@@ -84,8 +66,47 @@ def load_buckets_into(model: torch.nn.Module, buckets: Iterable[WeightBucket]) -
     targets = model.state_dict(keep_vars=True)
     _check(targets, buckets)
     with torch.no_grad():
-        for name, tensor in from_buckets(buckets):
-            targets[name].copy_(tensor)
+        for name, shape, dtype, data in _entries(buckets):
+            target = targets[name].detach()
+            if isinstance(data, np.ndarray) and _takes_bytes(target, dtype):
+                _bytes(target)[:] = data  # a tensor in between would cost four times as long
+            else:
+                target.copy_(_tensor(shape, dtype, data))
+
+
+def _entries(
+    buckets: Iterable[WeightBucket],
+) -> Iterator[tuple[str, tuple[int, ...], torch.dtype, np.ndarray | Tensor]]:
+    """Name, shape, dtype and bytes (uint8) of every tensor."""
+    for bucket in buckets:
+        data: np.ndarray | Tensor | DeviceBytes = bucket.data
+        if isinstance(data, DeviceBytes):
+            data = data.read(data.layout)
+        start = 0
+        for name, shape, dtype_name in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
+            dtype = getattr(torch, dtype_name)
+            stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            yield name, tuple(shape), dtype, data[start:stop]
+            start = stop
+
+
+def _tensor(shape: tuple[int, ...], dtype: torch.dtype, data: np.ndarray | Tensor) -> Tensor:
+    # A copy: arrays from Ray are read-only, shared memory is overwritten, and an entry after an odd number of bf16
+    # values is not aligned for float32.
+    if isinstance(data, Tensor):
+        return data.clone().view(dtype).reshape(shape)
+    tensor = torch.empty(shape, dtype=dtype)
+    _bytes(tensor)[:] = data
+    return tensor
+
+
+def _takes_bytes(target: Tensor, dtype: torch.dtype) -> bool:
+    return target.device.type == "cpu" and target.dtype == dtype and target.is_contiguous()
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """uint8: the memory of a contiguous CPU tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def _check(targets: dict[str, Tensor], buckets: list[WeightBucket]) -> None:

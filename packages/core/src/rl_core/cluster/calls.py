@@ -12,7 +12,7 @@ from rl_core.cluster.failures import Subject, recoverable
 from rl_core.errors import RLError, WorkerDied
 
 if TYPE_CHECKING:
-    from rl_core.config.sections import RunSection
+    from rl_core.config.run_section import RunSection
 
 CHECK_EVERY_S = 0.5
 """How often a waiting driver looks whether those it needs are alive."""

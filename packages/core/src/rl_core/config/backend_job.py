@@ -13,7 +13,8 @@ from rl_core.contracts.model import Role
 from rl_core.contracts.rating import BackendJob, JobRole
 
 if TYPE_CHECKING:
-    from rl_core.config.sections import ModelConfig, RunSection
+    from rl_core.config.run_section import RunSection
+    from rl_core.config.sections import ModelConfig
     from rl_core.contracts.algorithm import BatchPlan
     from rl_core.plugins.registry import Registry
 

@@ -24,7 +24,8 @@ from rl_core.config.machine import Machine
 from rl_core.config.model_shape import FoundShape
 from rl_core.config.paths import SourceText, absolute
 from rl_core.config.problems import Problem
-from rl_core.config.sections import ModelConfig, RunSection
+from rl_core.config.run_section import RunSection
+from rl_core.config.sections import ModelConfig
 from rl_core.config.select import Selected, select
 from rl_core.config.stage import RunConfig, StageConfig, stage_directory
 from rl_core.errors import ConfigError

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from rl_core.config.compose import LISTS, STAGE_SECTIONS
 from rl_core.config.crosscheck import REQUIRED
-from rl_core.config.sections import BackendConfig, ModelConfig, RunSection
+from rl_core.config.run_section import RunSection
+from rl_core.config.sections import BackendConfig, ModelConfig
 from rl_core.config.select import AUTO, KIND_OF, describe_error
 
 if TYPE_CHECKING:

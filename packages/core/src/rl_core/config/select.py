@@ -14,6 +14,7 @@ from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.explain import explain
 from rl_core.config.findings import Findings
 from rl_core.config.interpolate import BrokenText, Interpolator
+from rl_core.config.run_section import RunSection
 from rl_core.config.sections import (
     AlgorithmConfig,
     BackendConfig,
@@ -22,7 +23,6 @@ from rl_core.config.sections import (
     GeneratorConfig,
     ModelConfig,
     RewardConfig,
-    RunSection,
 )
 from rl_core.config.stage import ComponentChoice
 from rl_core.errors import EnvironmentProblem

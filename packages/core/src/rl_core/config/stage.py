@@ -9,7 +9,8 @@ from typing import Any
 
 from rl_core.component import Component
 from rl_core.config.redaction import redact
-from rl_core.config.sections import ModelConfig, RunSection
+from rl_core.config.run_section import RunSection
+from rl_core.config.sections import ModelConfig
 from rl_core.config.yaml_rules import dump_yaml
 
 SINGLE_STAGE = "train"

@@ -22,7 +22,7 @@ from rl_core.run.manifest import damage, fsync, size_of, write_manifest
 from rl_core.run.retention import Best, Retention
 
 if TYPE_CHECKING:
-    from rl_core.config.sections import RunSection
+    from rl_core.config.run_section import RunSection
 
 logger = logging.getLogger(__name__)
 
