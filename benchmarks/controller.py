@@ -120,8 +120,9 @@ def rollouts(sequences: int, tokens_per_sequence: int) -> SequenceBatch:
 
 
 def grpo() -> Grpo:
-    """GRPO with two updates a step, so that it asks for the old log-probs."""
-    return Grpo(GrpoConfig(name="grpo", prompts_per_step=1, group_size=GROUP, learning_rate=1e-6, minibatches=2))
+    """GRPO with two updates a step, so that it asks for the old log-probs; whatever the rewards, of all sequences."""
+    options: dict[str, Any] = {"minibatches": 2, "skip_zero_gradient": False}
+    return Grpo(GrpoConfig(name="grpo", prompts_per_step=1, group_size=GROUP, learning_rate=1e-6, **options))
 
 
 def model(ranks: int) -> Model:

@@ -168,15 +168,18 @@ class LocalModel:
         """``outputs`` of this rank's sequences."""
         return self.backend.forward(self.role.name, batch, outputs, temperature)
 
-    def train(self, batch: SequenceBatch, loss: LossSpec) -> dict[str, float]:
+    def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
         """An optimizer step on all ranks' sequences; this rank's part of the metrics.
+
+        Args:
+            scale: what the loss is divided by, as far as it is this rank's; ``batch``'s by default.
 
         Raises:
             FloatingPointError: a loss or gradient was not finite, so nothing was trained.
         """
-        own = Scale.of(batch)
-        scale = Scale(own.tokens * self.dp_size, own.sequences * self.dp_size, own.units * self.dp_size)
-        result = self.backend.train(self.role.name, batch, loss, scale)
+        own = scale or Scale.of(batch)
+        everyone = Scale(own.tokens * self.dp_size, own.sequences * self.dp_size, own.units * self.dp_size)
+        result = self.backend.train(self.role.name, batch, loss, everyone)
         if not result.finite:
             raise FloatingPointError(f"the loss or its gradient is not finite: {reduce_metrics([result])}")
         return reduce_metrics([result])

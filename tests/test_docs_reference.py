@@ -15,8 +15,9 @@ from docs_site.inventory import ROOT, hooks, offers, packages
 from docs_site.links import relink, site_pages
 from jsonschema import Draft202012Validator
 from rl_core import hookspecs
+from rl_core.config.run_section import RunSection
 from rl_core.config.schema import json_schema
-from rl_core.config.sections import ModelConfig, RunSection
+from rl_core.config.sections import ModelConfig
 from rl_core.plugins.registry import load_registry
 
 DOCS = ROOT / "docs"

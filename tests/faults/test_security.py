@@ -11,8 +11,9 @@ from support import ROOT
 
 SOURCES = sorted(p for p in ROOT.glob("packages/*/src/**/*") if p.suffix == ".py" or p.name.endswith(".py.tmpl"))
 KIT = "packages/core/src/rl_core/testing"
-BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py"}
-"""The conformance kit sends configs to processes of its own; no file is involved."""
+IPC = "packages/torch/src/rl_torch/transports/ipc.py"
+BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py", IPC}
+"""The conformance kit sends configs to processes of its own, a trainer handles of its memory; no file is involved."""
 
 
 def calls():

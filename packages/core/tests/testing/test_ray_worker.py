@@ -95,7 +95,8 @@ def test_what_arrives_and_is_built_twice_is_fine_and_the_first_that_fails_is_nam
         "reward 'Once': in a Ray worker building it a second time fails: RuntimeError: started already (parts.py:40)"
     )
     assert arrival("Twisted") == (
-        'reward \'Twisted\': its config arrives changed in a Ray worker: {"name":"Twisted","weight":1.0,"target":3}'
+        'reward \'Twisted\': its config arrives changed in a Ray worker: {"name":"Twisted",'
+        '"weight":1.0,"timeout_s":null,"on_error":"error","target":3}'
     )
     assert arrival("Locked") == (
         "reward 'Locked': its config cannot be pickled for a worker: TypeError: it holds a lock (parts.py:12)"
