@@ -61,7 +61,8 @@ def _page(kind: str, title: str, found: list[Offer]) -> str:
 
 
 def _core_page() -> str:
-    from rl_core.config.sections import ModelConfig, RunSection
+    from rl_core.config.run_section import RunSection
+    from rl_core.config.sections import ModelConfig
 
     lines = ["# Run and model", "The two sections that the core reads itself.", ""]
     for section, model in (("run", RunSection), ("model", ModelConfig)):
