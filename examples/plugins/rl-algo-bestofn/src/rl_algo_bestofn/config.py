@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pydantic import Field, model_validator
-from rl_core.config.sections import AlgorithmConfig, ComponentConfig, RewardConfig
+from rl_core.config.environment import EnvironmentConfig
+from rl_core.config.sections import AlgorithmConfig, RewardConfig
 from rl_core.contracts.algorithm import BatchPlan
 
 
@@ -37,7 +38,7 @@ class RepeatConfig(RewardConfig):
     length: int = Field(4, ge=1, description="Characters that a perfect completion has.")
 
 
-class GuessConfig(ComponentConfig):
+class GuessConfig(EnvironmentConfig):
     """How often the model may guess, and what a late hit is worth."""
 
     max_turns: int = Field(5, ge=1, description="Guesses the model has.")
