@@ -1,8 +1,9 @@
 """Completions a second of the generator ``hf`` against ``transformers.generate``, on the CPU.
 
 Both sample the same prompts from the same model with random weights, with the same number of rows at a time and equal
-threads, in turns (A B A B …). ``equal`` lets every completion run to its last token; in ``varying`` some tokens end a
-completion, so that lengths spread like those of real rollouts (the table gives the 10th and 90th percentile).
+threads, in turns (A B A B …). ``equal`` lets every completion run to its last token; in ``geometric`` some tokens end a
+completion, so that lengths spread like those of real rollouts (the table gives the 10th and 90th percentile); in
+``1 to 8`` a model that counts down (see ``compare/models.py``) spreads them evenly.
 
     python benchmarks/generate.py
     python benchmarks/generate.py --hidden 512 --layers 8 --rounds 5
@@ -14,6 +15,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from compare.models import build
+from compare.workloads import EOS, SPECIAL_TOKENS
 from rich.console import Console
 from rich.table import Table
 from rl_core.batch import SequenceBatch
@@ -34,7 +38,9 @@ from rl_torch.models import build_model
 PROMPT_TOKENS = 32
 VOCABULARY = 512
 MEAN_LENGTH = 40
-"""Tokens after which a completion of ``varying`` ends on average, were there no longest one."""
+"""Tokens after which a completion of ``geometric`` ends on average, were there no longest one."""
+COUNTED = (5, 40)
+"""Fewest and most tokens of a completion of ``1 to 8``."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     init = {"architecture": "qwen2", "hidden_size": options.hidden, "layers": options.layers, "heads": 4}
     spec = ModelSpec(init=init, vocab_size=VOCABULARY, max_length=PROMPT_TOKENS + options.longest, seed=0)
     prompts = np.random.default_rng(0).integers(0, VOCABULARY, (options.prompts, PROMPT_TOKENS)).astype(np.int32)
-    results = {}
-    for name, stops in (("equal", 0), ("varying", VOCABULARY // MEAN_LENGTH)):
-        work = Work(prompts, options.rows, options.longest, tuple(range(stops)))
-        results[name] = compare(ours(spec, work, options.threads), transformers_generate(spec, work), options.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {
+            "equal": (spec, Work(prompts, options.rows, options.longest, ())),
+            "geometric": (spec, Work(prompts, options.rows, options.longest, tuple(range(VOCABULARY // MEAN_LENGTH)))),
+            "1 to 8": (counting(folder), counted(options.prompts, options.rows)),
+        }
+        results = {
+            name: compare(ours(spec, work, options.threads), transformers_generate(spec, work), options.rounds)
+            for name, (spec, work) in cases.items()
+        }
     Console(width=110).print(table(results))
     if options.output:
         options.output.write_text(json.dumps({"options": vars(options) | {"output": None}, **results}, indent=2) + "\n")
     return 0
+
+
+def counting(folder: str) -> ModelSpec:
+    """A model of 3M parameters whose prompt decides how long a completion gets, saved in ``folder``."""
+    build("s", "countdown").save_pretrained(folder)
+    return ModelSpec(path=folder, max_length=PROMPT_TOKENS + COUNTED[1])
+
+
+def counted(prompts: int, rows: int) -> Work:
+    """Prompts for it, whose completions are evenly spread over :data:`COUNTED`."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(SPECIAL_TOKENS, SPECIAL_TOKENS + 8, (prompts, PROMPT_TOKENS)).astype(np.int32)
+    # Behind the lower of the two characters of level n - 1 come n tokens.
+    tokens[:, -1] = SPECIAL_TOKENS + 2 * (rng.integers(COUNTED[0], COUNTED[1] + 1, prompts) - 1)
+    return Work(tokens, rows, COUNTED[1], (EOS,))
 
 
 def ours(spec: ModelSpec, work: Work, threads: int) -> Callable[[int], np.ndarray]:
@@ -105,7 +132,7 @@ def transformers_generate(spec: ModelSpec, work: Work) -> Callable[[int], np.nda
                     top_k=0,
                     max_new_tokens=work.longest,
                     eos_token_id=list(work.stop) or None,
-                    pad_token_id=VOCABULARY - 1,
+                    pad_token_id=0 if spec.path else VOCABULARY - 1,
                 )[:, PROMPT_TOKENS:].numpy()
             ended = np.isin(out, work.stop)
             lengths.append(np.where(ended.any(1), ended.argmax(1) + 1, out.shape[1]))
