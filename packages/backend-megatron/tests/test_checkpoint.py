@@ -119,6 +119,8 @@ def test_a_new_config_changes_hyperparameters_on_resume(ranks: Ranks, tmp_path: 
     slower = optimizer_spec(learning_rate=0.0, weight_decay=0.0)
     rest = ranks(train, 1, batch=batch, steps=1, restore=folder, optimizer=slower)[0]
     same_weights(rest["weights"], rest["before"])
+    as_before = ranks(train, 1, batch=batch, steps=1, restore=folder)[0]
+    assert any((as_before["weights"][name] != weight).any() for name, weight in as_before["before"].items())
 
 
 @pytest.mark.parametrize(
