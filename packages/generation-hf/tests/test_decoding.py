@@ -138,16 +138,21 @@ def test_a_generator_that_is_used_again_gives_the_same_completions(small, params
     small.assert_same(generator.generate(requests, params), first)
 
 
-def test_equal_lengths_take_no_mask_and_give_what_mixed_lengths_give(small):
+def test_equal_lengths_take_no_mask_and_give_what_mixed_lengths_give(small, monkeypatch):
     params = SamplingParams(max_new_tokens=8)
     prompts = small.prompts([6, 6, 6, 11])
     generator, masks = small.generator(), []
-    generator._loaded.decoder.model.register_forward_pre_hook(
-        lambda _module, _args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
-    )
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*states, attn_mask=None, **options):
+        masks.append(attn_mask)
+        return attend(*states, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     equal = generator.generate(small.requests(prompts[:3]), params)
-    assert masks == [None] * 8
+    assert masks == [None] * 8 * 2  # steps, layers
     mixed = generator.generate(small.requests(prompts), params)
+    assert any(mask is not None for mask in masks)
     small.assert_same(equal, mixed.select([0, 1, 2]))
 
 
@@ -190,11 +195,12 @@ def test_finished_rows_leave_the_batch_and_prompts_are_read_once(max_batch_token
     """Every sampled token but the last costs one row of one step; every prompt is one row of one reading."""
     generator, read, stepped = small.generator(max_batch_tokens=max_batch_tokens), [], []
 
-    def count(_module, _args, kwargs):
-        rows, width = kwargs["input_ids"].shape
-        (stepped if kwargs["past_key_values"].prefilling is False else read).append((rows, width))
+    decoder = generator._loaded.decoder
 
-    generator._loaded.decoder.model.register_forward_pre_hook(count, with_kwargs=True)
+    def count(_module, tokens):
+        (read if decoder.cache.prefilling else stepped).append(tokens[0].shape)
+
+    decoder.model.get_input_embeddings().register_forward_pre_hook(count)
     params = SamplingParams(n=3, max_new_tokens=12, temperature=1.5, stop_token_ids=tuple(range(8)))
     batch = generator.generate(small.requests(small.prompts(LENGTHS)), params)
     lengths = np.array([len(c) for c in small.completions(batch)])
@@ -205,8 +211,8 @@ def test_finished_rows_leave_the_batch_and_prompts_are_read_once(max_batch_token
 
 def test_rows_at_once_stay_within_the_budget_and_rise_when_long_prompts_are_through(small):
     generator, rows = small.generator(max_batch_tokens=80), []
-    generator._loaded.decoder.model.register_forward_pre_hook(
-        lambda _module, _args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    generator._loaded.decoder.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _module, tokens: rows.append(len(tokens[0]))
     )
     generator.generate(small.requests(small.prompts([36, 36, *[4] * 30])), SamplingParams(max_new_tokens=4))
     # 80 // (36 + 4) rows with the long prompts, 80 // (4 + 4) afterwards.

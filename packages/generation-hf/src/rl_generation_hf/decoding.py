@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rl_generation_hf.cache import SlotCache
-from rl_generation_hf.grouped_attention import use_grouped_attention
-from rl_generation_hf.masks import AttentionPattern
+from rl_generation_hf.forward import forward_of
 from rl_generation_hf.philox import uniforms
 from rl_generation_hf.sampling import sample
 from rl_generation_hf.schedule import Admission, Schedule
@@ -79,9 +78,8 @@ class Decoder:
         self.max_batch_tokens = max_batch_tokens
         config = model.config.get_text_config(decoder=True)
         self.vocab_size: int = config.vocab_size
-        self.pattern = AttentionPattern.of(model)
-        use_grouped_attention(model)
         self.cache = SlotCache(config.num_hidden_layers)
+        self.forward = forward_of(model, self.cache)
 
     @torch.inference_mode()
     def run(
@@ -190,22 +188,12 @@ class _Run:
         ids = np.zeros((len(prompts), int(lengths[0])), np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : lengths[row]] = self._requests.tokens[self._requests.sequence(prompt)]
-        # Only the columns where some prompt ends are projected to the vocabulary.
-        ends, which = np.unique(lengths - 1, return_inverse=True)
         source = torch.from_numpy(admission.source).to(device)
         decoder = self._decoder
         decoder.cache.start_prefill(source=source, first=self.count)
-        logits = decoder.model(
-            input_ids=torch.from_numpy(ids).to(device),
-            position_ids=torch.arange(ids.shape[1], device=device)[None],
-            attention_mask=decoder.pattern.prefill(ids.shape[1], self._like),
-            past_key_values=decoder.cache,
-            use_cache=True,
-            logits_to_keep=torch.from_numpy(ends).to(device),
-        ).logits
+        logits = decoder.forward.prefill(torch.from_numpy(ids).to(device), torch.from_numpy(lengths).to(device))
         self._add(admission)
-        columns = torch.from_numpy(which.reshape(-1)[admission.source]).to(device)
-        self._take(logits[source, columns], self.count - len(admission.samples))
+        self._take(logits[source], self.count - len(admission.samples))
 
     def step(self) -> None:
         """Add one token to every running completion."""
@@ -216,15 +204,10 @@ class _Run:
         positions = torch.from_numpy(position.copy()).to(device)
         decoder = self._decoder
         decoder.cache.start_step(positions=positions, longest=longest, equal=equal)
-        logits = decoder.model(
-            input_ids=torch.from_numpy(self._token[: self.count, None].copy()).to(device),
-            position_ids=(positions[:1] if equal else positions)[:, None],
-            attention_mask=decoder.pattern.decode(positions, longest + 1, self._like, equal=equal),
-            past_key_values=decoder.cache,
-            use_cache=True,
-        ).logits
+        token = torch.from_numpy(self._token[: self.count].copy()).to(device)
+        logits = decoder.forward.decode(token, positions, longest=longest, equal=equal)
         position += 1
-        self._take(logits[:, -1], 0)
+        self._take(logits, 0)
 
     def _add(self, admission: Admission) -> None:
         """Rows for new completions, after the running ones."""

@@ -1,0 +1,190 @@
+"""The layers of Llama (Touvron et al. 2023) and its relatives, called without what transformers puts around them.
+
+On the CPU a step of a small model costs as much in Python as in arithmetic. Here projections that read the same input
+are one product, and of a prompt the last layer computes keys and values for all tokens, but the rest for the last only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from rl_generation_hf.cache import SlotCache
+from rl_generation_hf.masks import AttentionPattern
+
+_KNOWN = frozenset(
+    f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}ForCausalLM"
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
+)
+"""By name, because importing the classes costs what only one of them is needed for."""
+
+
+class LlamaLayers:
+    """Calls a model of a known class; see :class:`rl_generation_hf.forward.Forward`.
+
+    The model's weights stay its own: those of joined projections become views of one tensor, so weights that are
+    replaced in place are seen here, too.
+
+    Args:
+        model: one that :meth:`fit` accepts, on the CPU.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache, pattern: AttentionPattern) -> None:
+        self._embedding = model.model.embed_tokens
+        self._rotary = model.model.rotary_emb
+        self._layers = [_Layer(layer) for layer in model.model.layers]
+        self._types = getattr(model.config, "layer_types", None) or [None] * len(self._layers)
+        self._norm = model.model.norm
+        self._head = model.lm_head
+        self._cache = cache
+        self._pattern = pattern
+        self._like = next(model.parameters())
+
+    @staticmethod
+    def fit(model: PreTrainedModel) -> bool:
+        """Whether the model's layers are as this class expects them: no adapters, no other activation."""
+        return (
+            f"{type(model).__module__}.{type(model).__name__}" in _KNOWN
+            and model.config.hidden_act == "silu"
+            and all(type(m) is nn.Linear for layer in model.model.layers for m in _projections(layer))
+        )
+
+    def prefill(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        mask = self._pattern.prefill(length, self._like)
+        rows, ends = torch.arange(len(tokens)), lengths - 1
+        ragged = bool((lengths < length).any())
+        hidden = self._embedding(tokens)
+        rotation = _rotation(self._rotary(hidden, torch.arange(length)[None]))
+        for layer, kind, cached in self._with_cache():
+            seen = mask[kind] if isinstance(mask, dict) else mask
+            query, key, value = layer.project(hidden, rotation)
+            key, value = cached.update(key, value)
+            if layer is self._layers[-1]:
+                query, hidden = query[rows, :, ends, None], hidden[rows, ends, None]
+                seen = _row_of(seen, ends, length, self._like) if ragged or seen is not None else None
+            hidden = layer.finish(hidden, layer.attend(query, key, value, seen))
+        return self._logits(hidden)
+
+    def decode(self, tokens: Tensor, positions: Tensor, *, longest: int, equal: bool) -> Tensor:
+        mask = self._pattern.decode(positions, longest + 1, self._like, equal=equal)
+        hidden = self._embedding(tokens[:, None])
+        rotation = _rotation(self._rotary(hidden, (positions[:1] if equal else positions)[:, None]))
+        for layer, kind, cached in self._with_cache():
+            query, key, value = layer.project(hidden, rotation)
+            seen = layer.attend(query, *cached.update(key, value), mask[kind] if isinstance(mask, dict) else mask)
+            hidden = layer.finish(hidden, seen)
+        return self._logits(hidden)
+
+    def _with_cache(self) -> Iterator[tuple[_Layer, str, object]]:
+        return zip(self._layers, self._types, self._cache.layers, strict=True)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self._head(_normalized(hidden[:, -1], self._norm))
+
+
+class _Layer:
+    """Attention and feed-forward network of one layer, before and after its keys and values meet the cache."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._width = attention.head_dim
+        self._heads = attention.q_proj.out_features // self._width
+        self._groups = attention.k_proj.out_features // self._width
+        self._scale = attention.scaling
+        self._norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self._qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._output = attention.o_proj
+        self._gate_up = _joined([mlp.gate_proj, mlp.up_proj])
+        self._down = mlp.down_proj
+        self._before_attention = layer.input_layernorm
+        self._before_mlp = layer.post_attention_layernorm
+
+    def project(self, hidden: Tensor, rotation: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """[R, L, hidden] → queries [R, heads, L, d], keys and values [R, groups, L, d], of which the first two turn."""
+        rows, length, _ = hidden.shape
+        states = F.linear(_normalized(hidden, self._before_attention), *self._qkv)
+        states = states.view(rows, length, self._heads + 2 * self._groups, self._width)
+        turning, value = states.split([self._heads + self._groups, self._groups], dim=2)
+        if self._norms[0] is not None:
+            query, key = turning.split([self._heads, self._groups], dim=2)
+            turning = torch.cat([_normalized(query, self._norms[0]), _normalized(key, self._norms[1])], dim=2)
+        query, key = _turned(turning, rotation).split([self._heads, self._groups], dim=2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """[R, heads, L, d] → [R, L, heads · d]; causal where there is no mask and more than one query."""
+        rows, heads, length, width = query.shape
+        if length == 1:  # queries that share keys stand where those of several positions usually do
+            together = query.reshape(rows, self._groups, heads // self._groups, width)
+            seen = F.scaled_dot_product_attention(together, key, value, attn_mask=mask, scale=self._scale)
+            return seen.reshape(rows, 1, heads * width)
+        shared = heads // self._groups
+        if shared > 1:
+            key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+        seen = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self._scale
+        )
+        return seen.transpose(1, 2).reshape(rows, length, heads * width)
+
+    def finish(self, hidden: Tensor, seen: Tensor) -> Tensor:
+        """Add what attention saw [R, L, heads · d] and the feed-forward network to ``hidden`` [R, L, hidden]."""
+        hidden = hidden + self._output(seen)
+        gate, up = F.linear(_normalized(hidden, self._before_mlp), *self._gate_up).chunk(2, dim=-1)
+        return hidden + self._down(F.silu(gate).mul_(up))
+
+
+def _projections(layer: nn.Module) -> list[nn.Module]:
+    attention, mlp = layer.self_attn, layer.mlp
+    into = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
+    return [*into, attention.o_proj, mlp.down_proj]
+
+
+def _joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of one linear map in the place of several, whose parameters become views of them."""
+    weight = _as_views([layer.weight for layer in layers])
+    return weight, None if layers[0].bias is None else _as_views([layer.bias for layer in layers])
+
+
+def _as_views(parameters: Sequence[nn.Parameter]) -> Tensor:
+    together = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, together.split([len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return together
+
+
+def _normalized(hidden: Tensor, norm: nn.Module) -> Tensor:
+    """RMSNorm (Zhang and Sennrich 2019), in float32 up to the weight, as transformers computes it."""
+    if hidden.dtype == torch.float32:
+        return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    exact = F.rms_norm(hidden.float(), norm.weight.shape, None, norm.variance_epsilon)
+    return norm.weight * exact.to(hidden.dtype)
+
+
+def _rotation(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines [R, L, 1, d] and the sines of both halves [R, L, 1, d/2]; transformers gives them as [R, L, d]."""
+    cosines, sines = (part.unsqueeze(2) for part in embeddings)
+    first, second = sines.chunk(2, dim=-1)
+    return cosines, first, second
+
+
+def _turned(states: Tensor, rotation: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding (Su et al. 2021), halves paired; [R, L, heads, d]."""
+    cosines, first, second = rotation
+    half = first.shape[-1]
+    turned = states * cosines
+    turned[..., :half].addcmul_(states[..., half:], first, value=-1)
+    turned[..., half:].addcmul_(states[..., :half], second)
+    return turned
+
+
+def _row_of(mask: Tensor | None, ends: Tensor, length: int, like: Tensor) -> Tensor:
+    """Of an additive mask [1, 1, L, L] (None: causal) the row of each prompt's last token: [P, 1, 1, L]."""
+    if mask is not None:
+        return mask[0, :, ends].transpose(0, 1)[:, :, None]
+    hidden = torch.arange(length) > ends[:, None]
+    return torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, -torch.inf)[:, None, None]

@@ -1,0 +1,116 @@
+"""Layers taken apart compute what the whole model does, with the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rl_generation_hf.cache import SlotCache
+from rl_generation_hf.forward import WholeModel, forward_of
+from rl_generation_hf.llama_layers import LlamaLayers
+from rl_generation_hf.masks import AttentionPattern
+from rl_torch.models import build_model
+from torch import nn
+
+ARCHITECTURES = {
+    "llama": ("llama", {"kv_heads": 1}),
+    "llama with biases": ("llama", {"extra": {"attention_bias": True, "mlp_bias": True}}),
+    "mistral with a window": ("mistral", {"extra": {"sliding_window": 4}}),
+    "qwen2": ("qwen2", {"kv_heads": 4, "tie_embeddings": True}),
+    "qwen2 with a window on one layer": (
+        "qwen2",
+        {
+            "extra": {
+                "use_sliding_window": True,
+                "sliding_window": 4,
+                "layer_types": ["sliding_attention", "full_attention"],
+            }
+        },
+    ),
+    "qwen3": ("qwen3", {}),
+}
+LENGTHS = {"prompts of one length": [7, 7, 7], "prompts of different lengths": [9, 6, 1]}
+
+
+@torch.inference_mode()
+def logits(model, kind, lengths):
+    """Behind the prompts and behind three further tokens of each."""
+    cache = SlotCache(len(model.model.layers))
+    cache.resize(slots=len(lengths), columns=16, keep_rows=0, keep_columns=0)
+    forward = kind(model, cache, AttentionPattern.of(model))
+    tokens = torch.randint(0, 48, (len(lengths), 12), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor(lengths)
+    cache.start_prefill(source=torch.arange(len(lengths)), first=0)
+    found = [forward.prefill(tokens[:, : max(lengths)], positions)]
+    for step in range(3):
+        longest, equal = int(positions.max()), bool((positions == positions[0]).all())
+        cache.start_step(positions=positions, longest=longest, equal=equal)
+        found.append(forward.decode(tokens[:, 9 + step], positions, longest=longest, equal=equal))
+        positions = positions + 1
+    return torch.stack(found)
+
+
+@pytest.fixture
+def build(small):
+    """Build a model whose biases and norms, which begin as zeros and ones, are anything."""
+
+    def built(architecture, fields):
+        model = build_model(small.spec(architecture, **fields), dtype=torch.float32).eval()
+        noise = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.1)
+        return model
+
+    return built
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize(("architecture", "fields"), ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_logits_are_those_of_the_whole_model(architecture, fields, lengths, build):
+    model = build(architecture, fields)
+    expected = logits(model, WholeModel, lengths)
+    assert LlamaLayers.fit(model)
+    found = logits(model, LlamaLayers, lengths)
+    assert expected.abs().max() > 1
+    assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+def test_in_16_bits_logits_are_as_close_to_exact_ones_as_those_of_the_whole_model(build):
+    ours, theirs = [], []
+    for architecture, fields in ARCHITECTURES.values():
+        model = build(architecture, fields).bfloat16()
+        for lengths in LENGTHS.values():
+            exact = logits(model.float(), WholeModel, lengths)
+            model.bfloat16()
+            theirs.append((logits(model, WholeModel, lengths) - exact).square().mean())
+            ours.append((logits(model, LlamaLayers, lengths) - exact).square().mean())
+    assert 0 < sum(ours) <= 1.1 * sum(theirs)
+
+
+def test_the_weights_stay_the_models_own_and_their_memory_is_not_doubled(small):
+    model = build_model(small.spec(), dtype=torch.float32).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layers = forward_of(model, SlotCache(2))
+    assert isinstance(layers, LlamaLayers)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    attention = model.model.layers[0].self_attn
+    storages = {p.weight.untyped_storage().data_ptr() for p in (attention.q_proj, attention.k_proj, attention.v_proj)}
+    assert len(storages) == 1
+    memory = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    assert sum(memory.values()) == sum(p.nbytes for p in model.parameters())
+
+
+class _Adapter(nn.Linear):
+    """A projection that is more than its weight."""
+
+
+def test_other_models_are_called_whole(small):
+    adapted = build_model(small.spec(), dtype=torch.float32)
+    projection = adapted.model.layers[1].mlp.up_proj
+    adapted.model.layers[1].mlp.up_proj = _Adapter(projection.in_features, projection.out_features, bias=False)
+    relu = build_model(small.spec("llama", extra={"hidden_act": "relu"}), dtype=torch.float32)
+    gemma = build_model(small.spec("gemma2", extra={"query_pre_attn_scalar": 8}), dtype=torch.float32)
+    for model in (adapted, relu, gemma):
+        assert isinstance(forward_of(model.eval(), SlotCache(2)), WholeModel)
