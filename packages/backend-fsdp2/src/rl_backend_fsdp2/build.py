@@ -8,6 +8,7 @@ from rl_core.errors import EnvironmentProblem
 from rl_torch.models import build_config, build_model
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
+from rl_torch.ragged import supports_ragged_attention, use_ragged_attention
 from rl_torch.varlen import flash_is_available, use_varlen_attention
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -32,7 +33,7 @@ def build_role(
     role: Role, spec: ModelSpec, optimizer: OptimizerSpec | None, *, config: Fsdp2Config, mesh: Mesh
 ) -> LoadedModel:
     """See :meth:`rl_backend_fsdp2.backend.Fsdp2Backend.load`."""
-    model, source = _open(role, spec, config=config, mesh=mesh)
+    model, source, ragged = _open(role, spec, config=config, mesh=mesh)
     if spec.adapter is not None:
         adapters.attach(model, spec.adapter)
     else:
@@ -42,7 +43,10 @@ def build_role(
         _cast_frozen(model, COMPUTE_DTYPE[config.precision])
     if role.trainable:
         recompute_activations(model, config.activation_checkpointing)
-    wrapped = _split(wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens), spec, config, mesh)
+    wrapped = wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens)
+    if ragged:
+        use_ragged_attention(model)
+    _split(wrapped, spec, config, mesh)
     if source is not None:
         loading.fill(wrapped, source, torch.device("cpu") if config.cpu_offload else mesh.device)
     if spec.adapter is not None:
@@ -61,19 +65,28 @@ def build_role(
 
 def _open(
     role: Role, spec: ModelSpec, *, config: Fsdp2Config, mesh: Mesh
-) -> tuple[PreTrainedModel, loading.Source | None]:
-    """The model; without storage, and with the files to read it from, where each rank reads its own part."""
-    packed = config.packing != "padded"
+) -> tuple[PreTrainedModel, loading.Source | None, bool]:
+    """The model; without storage, and with the files to read it from, where each rank reads its own part.
+
+    The last tells whether it is to be trained in ragged rows.
+    """
     found = None if is_plain(mesh, config) else loading.empty_model(spec, role.head)
     if found is None:
         model, source = build_model(spec, dtype=torch.float32, head=role.head), None
-        check_supported(model, packed=packed)
+        sample = model
     else:
         model, source = found
-        check_supported(_sample_of(spec, role), packed=packed)
+        sample = _sample_of(spec, role)
+    check_supported(sample, packed=config.packing in ("auto", "packed"))
     if config.parallel.tp > 1:
         check_tensor_parallel(model.config, config.parallel.tp)
-    return model, source
+    ragged = config.uses_ragged(cuda=mesh.device.type == "cuda") and supports_ragged_attention(sample)
+    if config.packing == "ragged" and not ragged:
+        raise EnvironmentProblem(
+            f"{type(model).__name__} has an attention of its own, which ragged rows cannot replace\n"
+            "    set backend.packing: packed"
+        )
+    return model, source, ragged
 
 
 def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:
@@ -89,7 +102,7 @@ def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:
         return auto.from_config(type(config).from_dict(shape), attn_implementation="sdpa").eval()
 
 
-def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -> Wrapped:
+def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -> None:
     """Over tensor-, context- and data-parallel ranks."""
     if mesh.sizes.tp > 1:
         split_over_ranks(wrapped, mesh.tp, sequence=config.parallel.sequence)
@@ -98,7 +111,7 @@ def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -
     _choose_attention(wrapped, config, cuda=mesh.device.type == "cuda")
     if config.compile:
         compile_layers(wrapped.model)
-    return shard_model(wrapped, mesh, config, whole=adapters.replicated(wrapped.model, spec.adapter))
+    shard_model(wrapped, mesh, config, whole=adapters.replicated(wrapped.model, spec.adapter))
 
 
 def _choose_attention(wrapped: Wrapped, config: Fsdp2Config, *, cuda: bool) -> None:

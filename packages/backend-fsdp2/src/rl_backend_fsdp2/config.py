@@ -59,9 +59,10 @@ class Fsdp2Config(BackendConfig):
         description="bf16 and fp16 compute in 16 bits; trained weights, gradient sums and optimizer stay float32. "
         "fp16 scales the loss.",
     )
-    packing: Literal["auto", "packed", "padded"] = Field(
+    packing: Literal["auto", "packed", "padded", "ragged"] = Field(
         "auto",
-        description="How sequences are laid out: several per row, one per row, or what is faster on the device.",
+        description="How sequences are laid out: several per row, one per row, or (on the CPU) all in one row without "
+        "padding, with what they have in common at their beginning once. auto takes what is fastest.",
     )
     attention: Literal["auto", "dense", "varlen"] = Field(
         "auto",
@@ -93,9 +94,15 @@ class Fsdp2Config(BackendConfig):
 
     def uses_varlen(self, *, cuda: bool) -> bool:
         """Whether packed rows are attended to without a dense mask."""
-        if self.parallel.cp > 1 or self.packing == "padded":
+        if self.parallel.cp > 1 or self.packing in ("padded", "ragged"):
             return False
         return self.attention == "varlen" or (self.attention == "auto" and cuda and self.precision != "fp32")
+
+    def uses_ragged(self, *, cuda: bool) -> bool:
+        """Whether sequences stand in one row without padding, if the model lets its attention be chosen."""
+        if self.packing not in ("auto", "ragged"):
+            return False
+        return not (cuda or self.compile or self.parallel.cp > 1 or self.attention != "auto")
 
     def world_size(self, gpus: int) -> int:
         """One rank per GPU; on CPU the product of ``parallel``."""
@@ -117,11 +124,12 @@ class Fsdp2Config(BackendConfig):
                 message="sequence has no effect without tensor parallelism",
                 fix="set backend.parallel.tp, or remove sequence",
             )
-        if self.attention != "auto" and (self.parallel.cp > 1 or self.packing == "padded"):
-            why = "with context parallelism, which has its own" if self.parallel.cp > 1 else "on padded rows"
+        if self.attention != "auto" and (self.parallel.cp > 1 or self.packing in ("padded", "ragged")):
+            why = "with context parallelism, which has its own" if self.parallel.cp > 1 else f"on {self.packing} rows"
             yield Problem(
                 path="backend.attention", message=f"attention has no effect {why}", fix="remove backend.attention"
             )
+        yield from self._ragged_problems(stage)
         init = stage.model.init
         if init is not None and self.parallel.tp > 1:
             yield from self._head_problems(init.heads, init.kv_heads or init.heads)
@@ -139,6 +147,20 @@ class Fsdp2Config(BackendConfig):
                 message=f"{adapter.name} adapters do not work with tensor parallelism ({self.parallel.tp} ranks)",
                 fix="set model.adapter.name: lora, or backend.parallel.tp: 1",
             )
+
+    def _ragged_problems(self, stage: Any) -> Iterator[Problem]:
+        reasons = {
+            "GPUs, where packed rows with varlen attention do the same": stage.run.gpus > 0,
+            "backend.compile": self.compile,
+            "context parallelism": self.parallel.cp > 1,
+        }
+        for reason, holds in reasons.items():
+            if self.packing == "ragged" and holds:
+                yield Problem(
+                    path="backend.packing",
+                    message=f"ragged rows do not work with {reason}",
+                    fix="remove backend.packing, or set it to packed",
+                )
 
     def _layout_problems(self, stage: Any) -> Iterator[Problem]:
         gpus = stage.run.gpus * stage.run.nodes

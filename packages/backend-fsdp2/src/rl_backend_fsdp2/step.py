@@ -18,6 +18,7 @@ from rl_torch.microbatch import MicroBatch, Packing, plan
 from rl_torch.optim import learning_rate, set_learning_rate
 from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_cells
 from rl_torch.profiling import Profiler
+from rl_torch.ragged import ATTENTION as RAGGED
 from rl_torch.shards import BackgroundWrite
 from rl_torch.varlen import ATTENTION as VARLEN
 from rl_torch.varlen import Segments
@@ -67,19 +68,23 @@ class Layout:
     packing: Packing
     width_multiple: int = 1
 
-    def micro_batches(self, shard: SequenceBatch, mesh: Mesh) -> Iterator[tuple[np.ndarray, MicroBatch]]:
+    def micro_batches(
+        self, loaded: LoadedModel, shard: SequenceBatch, mesh: Mesh
+    ) -> Iterator[tuple[np.ndarray, MicroBatch]]:
         """``(sequence indices, micro-batch)``; equally many on every rank, made up with fillers."""
-        parts = plan(shard, self.max_tokens, packing=self.packing, device=mesh.device)
+        packing: Packing = "ragged" if _attention(loaded) == RAGGED else self.packing
+        parts = plan(shard, self.max_tokens, packing=packing, device=mesh.device)
         count = mesh.maximum(len(parts))
         whole = len(parts) == 1
         for part in parts:
             batch = shard if whole and _is_everything(part, shard) else shard.select(part)
             yield (
                 part,
-                MicroBatch.build(batch, packing=self.packing, device=mesh.device, width_multiple=self.width_multiple),
+                MicroBatch.build(batch, packing=packing, device=mesh.device, width_multiple=self.width_multiple),
             )
         for _ in range(count - len(parts)):
-            yield np.zeros(0, np.int64), MicroBatch.filler(mesh.device, width_multiple=self.width_multiple)
+            filler = MicroBatch.filler(mesh.device, packing=packing, width_multiple=self.width_multiple)
+            yield np.zeros(0, np.int64), filler
 
 
 @torch.no_grad()
@@ -94,7 +99,7 @@ def forward_shard(
 ) -> dict[str, np.ndarray]:
     """``outputs`` of every sequence in shard order: float32 [T], or [B] for ``scores``."""
     result = {n: np.zeros(len(shard) if n == "scores" else len(shard.tokens), np.float32) for n in outputs}
-    for part, micro in layout.micro_batches(shard, mesh):
+    for part, micro in layout.micro_batches(loaded, shard, mesh):
         computed = _outputs(loaded, micro, outputs, temperature=temperature, mesh=mesh)
         if micro.is_filler:
             continue
@@ -198,7 +203,7 @@ def _accumulate(
     sums = MetricSums()
     sums.add({"loss": 0.0})
     factor = loaded.loss_scale.value if loaded.loss_scale is not None else 1.0
-    for _, micro in layout.micro_batches(shard, mesh):
+    for _, micro in layout.micro_batches(loaded, shard, mesh):
         outputs = _outputs(loaded, micro, loss.outputs, temperature=loss.temperature, mesh=mesh)
         value, metrics = _loss(function, loss, outputs, micro, scale)
         if backward:
@@ -216,9 +221,9 @@ def _outputs(
     """``outputs`` of a micro-batch, over all context-parallel ranks."""
     with switched_off(loaded.model, loaded.base_only):
         if mesh.cp_group is None:
-            uses_varlen = loaded.model.model.config._attn_implementation == VARLEN
-            extra = {"segments": Segments.of(micro)} if uses_varlen else {}
-            return compute_outputs(loaded.model, micro, outputs, temperature=temperature, **extra)
+            extra = {VARLEN: lambda: {"segments": Segments.of(micro)}, RAGGED: lambda: {"rows": micro.rows}}
+            given = extra.get(_attention(loaded), dict)()
+            return compute_outputs(loaded.model, micro, outputs, temperature=temperature, **given)
         check_outputs(loaded.model, outputs)
         results = split_forward(
             loaded.model,
@@ -229,6 +234,10 @@ def _outputs(
             scores=score_cells(loaded.model, micro),
         )
         return in_batch_order(results, micro)
+
+
+def _attention(loaded: LoadedModel) -> str:
+    return loaded.model.model.config._attn_implementation
 
 
 def _loss(

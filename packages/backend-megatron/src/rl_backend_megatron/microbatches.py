@@ -65,6 +65,7 @@ def pack(micro: MicroBatch) -> MicroBatch:
         input_ids=micro.input_ids.flatten()[rows][None],
         position_ids=positions[None],
         predictors=moved(micro.predictors),
+        cells=moved(micro.cells),
         last=moved(micro.last),
     )
 
@@ -87,6 +88,7 @@ def widen(micro: MicroBatch, multiple: int) -> MicroBatch:
         input_ids=padded(micro.input_ids),
         position_ids=padded(micro.position_ids),
         predictors=moved(micro.predictors),
+        cells=moved(micro.cells),
         last=moved(micro.last),
     )
 

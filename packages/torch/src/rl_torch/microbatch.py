@@ -1,14 +1,16 @@
-"""From ragged sequences to what a model takes: micro-batches, and the two ways to lay one out.
+"""From ragged sequences to what a model takes: micro-batches, and the three ways to lay one out.
 
 *Packed*: sequences follow each other in rows, ``position_ids`` restart at 0 and there is **no**
 attention mask; transformers then isolates the sequences of a row (an all-ones mask would silently
 join them). *Padded*: one sequence per row, filled up at the right; causal attention never looks
-right, so no mask is needed either, and attention takes its fast path.
+right, so no mask is needed either, and attention takes its fast path. *Ragged*: all sequences in one row
+without padding, and what neighbours have in common at their beginning once; needs the attention of
+:mod:`rl_torch.ragged`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,8 +20,10 @@ from rl_core.packing import best_fit_decreasing
 from torch import Tensor
 
 from rl_torch.estimates import CPU_ROW_TOKENS
+from rl_torch.prefixes import SharedPrefixes
+from rl_torch.ragged import Rows
 
-Packing = Literal["auto", "packed", "padded"]
+Packing = Literal["auto", "packed", "padded", "ragged"]
 
 MAX_WASTE = 0.15
 """``auto`` on CPU pads when at most this fraction of the cells is padding."""
@@ -40,8 +44,10 @@ class MicroBatch:
             with a non-zero ``loss_mask`` (all, without that column) that are not first in their sequence.
         predictors: int64 [N]: cell (row · L + column) whose hidden state predicts each scored token.
         targets: int64 [N]: the scored tokens' ids.
+        cells: int64 [T]: cell of every token.
         last: int64 [B]: cell of each sequence's last token.
         sequence_ids: int64 [T]: which sequence each token belongs to.
+        rows: where ragged attention finds the sequences; None in the other layouts.
         is_filler: this is a stand-in on a rank that ran out of data; its loss must be 0.
     """
 
@@ -51,8 +57,10 @@ class MicroBatch:
     scored: Tensor
     predictors: Tensor
     targets: Tensor
+    cells: Tensor
     last: Tensor
     sequence_ids: Tensor
+    rows: Rows | None = None
     is_filler: bool = False
 
     @classmethod
@@ -72,16 +80,20 @@ class MicroBatch:
         if len(batch) and not batch.lengths.min():
             raise ValueError(f"sequence {int(batch.lengths.argmin())} of the micro-batch has no tokens")
         device = torch.device(device)
+        if packing == "ragged":
+            return cls._ragged(batch, device=device, multiple=width_multiple)
         padded = packing == "padded" or (packing == "auto" and device.type == "cpu" and _waste(batch) <= MAX_WASTE)
         rows, starts = _one_per_row(batch) if padded else _shared_rows(batch, device.type)
         return cls._place(batch, rows, starts, packed=not padded, device=device, multiple=width_multiple)
 
     @classmethod
-    def filler(cls, device: str | torch.device = "cpu", *, width_multiple: int = 1) -> MicroBatch:
+    def filler(
+        cls, device: str | torch.device = "cpu", *, packing: Packing = "padded", width_multiple: int = 1
+    ) -> MicroBatch:
         """A two-token micro-batch that keeps a rank without data in step with the others' collectives."""
         tokens = SequenceBatch(np.zeros(2, np.int32), np.array([0, 2], np.int64))
-        built = cls.build(tokens, packing="padded", device=device, width_multiple=width_multiple)
-        return cls(**{**built.__dict__, "is_filler": True})
+        built = cls.build(tokens, packing=packing, device=device, width_multiple=width_multiple)
+        return replace(built, is_filler=True)
 
     @classmethod
     def _place(
@@ -97,31 +109,60 @@ class MicroBatch:
         """Put sequence i into row ``rows[i]`` from column ``starts[i]`` on."""
         lengths, ids = batch.lengths, batch.sequence_ids
         width = -(-int((starts + lengths).max(initial=1)) // multiple) * multiple
-        height = int(rows.max(initial=0)) + 1
-        within = np.arange(len(ids)) - batch.offsets[ids]
-        cells = rows[ids] * width + starts[ids] + within
-        input_ids = np.zeros(height * width, np.int64)
-        input_ids[cells] = batch.tokens
-        scored = _scored(batch, within)
+        shape = (int(rows.max(initial=0)) + 1, width)
+        cells = rows[ids] * width + starts[ids] + _within(batch)
+        return cls._fill(batch, cells, shape, positions=packed, device=device)
+
+    @classmethod
+    def _ragged(cls, batch: SequenceBatch, *, device: torch.device, multiple: int) -> MicroBatch:
+        """One row; what a sequence shares with the first of its group is where the first one has it."""
+        prefixes, ids, within = SharedPrefixes.of(batch), batch.sequence_ids, _within(batch)
+        own = batch.lengths - prefixes.shared
+        starts = np.cumsum(own) - own
+        shares = within < prefixes.shared[ids]
+        cells = np.where(shares, starts[prefixes.first[ids]], starts[ids] - prefixes.shared[ids]) + within
+        used = int(own.sum())
+        width = -(-used // multiple) * multiple
+        # Unused cells are a sequence for attention: every cell has a place there.
+        seen, offsets = np.append(cells, np.arange(used, width)), batch.offsets
+        offsets = offsets if width == used else np.append(offsets, len(seen))
+        rows = Rows.of(seen, offsets, device=device)
+        return replace(cls._fill(batch, cells, (1, width), positions=True, device=device), rows=rows)
+
+    @classmethod
+    def _fill(
+        cls,
+        batch: SequenceBatch,
+        cells: np.ndarray,
+        shape: tuple[int, int],
+        *,
+        positions: bool,
+        device: torch.device,
+    ) -> MicroBatch:
+        """Put every token into its cell, int64 [T]."""
+        within = _within(batch)
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
-        position_ids = None
-        if packed:
-            # Unused cells keep position 0, which makes each a segment of its own.
-            positions = np.zeros(height * width, np.int64)
-            positions[cells] = within
-            position_ids = tensor(positions).view(height, width)
+        def placed(values: np.ndarray) -> Tensor:
+            # Unused cells are token 0 at position 0, which makes each a segment of its own.
+            filled = np.zeros(shape[0] * shape[1], np.int64)
+            filled[cells] = values
+            return tensor(filled).view(shape)
+
+        scored = _scored(batch, within)
         return cls(
             batch=batch,
-            input_ids=tensor(input_ids).view(height, width),
-            position_ids=position_ids,
+            input_ids=placed(batch.tokens),
+            position_ids=placed(within) if positions else None,
             scored=tensor(scored),
-            predictors=tensor(cells[scored] - 1),
+            # By tokens: a cell that several sequences share precedes the own tokens of each.
+            predictors=tensor(cells[scored - 1]),
             targets=tensor(batch.tokens[scored].astype(np.int64)),
-            last=tensor(rows * width + starts + lengths - 1),
-            sequence_ids=tensor(ids),
+            cells=tensor(cells),
+            last=tensor(cells[batch.offsets[1:] - 1]),
+            sequence_ids=tensor(batch.sequence_ids),
         )
 
 
@@ -135,19 +176,35 @@ def plan(
 ) -> list[np.ndarray]:
     """Micro-batches of ``shard`` as lists of sequence indices; units stay together.
 
-    Packed micro-batches are filled to ``max_tokens``. Padded ones, and ``auto`` on CPU, take
-    sequences by length and count padding towards ``max_tokens``; ``auto`` also starts a new
-    micro-batch rather than let padding exceed :data:`MAX_WASTE`.
+    Packed micro-batches are filled to ``max_tokens``, ragged ones with neighbours. Padded ones, and
+    ``auto`` on CPU, take sequences by length and count padding towards ``max_tokens``; ``auto`` also
+    starts a new micro-batch rather than let padding exceed :data:`MAX_WASTE`.
 
     Args:
         max_tokens: a unit that is longer gets a micro-batch of its own.
         at_least: lower bound on the number of micro-batches; further ones are empty.
     """
-    if packing == "packed" or (packing == "auto" and torch.device(device).type != "cpu"):
+    if packing == "ragged":
+        parts = _neighbours(shard, max_tokens)
+    elif packing == "packed" or (packing == "auto" and torch.device(device).type != "cpu"):
         parts = shard.pack(max_tokens)
     else:
         parts = _by_length(shard, max_tokens, max_waste=MAX_WASTE if packing == "auto" else 1.0)
     return parts + [np.zeros(0, np.int64)] * (at_least - len(parts))
+
+
+def _neighbours(shard: SequenceBatch, max_tokens: int) -> list[np.ndarray]:
+    """Units in order, as many as fit: neighbours may begin alike."""
+    groups: list[list[np.ndarray]] = []
+    tokens = 0
+    for unit in _units(shard):
+        size = int(shard.lengths[unit].sum())
+        if not groups or tokens + size > max_tokens:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(unit)
+        tokens += size
+    return [np.concatenate(group) for group in groups]
 
 
 def _by_length(shard: SequenceBatch, max_tokens: int, *, max_waste: float) -> list[np.ndarray]:
@@ -207,6 +264,11 @@ def _shared_rows(batch: SequenceBatch, device_type: str) -> tuple[np.ndarray, np
         ends = np.cumsum(lengths[members])
         starts[members] = ends - lengths[members]
     return rows, starts
+
+
+def _within(batch: SequenceBatch) -> np.ndarray:
+    """int64 [T]: position of each token in its sequence."""
+    return np.arange(len(batch.tokens)) - batch.offsets[batch.sequence_ids]
 
 
 def _scored(batch: SequenceBatch, within: np.ndarray) -> np.ndarray:

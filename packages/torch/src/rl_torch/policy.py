@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from rl_core.contracts.model import Head
 from rl_core.errors import EnvironmentProblem
@@ -164,9 +165,8 @@ def score_cells(model: PolicyModel | ScalarModel, micro: MicroBatch) -> Tensor:
     That is its last token that is not the config's padding token, as in transformers, which cannot tell an end
     token that is also the padding token from padding.
     """
-    if model.head == "lm":
-        return micro.last
-    return _last_unpadded(micro.input_ids, micro.position_ids, micro.last, model.model.config.pad_token_id)
+    pad = model.model.config.pad_token_id
+    return micro.last if model.head == "lm" or pad is None else _last_unpadded(micro, pad)
 
 
 def in_batch_order(results: dict[str, Tensor], micro: MicroBatch) -> TokenOutputs:
@@ -229,15 +229,12 @@ def _transforms_logits(model: PreTrainedModel) -> bool:
     return any(getattr(model.config, field, None) not in (None, 1, 1.0) for field in fields)
 
 
-def _last_unpadded(input_ids: Tensor, position_ids: Tensor | None, last: Tensor, pad: int | None) -> Tensor:
-    """[B]: each sequence's last cell that does not hold ``pad``; its first cell if all of them do."""
-    if pad is None:
-        return last
-    ids = input_ids.flatten()
-    cells = torch.arange(len(ids), device=ids.device)
-    unpadded = torch.where(ids != pad, cells, -1).cummax(0).values
-    within = last % input_ids.shape[1] if position_ids is None else position_ids.flatten()[last]
-    return torch.maximum(unpadded[last], last - within)
+def _last_unpadded(micro: MicroBatch, pad: int) -> Tensor:
+    """[B]: the cell of each sequence's last token that is not ``pad``; its first one's if all of them are."""
+    batch = micro.batch
+    unpadded = np.maximum.accumulate(np.where(batch.tokens != pad, np.arange(len(batch.tokens)), -1))
+    tokens = np.maximum(unpadded[batch.offsets[1:] - 1], batch.offsets[:-1])
+    return micro.cells[torch.from_numpy(tokens).to(micro.cells.device)]
 
 
 def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None, **attention: Any) -> Tensor:

@@ -1,0 +1,205 @@
+"""Training without padding on the CPU: all layers see one row of tokens, and attention alone gathers sequences from it.
+
+Attention is a small part of the work on short sequences, so padding costs little there. And a row of cells from which
+sequences are gathered can hold the beginning that several of them share once (:mod:`rl_torch.prefixes`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+ATTENTION = "rl_ragged"
+"""Name under which transformers knows the attention function below."""
+
+_FURTHER = ("position_bias", "cache", "s_aux", "softcap")
+"""Arguments that ask for more than a softmax over scaled products."""
+
+# Sequences this much shorter than the longest of a group are attended to in another one.
+_SHORTEST_SHARE = 0.7
+_FEWEST_CELLS = 512
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How B sequences are gathered from U cells for attention: C = Σ rows · width slots in groups of one width.
+
+    Attributes:
+        shapes: rows and width of each group.
+        cells: int64 [C], the cell each slot shows; slots behind a sequence's end show any.
+        owners: int64 [U], the slot whose attention output is each cell's.
+        further: further slots that show a cell, as pairs of slots and cells, int64 each; no cell is twice in a pair.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    cells: Tensor
+    owners: Tensor
+    further: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, cells: np.ndarray, offsets: np.ndarray, *, device: torch.device) -> Rows:
+        """Lay sequences out by length.
+
+        Args:
+            cells: int64 [T], the cell of every token of every sequence; each of 0..U-1 is there.
+            offsets: int64 [B+1], where sequences begin in it.
+        """
+        lengths = np.diff(offsets)
+        groups = _groups(lengths)
+        shapes = tuple((len(group), int(lengths[group[0]])) for group in groups)
+        order = np.concatenate(groups) if groups else np.zeros(0, np.int64)
+        widths = np.repeat([width for _, width in shapes], [rows for rows, _ in shapes]).astype(np.int64)
+        starts = np.cumsum(widths) - widths  # slot of each row's first cell, in the order of rows
+        slots = _ranges(starts, lengths[order])
+        shown = cells[_ranges(offsets[:-1][order], lengths[order])]
+        every = np.zeros(int(widths.sum()), np.int64)
+        every[slots] = shown
+        owners, further = _owners(shown, slots)
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return cls(shapes, tensor(every), tensor(owners), tuple((tensor(slot), tensor(cell)) for slot, cell in further))
+
+
+class _Gather(torch.autograd.Function):
+    """Cells [U, …] → slots [C, …]; the gradient of a cell is the sum of its slots'."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rows: Rows) -> Tensor:
+        ctx.rows = rows
+        return states.index_select(0, rows.cells)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        result = gradient.index_select(0, ctx.rows.owners)
+        for slots, cells in ctx.rows.further:
+            result[cells] += gradient.index_select(0, slots)
+        return result, None
+
+
+class _PutBack(torch.autograd.Function):
+    """Slots [C, …] → cells [U, …]; slots that own no cell have no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rows: Rows) -> Tensor:
+        ctx.rows = rows
+        return states.index_select(0, rows.owners)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        result = gradient.new_zeros(len(ctx.rows.cells), *gradient.shape[1:])
+        return result.index_copy_(0, ctx.rows.owners, gradient), None
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    rows: Rows | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside sequences: [1, heads, U, d] → [1, U, heads, d].
+
+    Raises:
+        RuntimeError: the caller did not say where the sequences are, or asks for another attention.
+    """
+    if rows is None:
+        raise RuntimeError("ragged attention needs the rows of the micro-batch")
+    if odd := [name for name in _FURTHER if options.get(name) is not None]:
+        raise RuntimeError(f"ragged attention does not know {odd[0]}")
+    gathered = [_Gather.apply(states[0].transpose(0, 1), rows) for states in (query, key, value)]
+    shared = query.shape[1] // key.shape[1]
+    outputs, start = [], 0
+    for count, width in rows.shapes:
+        q, k, v = (g[start : start + count * width].unflatten(0, (count, width)).transpose(1, 2) for g in gathered)
+        start += count * width
+        if shared > 1:
+            k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+        mask = _window(width, sliding_window, q)
+        seen = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+        outputs.append(seen.transpose(1, 2).flatten(0, 1))
+    return _PutBack.apply(torch.cat(outputs), rows)[None], None
+
+
+def use_ragged_attention(model: PreTrainedModel) -> None:
+    """Have ``model`` use :func:`attention`; its forward then needs ``rows=``."""
+    AttentionInterface.register(ATTENTION, attention)
+    model.config._attn_implementation = ATTENTION
+
+
+@torch.no_grad()
+def supports_ragged_attention(model: PreTrainedModel) -> bool:
+    """Whether the model's layers compute the same with it: tried on two sequences that begin alike."""
+    config, before = model.config, model.config._attn_implementation
+    if not model._supports_attention_backend or before != "sdpa":
+        return False
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(1, 8, device=device).remainder(config.vocab_size)
+    body, one, other = model.base_model, ids[:5], ids[[0, 1, 5, 6]]
+    expected = torch.cat([body(input_ids=x[None], use_cache=False).last_hidden_state[0] for x in (one, other)])
+    cells = np.array([0, 1, 2, 3, 4, 0, 1, 5, 6])
+    rows = Rows.of(cells, np.array([0, 5, 9]), device=device)
+    positions = torch.tensor([0, 1, 2, 3, 4, 2, 3], device=device)
+    use_ragged_attention(model)
+    try:
+        states = body(input_ids=ids[None], position_ids=positions[None], use_cache=False, rows=rows).last_hidden_state[
+            0
+        ]
+    except (RuntimeError, TypeError):  # arguments that the function, or the model, does not take
+        return False
+    finally:
+        config._attn_implementation = before
+    gap = (states[torch.from_numpy(cells).to(device)].float() - expected.float()).abs().max()
+    return bool(gap <= 1e-3 * (1 + expected.float().abs().max()))
+
+
+def _groups(lengths: np.ndarray) -> list[np.ndarray]:
+    """Sequences of similar length, longest first."""
+    order = np.argsort(-lengths, kind="stable")
+    groups: list[np.ndarray] = []
+    start, cells = 0, 0
+    for place, sequence in enumerate(order):
+        longest = int(lengths[order[start]])
+        if cells >= _FEWEST_CELLS and lengths[sequence] < _SHORTEST_SHARE * longest:
+            groups.append(order[start:place])
+            start, cells = place, 0
+        cells += int(lengths[sequence])
+    return [*groups, order[start:]] if len(order) else []
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """``starts[i], starts[i] + 1, …`` (``lengths[i]`` numbers) for every i, one after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+
+
+def _owners(shown: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """The first slot that shows each cell, and the second ones, the third ones, …"""
+    order = np.argsort(shown, kind="stable")
+    cells, places = shown[order], slots[order]
+    begins = np.flatnonzero(np.diff(cells, prepend=-1))
+    nth = np.arange(len(cells)) - np.repeat(begins, np.diff(np.append(begins, len(cells))))
+    further = [(places[nth == n], cells[nth == n]) for n in range(1, int(nth.max(initial=0)) + 1)]
+    return places[nth == 0], further
+
+
+def _window(width: int, window: int | None, like: Tensor) -> Tensor | None:
+    """Additive mask [width, width] of a sliding window; None where plain causal attention will do."""
+    if window is None or width <= window:
+        return None
+    place = torch.arange(width, device=like.device)
+    back = place[:, None] - place[None, :]
+    hidden = (back < 0) | (back >= window)
+    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)

@@ -1,0 +1,126 @@
+"""One row without padding, and beginnings that are computed once, against one padded row per sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.model import ModelSpec
+from rl_torch.microbatch import MicroBatch
+from rl_torch.models import build_model
+from rl_torch.policy import compute_outputs, score_cells, wrap_model
+from rl_torch.ragged import ATTENTION, attention, supports_ragged_attention, use_ragged_attention
+
+torch.set_num_threads(1)
+VOCABULARY, PAD = 64, 3
+
+
+def model(architecture: str = "qwen3", *, head: str = "lm", **extra: object) -> torch.nn.Module:
+    init = {"architecture": architecture, "hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "extra": extra}
+    built = build_model(ModelSpec(init=init, vocab_size=VOCABULARY, max_length=64), dtype=torch.float64, head=head)
+    built.config.pad_token_id = PAD
+    return built
+
+
+def groups(*, seed: int = 0, longest: int = 30) -> SequenceBatch:
+    """Prompts with up to five completions each, of which parts of the completions are scored."""
+    rng = np.random.default_rng(seed)
+    rows, masks = [], []
+    for _ in range(5):
+        prompt = rng.integers(0, VOCABULARY, rng.integers(1, longest))
+        for _ in range(rng.integers(1, 6)):
+            rows.append(np.concatenate([prompt, rng.integers(0, VOCABULARY, rng.integers(1, longest))]))
+            masks.append(((np.arange(len(rows[-1])) >= len(prompt)) * rng.random(len(rows[-1]))).astype(np.float32))
+    return SequenceBatch.from_lists(rows, token_columns={"loss_mask": masks})
+
+
+def outputs_and_gradients(
+    built: torch.nn.Module, batch: SequenceBatch, names: tuple[str, ...], *, head: str, packing: str, multiple: int = 1
+) -> list[torch.Tensor]:
+    wrapped = wrap_model(built, head)
+    micro = MicroBatch.build(batch, packing=packing, width_multiple=multiple)
+    if packing == "ragged":
+        use_ragged_attention(built)
+    found = compute_outputs(wrapped, micro, names, **({"rows": micro.rows} if packing == "ragged" else {}))
+    values = [getattr(found, name) for name in names]
+    weights = torch.Generator().manual_seed(0)
+    sum((v * torch.rand(v.shape, generator=weights, dtype=v.dtype)).sum() for v in values).backward()
+    gradients = [p.grad.clone() for p in built.parameters() if p.grad is not None]
+    built.zero_grad(set_to_none=True)
+    return [v.detach() for v in values] + gradients
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("architecture", "extra"), [("qwen2", {}), ("mistral", {"sliding_window": 6}), ("llama", {})])
+def test_log_probs_and_all_gradients_are_those_of_padded_rows(architecture: str, extra: dict, seed: int) -> None:
+    batch, names = groups(seed=seed), ("logprobs", "entropy")
+    padded = outputs_and_gradients(model(architecture, **extra), batch, names, head="lm", packing="padded")
+    ragged = outputs_and_gradients(model(architecture, **extra), batch, names, head="lm", packing="ragged")
+    assert len(padded) == len(ragged) > 10
+    for expected, found in zip(padded, ragged, strict=True):
+        # The models' norms compute in float32.
+        assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("multiple", [1, 7])
+def test_values_and_scores_are_those_of_padded_rows(multiple: int) -> None:
+    batch, names = groups(), ("values", "scores")
+    padded = outputs_and_gradients(model(head="scalar"), batch, names, head="scalar", packing="padded")
+    ragged = outputs_and_gradients(
+        model(head="scalar"), batch, names, head="scalar", packing="ragged", multiple=multiple
+    )
+    for expected, found in zip(padded, ragged, strict=True):
+        assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_a_prompt_has_its_cells_once() -> None:
+    rows = [[7, 8, 9, 1], [7, 8, 9, 2, 2], [4, 5, 6]]
+    micro = MicroBatch.build(SequenceBatch.from_lists(rows), packing="ragged")
+    assert micro.input_ids.tolist() == [[7, 8, 9, 1, 2, 2, 4, 5, 6]]
+    assert micro.position_ids.tolist() == [[0, 1, 2, 3, 3, 4, 0, 1, 2]]
+    assert micro.cells.tolist() == [0, 1, 2, 3, 0, 1, 2, 4, 5, 6, 7, 8]
+    assert micro.last.tolist() == [3, 5, 8]
+    assert micro.predictors.tolist() == [0, 1, 2, 0, 1, 2, 4, 6, 7]
+    assert micro.targets.tolist() == [8, 9, 1, 8, 9, 2, 2, 5, 6]
+
+
+def test_sequences_of_very_different_length_are_attended_to_in_groups() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, VOCABULARY, n) for n in (200, 190, 180, 30, 20, 10)]
+    micro = MicroBatch.build(SequenceBatch.from_lists(rows), packing="ragged")
+    assert micro.rows.shapes == ((3, 200), (3, 30))
+
+
+def test_a_score_stands_at_the_last_token_that_is_no_padding() -> None:
+    rows = [[7, 8, PAD, 1, PAD], [7, 8, PAD, PAD], [PAD, PAD]]
+    wrapped = wrap_model(model(head="scalar"), "scalar")
+    for packing, cells in (("ragged", [3, 1, 6]), ("padded", [3, 6, 10])):
+        micro = MicroBatch.build(SequenceBatch.from_lists(rows), packing=packing)
+        assert score_cells(wrapped, micro).tolist() == cells
+
+
+def test_it_is_known_which_models_let_their_attention_be_chosen() -> None:
+    for architecture, extra in (("qwen2", {}), ("llama", {}), ("mistral", {"sliding_window": 3})):
+        built = model(architecture, **extra)
+        assert supports_ragged_attention(built)
+        assert built.config._attn_implementation == "sdpa", "it was only tried"
+    assert not supports_ragged_attention(model("gemma2", query_pre_attn_scalar=8)), "it caps its logits"
+    other = model()
+    other.config._attn_implementation = "eager"
+    assert not supports_ragged_attention(other)
+    mixing = model()
+    mixing._supports_attention_backend = False
+    assert not supports_ragged_attention(mixing)
+
+
+def test_calls_that_it_cannot_answer_are_refused() -> None:
+    x = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(RuntimeError) as caught:
+        attention(None, x, x, x, None)
+    assert str(caught.value) == "ragged attention needs the rows of the micro-batch"
+    rows = MicroBatch.build(SequenceBatch.from_lists([[1, 2, 3]]), packing="ragged").rows
+    with pytest.raises(RuntimeError) as caught:
+        attention(None, x, x, x, None, rows=rows, softcap=30.0)
+    assert str(caught.value) == "ragged attention does not know softcap"
+    assert ATTENTION == "rl_ragged"
