@@ -8,6 +8,7 @@ from rl_generation_hf.cache import SlotCache
 from rl_generation_hf.forward import WholeModel, forward_of
 from rl_generation_hf.llama_layers import LlamaLayers
 from rl_generation_hf.masks import AttentionPattern
+from rl_generation_hf.products import Product
 from rl_torch.models import build_model
 from torch import nn
 
@@ -100,6 +101,20 @@ def test_the_weights_stay_the_models_own_and_their_memory_is_not_doubled(small):
     assert len(storages) == 1
     memory = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
     assert sum(memory.values()) == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("outputs", [64, 512])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_is_that_of_its_present_weight(outputs, bias):
+    """The larger weight is kept in another order."""
+    layer = nn.Linear(256, outputs, bias=bias)
+    x = torch.randn(5, 3, 300)[:, :, 20:276]
+    with torch.inference_mode():
+        product = Product(layer.weight, layer.bias)
+        for _ in range(2):
+            assert (product(x) - layer(x)).abs().max() < 1e-5
+            layer.weight.mul_(-2)
+            product.refresh()
 
 
 class _Adapter(nn.Linear):

@@ -37,6 +37,9 @@ class Forward(Protocol):
             The logits behind each token, [R, vocabulary].
         """
 
+    def refresh(self) -> None:
+        """The model's weights were replaced in place."""
+
 
 def forward_of(model: PreTrainedModel, cache: SlotCache) -> Forward:
     """The fastest way to call ``model``: its layers taken apart where they are known and on the CPU, else as it is.
@@ -83,3 +86,6 @@ class WholeModel:
             use_cache=True,
         ).logits
         return logits[:, -1]
+
+    def refresh(self) -> None:
+        pass  # nothing is kept of them

@@ -88,6 +88,7 @@ class HfGenerator:
 
         def replace() -> None:
             load_buckets_into(decoder.model, buckets)
+            decoder.forward.refresh()
             decoder.version = version
 
         self._updates.apply(replace)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rl_generation_hf.cache import SlotCache
 from rl_generation_hf.masks import AttentionPattern
+from rl_generation_hf.products import Product
 
 _KNOWN = frozenset(
     f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}ForCausalLM"
@@ -26,8 +27,8 @@ _KNOWN = frozenset(
 class LlamaLayers:
     """Calls a model of a known class; see :class:`rl_generation_hf.forward.Forward`.
 
-    The model's weights stay its own: those of joined projections become views of one tensor, so weights that are
-    replaced in place are seen here, too.
+    The model's weights stay its own, those of joined projections as views of one tensor. After they were replaced,
+    :meth:`refresh`.
 
     Args:
         model: one that :meth:`fit` accepts, on the CPU.
@@ -39,7 +40,7 @@ class LlamaLayers:
         self._layers = [_Layer(layer) for layer in model.model.layers]
         self._types = getattr(model.config, "layer_types", None) or [None] * len(self._layers)
         self._norm = model.model.norm
-        self._head = model.lm_head
+        self._head = Product(model.lm_head.weight, model.lm_head.bias)
         self._cache = cache
         self._pattern = pattern
         self._like = next(model.parameters())
@@ -52,6 +53,12 @@ class LlamaLayers:
             and model.config.hidden_act == "silu"
             and all(type(m) is nn.Linear for layer in model.model.layers for m in _projections(layer))
         )
+
+    def refresh(self) -> None:
+        """Take in weights that were replaced."""
+        self._head.refresh()
+        for layer in self._layers:
+            layer.refresh()
 
     def prefill(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         length = tokens.shape[1]
@@ -98,16 +105,21 @@ class _Layer:
         self._scale = attention.scaling
         self._norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self._qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._output = attention.o_proj
+        self._output = Product(attention.o_proj.weight, attention.o_proj.bias)
         self._gate_up = _joined([mlp.gate_proj, mlp.up_proj])
-        self._down = mlp.down_proj
+        self._down = Product(mlp.down_proj.weight, mlp.down_proj.bias)
         self._before_attention = layer.input_layernorm
         self._before_mlp = layer.post_attention_layernorm
+
+    def refresh(self) -> None:
+        """Take in weights that were replaced."""
+        for product in (self._qkv, self._output, self._gate_up, self._down):
+            product.refresh()
 
     def project(self, hidden: Tensor, rotation: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """[R, L, hidden] → queries [R, heads, L, d], keys and values [R, groups, L, d], of which the first two turn."""
         rows, length, _ = hidden.shape
-        states = F.linear(_normalized(hidden, self._before_attention), *self._qkv)
+        states = self._qkv(_normalized(hidden, self._before_attention))
         states = states.view(rows, length, self._heads + 2 * self._groups, self._width)
         turning, value = states.split([self._heads + self._groups, self._groups], dim=2)
         if self._norms[0] is not None:
@@ -134,7 +146,7 @@ class _Layer:
     def finish(self, hidden: Tensor, seen: Tensor) -> Tensor:
         """Add what attention saw [R, L, heads · d] and the feed-forward network to ``hidden`` [R, L, hidden]."""
         hidden = hidden + self._output(seen)
-        gate, up = F.linear(_normalized(hidden, self._before_mlp), *self._gate_up).chunk(2, dim=-1)
+        gate, up = self._gate_up(_normalized(hidden, self._before_mlp)).chunk(2, dim=-1)
         return hidden + self._down(F.silu(gate).mul_(up))
 
 
@@ -144,10 +156,10 @@ def _projections(layer: nn.Module) -> list[nn.Module]:
     return [*into, attention.o_proj, mlp.down_proj]
 
 
-def _joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of one linear map in the place of several, whose parameters become views of them."""
+def _joined(layers: Sequence[nn.Linear]) -> Product:
+    """One linear map in the place of several, whose parameters become views of its own."""
     weight = _as_views([layer.weight for layer in layers])
-    return weight, None if layers[0].bias is None else _as_views([layer.bias for layer in layers])
+    return Product(weight, None if layers[0].bias is None else _as_views([layer.bias for layer in layers]))
 
 
 def _as_views(parameters: Sequence[nn.Parameter]) -> Tensor:

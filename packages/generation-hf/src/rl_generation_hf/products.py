@@ -1,0 +1,44 @@
+"""Products of few rows with a weight that stays, on the CPU.
+
+The usual product reorders the weight into blocks in every call; with the 8 to 64 rows of a decoding step that costs as
+much as the arithmetic. oneDNN can multiply with a weight that was reordered once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Below this many elements the reordered product is the slower one (measured: 128 × 384 is, 256 × 512 is not).
+_FEWEST_ELEMENTS = 2**16
+
+
+class Product:
+    """``x @ weight.T + bias`` for inputs [..., K].
+
+    Args:
+        weight: [N, K], changed in place by others, who then call :meth:`refresh`.
+        bias: [N] or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = weight
+        self._bias = bias
+        self._reordered: Tensor | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reorder the present weight; the copy takes as much memory as it does."""
+        if self._weight.numel() >= _FEWEST_ELEMENTS and _reorders():
+            self._reordered = torch.ops.mkldnn._reorder_linear_weight(self._weight.detach())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._reordered is None:
+            return F.linear(x, self._weight, self._bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self._reordered, self._bias, "none", [], "")
+
+
+def _reorders() -> bool:
+    """Whether this PyTorch has the operators that its own compiler freezes weights with."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
