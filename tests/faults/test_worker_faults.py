@@ -13,18 +13,16 @@ REWARD = """\
 import os, re, signal
 from pathlib import Path
 
-calls = 0
-
 def kill(log):
     pids = re.findall(r"pid (\\d+) on", Path(log).read_text())
     os.kill(int(pids[-1]), signal.SIGKILL)
 
 def ones(samples):
-    global calls
-    calls += 1
-    victims = {victims}
-    if calls in victims:
-        kill(Path(__file__).with_name("run") / "logs" / victims[calls])
+    calls = Path(__file__).with_name("calls")  # the module itself is loaded again when the workers are
+    calls.write_text(calls.read_text() + "." if calls.exists() else ".")
+    victim = {victims}.get(len(calls.read_text()))
+    if victim:
+        kill(Path(__file__).with_name("run") / "logs" / victim)
     return [s.completion.count("1") / 4 for s in samples]
 """
 
