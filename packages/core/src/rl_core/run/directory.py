@@ -38,6 +38,7 @@ class RunDirectory:
         self.path = Path(path)
         self._lock: Any = None
         self._status: dict[str, Any] = {}
+        self._status_is_old = False
 
     @property
     def logs(self) -> Path:
@@ -119,15 +120,18 @@ class RunDirectory:
     def status(self, **changes: Any) -> None:
         """Update status.json (``status``, ``stage``, ``step``, ``error``; the process id is added).
 
-        A full disk does not stop a run here.
+        A full disk does not stop a run here; it is told once.
         """
         if changes.get("error"):
             changes["error"] = hide_secrets(str(changes["error"]))
         self._status |= {"pid": os.getpid(), **changes}
         try:
             write_atomic(self.path / "status.json", json.dumps(self._status) + "\n", durable=False)
+            self._status_is_old = False
         except OSError as error:
-            logger.warning("cannot write %s: %s", self.path / "status.json", error.strerror or error)
+            if not self._status_is_old:
+                logger.warning("cannot write %s: %s", self.path / "status.json", error.strerror or error)
+            self._status_is_old = True
 
     def last_step(self, stage: str) -> int:
         """The newest step that ``stage`` logged; 0 where there is none."""
