@@ -6,6 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
+from rl_core.run.assembly import Assembly
 from rl_core.run.checkpoint import CheckpointStore
 from rl_core.run.manifest import size_of
 
@@ -45,14 +46,16 @@ def _call(name, *arguments):
 class SmallDisk:
     """Is full when checkpoints ``full`` are due (first and last step), and has too little room for those ``short``.
 
+    ``at_export``: it is full when the trained model is to be exported.
+
     Attributes:
         seen: the checkpoints that are visible when the one of a step is due.
     """
 
-    def __init__(self, folder, *, size, full, short):
+    def __init__(self, folder, *, size, full=(0, -1), short=(0, -1), at_export=False):
         mount(folder, size)
         self._ballast = Path(folder) / "ballast"
-        self._full, self._short = full, short
+        self._full, self._short, self._at_export = full, short, at_export
         self.seen = {}
 
     def watch(self):
@@ -65,6 +68,14 @@ class SmallDisk:
             begin(store, state, write)
 
         CheckpointStore.begin = watched
+        export = Assembly.export
+
+        def watched_export(assembly, target):
+            self._fill(leave=0)
+            export(assembly, target)
+
+        if self._at_export:
+            Assembly.export = watched_export
 
     def _prepare(self, step, store):
         self._ballast.unlink(missing_ok=True)

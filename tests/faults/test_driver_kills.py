@@ -103,13 +103,17 @@ def fill_disks(drivers, config, found):
     """The whole run, on a disk that is full for a while and then has room for some files of a checkpoint only."""
     found["seen"], found["disk"] = {}, found["broken"].with_name("disk")
     found["disk"].mkdir()
-    for how, later in (("at once", "false"), ("in the background", "true")):
+
+    def run(how, *options, **filled):
         found[how] = found["disk"].with_name(f"disk {how}")
-        disk = {"folder": str(found["disk"]), "copy": str(found[how]), "size": 2 * 2**20}
-        options = (f"run.directory={found['disk']}/run", f"backend.async_save={later}")
-        answer = drivers.ask("run", config, *options, disk=disk | {"full": [12, 30], "short": [32, 34]})
+        disk = {"folder": str(found["disk"]), "copy": str(found[how]), "size": 2 * 2**20, **filled}
+        answer = drivers.ask("run", config, f"run.directory={found['disk']}/run", *options, disk=disk)
         found["returned"][how], found["seen"][how] = answer["returncode"], answer.get("seen")
         found["said"][how] = answer.get("no_disk") or answer["said"]
+
+    for how, later in (("at once", "false"), ("in the background", "true")):
+        run(how, f"backend.async_save={later}", full=[12, 30], short=[32, 34])
+    run("at the export", "run.steps=2", at_export=True)
 
 
 def schedule(per_step, per_save):
@@ -187,11 +191,16 @@ def test_a_broken_newest_checkpoint_is_named_and_the_one_before_is_used(runs):
     assert f"train: continuing from {runs['one before']}; {steps} lost and will be run again" in said
 
 
+def skip_without_a_disk(runs, how):
+    if runs["seen"][how] is None:
+        said = runs["said"][how]
+        pytest.skip(f"a small disk can be mounted neither as root nor in a user namespace here: {said}")
+
+
 @pytest.mark.parametrize("how", ["at once", "in the background"])
 def test_a_full_disk_pauses_saving_and_training_goes_on(runs, how):
+    skip_without_a_disk(runs, how)
     said, seen = runs["said"][how], runs["seen"][how]
-    if seen is None:
-        pytest.skip(f"a small disk can be mounted neither as root nor in a user namespace here: {said}")
     assert runs["returned"][how] == 0, said
     assert [seen[str(step)] for step in range(12, 38, 2)] == [["step-000008", "step-000010"]] * 13
     assert seen["38"] == ["step-000010", "step-000036"]
@@ -207,6 +216,19 @@ def test_a_full_disk_pauses_saving_and_training_goes_on(runs, how):
     folder = runs[how] / "run"
     assert_same(folder, runs["whole"])
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000042", "step-000044"]
+
+
+def test_a_model_that_does_not_fit_is_told_and_its_half_is_removed(runs):
+    how = "at the export"
+    skip_without_a_disk(runs, how)
+    run = runs["disk"] / "run"
+    assert runs["returned"][how] == 1
+    assert (
+        f"error: {run}/export cannot be written: No space left on device; the checkpoint that it is made of is kept\n"
+        "    make room, then make it with: rl resume RUN_DIR (or rl export RUN_DIR)\n"
+    ) in runs["said"][how]
+    assert [path.name for path in (runs[how] / "run" / "checkpoints").iterdir()] == ["step-000002"]
+    assert not list((runs[how] / "run").glob("*export*"))
 
 
 def test_a_resume_that_would_train_nothing_says_so_and_fails(runs):

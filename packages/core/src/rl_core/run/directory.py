@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_core.config.redaction import hide_secrets
-from rl_core.errors import ConfigError, EnvironmentProblem, RLError
+from rl_core.errors import ConfigError, EnvironmentProblem, RLError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,19 @@ class RunDirectory:
 
         Returns:
             how many metric rows were moved. A last line cut short by a crash is moved too.
+
+        Raises:
+            StorageError: there is no room for that; nothing is lost.
         """
+        try:
+            return self._trim(stage, step)
+        except OSError as error:
+            raise StorageError(
+                f"the steps of stage {stage!r} after step {step} cannot be moved out of {self.metrics}: "
+                f"{error.strerror or error}\n    make room, then continue with: rl resume {self.path}"
+            ) from error
+
+    def _trim(self, stage: str, step: int) -> int:
         moved = 0
         for name in ("metrics", "samples"):
             path = self.path / f"{name}.jsonl"
