@@ -77,9 +77,11 @@ def test_resuming_a_finished_run_says_that_nothing_is_left(tiny_sft, rl, tmp_pat
     assert f"nothing to do: every stage of {tmp_path}/run has finished" in done.stderr
 
 
-def test_run_with_resume_continues_an_existing_directory(tiny_sft, rl, tmp_path):
+def test_run_with_resume_continues_an_existing_directory_also_with_more_workers(tiny_sft, rl, tmp_path):
     rl("run", tiny_sft, "run.steps=2")
-    rl("run", tiny_sft, "--resume", "run.steps=4")
+    said = rl("run", tiny_sft, "--resume", "run.steps=4", "backend.parallel.dp=2").stderr
+    assert "changed since the run was started: backend.parallel.dp: None → 2\n" in said
+    assert "train: continuing from " in said
     assert [r["step"] for r in metrics_of(tmp_path / "run")] == [1, 2, 3, 4]
     # The config it was started with is kept beside the new one.
     assert len(list((tmp_path / "run").glob("config*.yaml"))) == 2

@@ -7,16 +7,16 @@ How a run is disturbed:
 
 * ``kill``: ``{"during": "loop" | "saving", "after": n, "signal": 9}`` sends the process the signal at the n-th function
   call (of Python or C) that happens in the training loop, or in it while a checkpoint is being written.
-* ``full_disk_for``: so many safetensors files cannot be written, with ENOSPC.
+* ``disk``: ``{"folder", "copy", …}`` mounts a :class:`small_disk.SmallDisk` at the folder, which is copied at the end.
 * ``count``: count the calls instead, per step of the loop and per checkpoint.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 from contextlib import contextmanager
@@ -24,12 +24,12 @@ from contextlib import contextmanager
 import rl_core.cli.main
 import rl_core.cluster.host
 import rl_core.run.pipeline
-import rl_torch.shards
 import torch
 from rl_core.cluster.host import Host
 from rl_core.cluster.workers import WorkerPool
 from rl_core.run.checkpoint import CheckpointStore
 from rl_core.run.loop import Loop
+from small_disk import SmallDisk
 
 IMPORTED_HERE_TOO = ("ray", "rich", "rl_algo_sft_rm", "rl_backend_fsdp2", "rl_core", "rl_data_text", "transformers")
 """Packages of which this process imports what a run has needed, so that the forks after it find it loaded."""
@@ -115,20 +115,6 @@ class Calls:
             os.kill(os.getpid(), self._kill["signal"])
 
 
-def full_disk(files):
-    """The next ``files`` safetensors files cannot be written."""
-    write, left = rl_torch.shards.save_file, [files]
-
-    def save_file(tensors, path, metadata=None):
-        if left[0]:
-            left[0] -= 1
-            path.write_bytes(b"as much as there was room for")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write(tensors, path, metadata=metadata)
-
-    rl_torch.shards.save_file = save_file
-
-
 @contextmanager
 def no_session(_config, _logs):
     """Does one thing that joining Ray does: it takes SIGTERM for itself."""
@@ -144,17 +130,33 @@ def child(command, answer):
     rl_core.run.pipeline.WorkerPool = DirectPool
     rl_core.run.pipeline.ray_session = no_session
     rl_core.cluster.host._pulse = NoPulse
-    full_disk(command.get("full_disk_for", 0))
+    disk = small_disk(answer, **command.get("disk", {}))
     calls = Calls(command.get("kill"))
     if command.get("kill") or command.get("count"):
         sys.setprofile(calls)
     returncode = rl_core.cli.main.main(command["argv"])
     sys.setprofile(None)
+    if disk:
+        shutil.copytree(command["disk"]["folder"], command["disk"]["copy"])
     sys.stdout.flush()
     sys.stderr.flush()
     modules = [name for name in sys.modules if name.partition(".")[0] in IMPORTED_HERE_TOO]
-    os.write(answer, json.dumps({"counts": calls.counts, "modules": modules}).encode())
+    seen = disk.seen if disk else {}
+    os.write(answer, json.dumps({"counts": calls.counts, "modules": modules, "seen": seen}).encode())
     os._exit(returncode)
+
+
+def small_disk(answer, *, folder=None, copy=None, **filled):
+    """The disk that is asked for; without the means to mount one the process ends."""
+    if folder is None:
+        return None
+    try:
+        disk = SmallDisk(folder, **filled)
+    except OSError as error:
+        os.write(answer, json.dumps({"counts": None, "modules": [], "no_disk": str(error)}).encode())
+        os._exit(0)
+    disk.watch()
+    return disk
 
 
 def serve():

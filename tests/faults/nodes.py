@@ -26,7 +26,7 @@ from rl_core.cluster.resources import Resources
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
-from rl_core.errors import EnvironmentProblem
+from rl_core.errors import EnvironmentProblem, WorkerDied
 from rl_core.plugins.registry import load_registry
 from rl_core.rollout.router import Router
 from rl_core.run.supply import GeneratorSupply
@@ -96,6 +96,32 @@ def train_until(router, count, version):
     return version
 
 
+def train_on_two_machines(cluster, pool):
+    """Two ranks wait for a second machine; it leaves while they work, and they start again on the next that comes."""
+    ranks = Resources(ranks=2, replicas=0, gpus=0, nodes=2, threads=1, generator_threads=1)
+    preparing = threading.Thread(target=pool.prepare, args=(ranks,))
+    preparing.start()
+    time.sleep(7)
+    joined = cluster.add_node(num_cpus=1, **STORE)  # Ray wants the main thread for this
+    preparing.join()
+    came = len(pool.trainers)
+    rank = SimpleNamespace(component=SimpleNamespace(factory="frail_workers:Rank"), config=Options())
+    pool.build(pool.trainers, rank, kind="train", context=CONTEXT)
+    calls = [worker.call.remote("wait", 600) for worker in pool.trainers]
+    cluster.remove_node(joined, allow_graceful=False)
+    try:
+        pool.get(calls, what="policy train")
+        lost = ""
+    except WorkerDied as death:
+        lost = str(death)
+    pool.close()
+    cluster.add_node(num_cpus=1, **STORE)
+    pool.prepare(ranks)
+    again = len(pool.trainers)
+    pool.close()
+    return {"came": came, "lost": lost, "again": again}
+
+
 def main(logs):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **STORE})
     ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
@@ -131,14 +157,7 @@ def main(logs):
         pool_of(logs, resources_s=7).prepare(replicas(2, 2))
     except EnvironmentProblem as problem:
         seen["no_room"] = str(problem)
-    waiting = pool_of(logs, resources_s=PATIENCE_S)
-    preparing = threading.Thread(target=waiting.prepare, args=(replicas(2, 2),))
-    preparing.start()
-    time.sleep(7)
-    cluster.add_node(num_cpus=1, **STORE)  # Ray wants the main thread for this
-    preparing.join()
-    seen["came"] = len(waiting.generators)
-    waiting.close()
+    seen |= train_on_two_machines(cluster, pool_of(logs, resources_s=PATIENCE_S))
     seen["messages"] = messages.texts
     sys.stdout.write(json.dumps(seen) + "\n")
     sys.stdout.flush()

@@ -41,11 +41,14 @@ class Drivers:
         )
 
     def rl(self, *argv, **disturbance):
+        answer = self.ask(*argv, **disturbance)
+        return answer["returncode"], answer["said"], answer["counts"]
+
+    def ask(self, *argv, **disturbance):
         command = {"argv": [str(a) for a in argv], "log": str(self._log), **disturbance}
         self._server.stdin.write(json.dumps(command) + "\n")
         self._server.stdin.flush()
-        answer = json.loads(self._server.stdout.readline())
-        return answer["returncode"], self._log.read_text(), answer["counts"]
+        return json.loads(self._server.stdout.readline()) | {"said": self._log.read_text()}
 
     def close(self):
         self._server.stdin.close()
@@ -90,9 +93,27 @@ def disturb(drivers, config, found, *, per_step, per_save):
     flip_a_bit(newest / "policy" / "shards" / "rank-00000-000.safetensors")
     found["broken checkpoint"], found["one before"] = newest, sorted((run / "checkpoints").glob("step-*"))[-2]
     resume("broken", "run.save_before_timeout=0.001")
-    resume("full disk", "run.save_before_timeout=null", full_disk_for=1)
+    resume("to the end", "run.save_before_timeout=null")
     resume("nothing left")
     resume("fewer steps", "run.steps=4")
+    fill_disks(drivers, config, found)
+
+
+def fill_disks(drivers, config, found):
+    """The whole run, on a disk that is full for a while and then has room for some files of a checkpoint only."""
+    found["seen"], found["disk"] = {}, found["broken"].with_name("disk")
+    found["disk"].mkdir()
+
+    def run(how, *options, **filled):
+        found[how] = found["disk"].with_name(f"disk {how}")
+        disk = {"folder": str(found["disk"]), "copy": str(found[how]), "size": 2 * 2**20, **filled}
+        answer = drivers.ask("run", config, f"run.directory={found['disk']}/run", *options, disk=disk)
+        found["returned"][how], found["seen"][how] = answer["returncode"], answer.get("seen")
+        found["said"][how] = answer.get("no_disk") or answer["said"]
+
+    for how, later in (("at once", "false"), ("in the background", "true")):
+        run(how, f"backend.async_save={later}", full=[12, 30], short=[32, 34])
+    run("at the export", "run.steps=2", at_export=True)
 
 
 def schedule(per_step, per_save):
@@ -115,16 +136,19 @@ def without_times(rows):
     return [{k: v for k, v in r.items() if not k.startswith("time/") and "per_second" not in k} for r in rows]
 
 
+def assert_same(run, whole):
+    assert without_times(metrics_of(run)) == without_times(metrics_of(whole))
+    weights = [(path / "export" / "model.safetensors").read_bytes() for path in (run, whole)]
+    assert weights[0] == weights[1]
+
+
 def test_twenty_kills_change_neither_weights_nor_metrics(runs):
     kills = [code for name, code in runs["returned"].items() if name.startswith("kill")]
     assert kills == [-signal.SIGKILL] * KILLS, runs["said"]
     assert 0 < runs["steps when last killed"] < STEPS
-    assert runs["returned"]["full disk"] == 0, runs["said"]["full disk"]
-    whole, broken = metrics_of(runs["whole"]), metrics_of(runs["broken"])
-    assert [row["step"] for row in whole] == list(range(1, STEPS + 1))
-    assert without_times(broken) == without_times(whole)
-    weights = [(runs[which] / "export" / "model.safetensors").read_bytes() for which in ("whole", "broken")]
-    assert weights[0] == weights[1]
+    assert runs["returned"]["to the end"] == 0, runs["said"]["to the end"]
+    assert [row["step"] for row in metrics_of(runs["whole"])] == list(range(1, STEPS + 1))
+    assert_same(runs["broken"], runs["whole"])
 
 
 def test_a_resume_says_where_it_continues_and_what_is_lost(runs):
@@ -167,16 +191,44 @@ def test_a_broken_newest_checkpoint_is_named_and_the_one_before_is_used(runs):
     assert f"train: continuing from {runs['one before']}; {steps} lost and will be run again" in said
 
 
-def test_a_full_disk_pauses_saving_and_training_goes_on(runs):
-    said = runs["said"]["full disk"]
-    assert runs["returned"]["full disk"] == 0
-    assert re.search(
-        r"cannot write .*/rank-00000-000\.safetensors: No space left on device; training goes on, step-\d{6} is kept, "
-        r"and saving is tried again when the next checkpoint is due",
-        said,
-    )
-    assert (runs["broken"] / "checkpoints" / f"step-{STEPS:06d}").is_dir()
-    assert not list((runs["broken"] / "checkpoints").glob(".*"))
+def skip_without_a_disk(runs, how):
+    if runs["seen"][how] is None:
+        said = runs["said"][how]
+        pytest.skip(f"a small disk can be mounted neither as root nor in a user namespace here: {said}")
+
+
+@pytest.mark.parametrize("how", ["at once", "in the background"])
+def test_a_full_disk_pauses_saving_and_training_goes_on(runs, how):
+    skip_without_a_disk(runs, how)
+    said, seen = runs["said"][how], runs["seen"][how]
+    assert runs["returned"][how] == 0, said
+    assert [seen[str(step)] for step in range(12, 38, 2)] == [["step-000008", "step-000010"]] * 13
+    assert seen["38"] == ["step-000010", "step-000036"]
+    and_then = r"training goes on, step-000010 is kept, and saving is tried again when the next checkpoint is due"
+    refused = rf"the checkpoint of step (\d+) needs about [\d.]+ kB, \S+/checkpoints has 0 B left; {and_then}"
+    assert re.findall(refused, said) == [str(step) for step in range(12, 32, 2)]
+    begun = rf"cannot write .*: No space left on device.*; {and_then}"
+    assert len(re.findall(begun, said)) == 2
+    # The rows of those steps waited in memory; their file's last page had room for some.
+    metrics = f"{runs['disk']}/run/metrics.jsonl"
+    assert said.count(f"{metrics}: No space left on device; new lines are kept in memory, and written when ") == 1
+    assert said.count(f"{metrics}: there is room again; nothing is missing\n") == 1
+    folder = runs[how] / "run"
+    assert_same(folder, runs["whole"])
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000042", "step-000044"]
+
+
+def test_a_model_that_does_not_fit_is_told_and_its_half_is_removed(runs):
+    how = "at the export"
+    skip_without_a_disk(runs, how)
+    run = runs["disk"] / "run"
+    assert runs["returned"][how] == 1
+    assert (
+        f"error: {run}/export cannot be written: No space left on device; the checkpoint that it is made of is kept\n"
+        "    make room, then make it with: rl resume RUN_DIR (or rl export RUN_DIR)\n"
+    ) in runs["said"][how]
+    assert [path.name for path in (runs[how] / "run" / "checkpoints").iterdir()] == ["step-000002"]
+    assert not list((runs[how] / "run").glob("*export*"))
 
 
 def test_a_resume_that_would_train_nothing_says_so_and_fails(runs):

@@ -24,7 +24,7 @@ def seen(tmp_path_factory):
         timeout=540,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))  # Ray may say more
 
 
 def test_generators_follow_the_machines_and_every_request_is_answered_once(seen):
@@ -51,3 +51,8 @@ def test_without_room_the_run_waits_says_what_it_needs_and_gives_up_in_time(seen
     )
     assert seen["came"] == 2
     assert "there is room now: the cluster has {'CPU': 2.0}" in seen["messages"]
+
+
+def test_a_rank_whose_machine_leaves_is_named_and_all_start_again_on_the_next_machine(seen):
+    assert re.match(r"training worker train-[01] \(pid \d+ on \S+\) ended during (?:wait|policy train): ", seen["lost"])
+    assert seen["again"] == 2

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 
 import pytest
 from rl_core.run.api import run
@@ -10,21 +11,20 @@ from support import metrics_of
 pytestmark = pytest.mark.slow
 
 REWARD = """\
-import os, re, signal
+import os, re, signal, time
 from pathlib import Path
-
-calls = 0
 
 def kill(log):
     pids = re.findall(r"pid (\\d+) on", Path(log).read_text())
+    Path(__file__).with_name("killed").write_text(str(time.time()))
     os.kill(int(pids[-1]), signal.SIGKILL)
 
 def ones(samples):
-    global calls
-    calls += 1
-    victims = {victims}
-    if calls in victims:
-        kill(Path(__file__).with_name("run") / "logs" / victims[calls])
+    calls = Path(__file__).with_name("calls")  # the module itself is loaded again when the workers are
+    calls.write_text(calls.read_text() + "." if calls.exists() else ".")
+    victim = {victims}.get(len(calls.read_text()))
+    if victim:
+        kill(Path(__file__).with_name("run") / "logs" / victim)
     return [s.completion.count("1") / 4 for s in samples]
 """
 
@@ -72,3 +72,8 @@ def test_a_run_outlives_its_generator_and_its_training_worker(tiny, cluster, tmp
         log,
     )
     assert "WARNING rl: starting all workers again, and continuing after step 4\n" in log
+
+    # Noticed at once, not for want of a heartbeat. (Less than 2 s: see the figures in docs/reliability.md.)
+    at = re.search(r"^(\S+ \S+) WARNING rl: failure 1 of 3", log, re.MULTILINE)[1]
+    noticed = datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    assert noticed - float((tmp_path / "broken" / "killed").read_text()) < 30

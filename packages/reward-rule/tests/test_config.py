@@ -1,9 +1,10 @@
-"""Patterns are checked when the config is read."""
+"""Patterns are checked when the config is read, and give a reward a deadline."""
 
 from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
+from rl_core.config.sections import RewardConfig
 from rl_reward_rule.config import ExactMatchConfig, FunctionConfig, NumericConfig, RegexConfig
 
 
@@ -24,3 +25,18 @@ def test_a_function_must_be_a_reference() -> None:
     assert caught.value.errors()[0]["msg"] == (
         "Value error, must be 'module:function' or 'file.py:function', found 'score'"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "deadline"),
+    [
+        (ExactMatchConfig(name="exact_match"), None),
+        (NumericConfig(name="numeric"), None),
+        (ExactMatchConfig(name="exact_match", extract="#### (.+)"), 1800.0),
+        (NumericConfig(name="numeric", extract="#### (.+)"), 1800.0),
+        (RegexConfig(name="regex", pattern="a"), 1800.0),
+        (FunctionConfig(name="function", function="my_rewards:score"), 1800.0),
+    ],
+)
+def test_what_runs_patterns_or_code_of_the_user_has_a_deadline(config: RewardConfig, deadline: float | None) -> None:
+    assert config.process_timeout_s == deadline

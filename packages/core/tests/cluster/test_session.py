@@ -1,4 +1,6 @@
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 from rl_core.cluster import session
@@ -27,7 +29,7 @@ def test_a_client_server_that_fails_to_start_is_asked_again(monkeypatch, caplog)
 
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr(session, "CLIENT_PAUSE_S", 0.0)
-    session._initialise({}, "ray://head:10001")
+    session._initialise({}, "ray://head:10001", patience_s=60)
     assert answers == []
     assert caplog.messages == ["joining the Ray cluster at ray://head:10001 failed, trying again: no server"] * 2
 
@@ -43,9 +45,54 @@ def test_a_cluster_that_cannot_be_joined_says_how_to_check(address, attempts, mo
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr(session, "CLIENT_PAUSE_S", 0.0)
     with pytest.raises(EnvironmentProblem) as caught:
-        session._initialise({}, address)
+        session._initialise({}, address, patience_s=60)
     assert len(calls) == attempts
     assert str(caught.value) == (
         f"could not join the Ray cluster at {address!r} (run.address or RAY_ADDRESS): no server\n"
         f"    check with: ray status --address {address}"
+    )
+
+
+SILENT_SERVER = """
+import threading, time
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+
+class Silent(grpc.GenericRpcHandler):
+    def service(self, call):
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: threading.Event().wait())
+
+server = grpc.server(ThreadPoolExecutor(4), handlers=[Silent()])
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start()
+time.sleep(600)
+"""
+JOIN = """
+import logging
+import sys
+from rl_core.cluster.session import _initialise
+from rl_core.errors import EnvironmentProblem
+try:
+    options = {"address": sys.argv[1], "log_to_driver": False, "logging_level": logging.ERROR}
+    _initialise(options, sys.argv[1], patience_s=1.5)
+except EnvironmentProblem as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_cluster_that_never_answers_its_client_ends_the_wait_and_the_process():
+    with subprocess.Popen([sys.executable, "-c", SILENT_SERVER], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            address = f"ray://127.0.0.1:{server.stdout.readline().strip()}"
+            done = subprocess.run(
+                [sys.executable, "-c", JOIN, address], capture_output=True, text=True, timeout=300, check=False
+            )
+        finally:
+            server.kill()
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"the Ray cluster at '{address}' (run.address or RAY_ADDRESS) has not let this client in for 1.5 s "
+        "(run.start_timeout_s); the server that it starts for a client may have died\n"
+        "    run the same command again; why it died is on the head node, in "
+        "/tmp/ray/session_latest/logs/ray_client_server*.err\n"
     )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +132,23 @@ def test_closing_twice_is_harmless(tmp_path, logger):
     logger.close()
     logger.close()
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
+def test_rows_that_wait_for_room_are_written_before_a_checkpoint_and_those_that_come_again_only_then(
+    tmp_path, logger, monkeypatch
+):
+    def full(_file, _data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    metrics = tmp_path / "metrics.jsonl"
+    logger.start(info(tmp_path, "sft"))
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", full)
+        for step in (1, 2, 3):
+            logger.log(step, {"train/loss": 1.0})
+        logger.start(info(tmp_path, "sft", first_step=3))  # a worker died: step 3 is run again
+        assert metrics.read_text() == ""
+    logger.doing("saving a checkpoint")
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2]
+    logger.log(3, {"train/loss": 0.5})
+    assert [json.loads(line)["train/loss"] for line in metrics.read_text().splitlines()] == [1.0, 1.0, 0.5]

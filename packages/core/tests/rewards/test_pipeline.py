@@ -170,13 +170,33 @@ def test_a_list_of_another_length_is_scored_one_by_one_under_a_policy(caplog):
     ]
 
 
-def test_a_reward_that_keeps_a_deadline_itself_is_not_put_into_a_process():
-    class OwnDeadline(RewardConfig):
-        timeout_s: float = 5.0
+class MayHang(RewardConfig):
+    pass
 
-    class NoDeadline(RewardConfig):
-        limit: int = 1
 
-    assert OwnDeadline(name="own").process_timeout_s is None
-    assert NoDeadline(name="none").process_timeout_s is None
-    assert NoDeadline(name="none", timeout_s=2).process_timeout_s == 2.0
+class CannotHang(RewardConfig):
+    @property
+    def cannot_hang(self):
+        return True
+
+
+class OwnDeadline(CannotHang):
+    timeout_s: float = 5.0
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "deadline"),
+    [
+        (MayHang, {}, 1800.0),
+        (MayHang, {"timeout_s": None}, None),
+        (CannotHang, {}, None),
+        (CannotHang, {"timeout_s": 2}, 2.0),
+        (OwnDeadline, {}, None),
+        (OwnDeadline, {"timeout_s": 2}, None),
+    ],
+)
+def test_rewards_that_may_hang_get_a_process_with_a_deadline(model, given, deadline):
+    config = model(name="mine", **given)
+    assert config.process_timeout_s == deadline
+    again = model(**config.model_dump())  # as a resume reads what the run wrote
+    assert again.process_timeout_s == deadline

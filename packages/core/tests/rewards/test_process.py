@@ -18,7 +18,7 @@ from rl_core.rewards.pipeline import RewardPipeline, scorer
 
 TIMEOUT_S = 4.0
 REWARD = """
-import os, pathlib, subprocess, time
+import logging, os, pathlib, subprocess, time
 from rl_core.errors import DataError
 
 class Moody:
@@ -30,11 +30,12 @@ class Moody:
 
     def one(self, sample):
         text = sample.completion
+        if text == "log":
+            logging.getLogger("mood").warning("a %s mood", "bad")
         if text == "hang":
             child = subprocess.Popen(["sleep", "600"])
             pathlib.Path(sample.row["pids"]).write_text(f"{os.getpid()} {child.pid}")
-            while True:
-                pass
+            time.sleep(600)
         if text == "exit":
             os._exit(3)
         if text == "crash":
@@ -111,7 +112,11 @@ def test_samples_are_scored_in_one_process_that_is_not_the_drivers(process):
     assert process.pid != os.getpid()
 
 
-def test_what_is_late_is_killed_with_all_it_started_and_the_others_are_scored(process, tmp_path, caplog):
+def line_of(code):
+    return REWARD.splitlines().index(code) + 1
+
+
+def test_what_is_late_is_killed_with_all_it_started_and_the_others_are_scored(process, tmp_path, folder, caplog):
     hanging = sample("hang", pids=str(tmp_path / "pids"))
     pipeline = RewardPipeline([(choice(on_error="drop"), process)])
     scores = pipeline.score([sample("ab"), hanging, sample("abc")])
@@ -120,17 +125,19 @@ def test_what_is_late_is_killed_with_all_it_started_and_the_others_are_scored(pr
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert process.pid not in pids, "another process scored the last sample"
     assert [ends(pid) for pid in pids] == [True, True]
+    line = line_of("            time.sleep(600)")
     assert [r.getMessage() for r in caplog.records] == [
         "reward 'moody' (rl-moody) failed for 1 of 3 samples, which are left out; the first: "
-        "rows.jsonl:7: took longer than timeout_s: 4"
+        f"rows.jsonl:7: took longer than timeout_s: 4 ({folder}/moody_reward.py:{line})"
     ]
 
 
-def test_a_late_reward_stops_the_run_where_nothing_else_is_asked_for(process, tmp_path):
+def test_a_late_reward_stops_the_run_where_nothing_else_is_asked_for(process, tmp_path, folder):
     with pytest.raises(RLError) as raised:
         RewardPipeline([(choice(), process)]).score([sample("hang", pids=str(tmp_path / "pids"))])
     assert str(raised.value) == (
-        "rows.jsonl:7: reward 'moody' (rl-moody) took longer than timeout_s: 4\n"
+        "rows.jsonl:7: reward 'moody' (rl-moody) took longer than timeout_s: 4 "
+        f"({folder}/moody_reward.py:{line_of('            time.sleep(600)')})\n"
         "    the sample: prompt '1+1=', completion 'hang'\n"
         "    raise its timeout_s, or set its on_error: zero (such a sample scores 0) or drop (it is left out of "
         "training); rollout/reward_failures counts them"
@@ -140,11 +147,16 @@ def test_a_late_reward_stops_the_run_where_nothing_else_is_asked_for(process, tm
 def test_what_happens_in_the_process_is_told_as_if_it_had_happened_here(process, folder):
     assert process.attempt([sample("exit")]) == Failure("ended its process (exit code 3)")
     raised = process.attempt([sample("raise")])
-    line = REWARD.splitlines().index('            raise KeyError("gold")') + 1
+    line = line_of('            raise KeyError("gold")')
     assert raised == Failure(f"raised KeyError: 'gold' ({folder}/moody_reward.py:{line})")
     with pytest.raises(DataError, match=r"^rows.jsonl:1: no answer$"):
         process.attempt([sample("data")])
     assert process.attempt([sample("crash")]) == Failure("ended its process (signal SIGABRT)")
+
+
+def test_what_the_reward_logs_is_logged_by_the_driver(process, caplog):
+    assert [o["reward"] for o in process.attempt([sample("log"), sample("a")])] == [3.0, 1.0]
+    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [("mood", "WARNING", "a bad mood")]
 
 
 def test_samples_that_cannot_be_sent_are_an_error_that_says_so(process):
@@ -162,7 +174,7 @@ def test_a_reward_that_cannot_be_built_says_why(folder):
         in_a_process(choice("Dies")).attempt([sample("a")])
     assert str(raised.value) == (
         "the process of reward 'moody' (rl-moody) does not start: exit code 7\n"
-        "    what it printed is above; without timeout_s the reward runs in this process"
+        "    what it printed is above; with timeout_s: null the reward runs in the driver"
     )
 
 

@@ -3,7 +3,7 @@ import json
 import os
 
 import pytest
-from rl_core.errors import ConfigError, EnvironmentProblem
+from rl_core.errors import ConfigError, EnvironmentProblem, StorageError
 from rl_core.run.directory import RunDirectory, read_status
 
 
@@ -92,8 +92,29 @@ def test_a_disk_without_room_for_the_status_does_not_stop_a_run(tmp_path, caplog
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    run.status(status="running", step=3)
+    for step in (3, 4):
+        run.status(status="running", step=step)
     assert caplog.messages == [f"cannot write {run.path}/status.json: No space left on device"]
+
+
+def test_rows_stay_where_they_are_while_there_is_no_room_to_move_them(tmp_path, monkeypatch):
+    run = create(tmp_path / "r")
+    rows = "".join(f'{{"step": {step}, "stage": "train"}}\n' for step in (1, 2, 3))
+    run.metrics.write_text(rows)
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "replace", full)
+        with pytest.raises(StorageError) as caught:
+            run.trim("train", 2)
+    assert str(caught.value) == (
+        f"the steps of stage 'train' after step 2 cannot be moved out of {run.metrics}: No space left on device\n"
+        f"    make room, then continue with: rl resume {run.path}"
+    )
+    assert run.metrics.read_text() == rows
+    assert run.trim("train", 2) == 1
 
 
 def test_the_status_does_not_hold_secrets_of_the_environment(tmp_path, monkeypatch):

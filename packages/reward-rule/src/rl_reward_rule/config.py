@@ -32,6 +32,11 @@ class ExactMatchConfig(RewardConfig):
     strip: bool = Field(True, description="Ignore white space around both texts.")
     ignore_case: bool = Field(False, description="Ignore upper and lower case.")
 
+    @property
+    def cannot_hang(self) -> bool:
+        """Without a pattern of the user's, which may backtrack for ever."""
+        return self.extract is None
+
 
 class RegexConfig(RewardConfig):
     """Match the completion against a pattern."""
@@ -47,6 +52,11 @@ class NumericConfig(RewardConfig):
     answer: str = Field("answer", description="Column of the answer: a number, or text whose last number counts.")
     extract: Pattern | None = Field(None, description=_EXTRACT + " Its last number counts.")
     tolerance: float = Field(1e-6, ge=0, description="Largest absolute difference that counts as equal.")
+
+    @property
+    def cannot_hang(self) -> bool:
+        """Without a pattern of the user's, which may backtrack for ever."""
+        return self.extract is None
 
 
 class FunctionConfig(RewardConfig):

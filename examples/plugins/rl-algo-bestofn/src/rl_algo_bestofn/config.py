@@ -37,6 +37,11 @@ class RepeatConfig(RewardConfig):
 
     length: int = Field(4, ge=1, description="Characters that a perfect completion has.")
 
+    @property
+    def cannot_hang(self) -> bool:
+        """It compares characters: no deadline, and so no process of its own."""
+        return True
+
 
 class GuessConfig(EnvironmentConfig):
     """How often the model may guess, and what a late hit is worth."""

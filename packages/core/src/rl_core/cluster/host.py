@@ -23,6 +23,7 @@ from rl_core.config.redaction import RedactingFormatter
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.profiling import Profiles
 from rl_core.errors import RLError
+from rl_core.run.appending import LogFile
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class Host:
 def _log_to(path: Path) -> IO[str]:
     """Log into ``path``, and have this process write its stacks there when it is asked to or crashes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = LogFile(path)
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     stacks = path.open("a", encoding="utf-8")

@@ -6,8 +6,10 @@ import importlib.util
 import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +59,7 @@ def ray_session(config: RunConfig, logs: Path) -> Iterator[None]:
         options["address"] = address
     else:
         options |= _local_options(config)
-    _initialise(options, address)
+    _initialise(options, address, patience_s=run.start_timeout_s)
     logger.info("Ray %s on %s", ray.__version__, address or "this machine")
     session_logs = _link_logs(logs) if not address else None
     try:
@@ -68,20 +70,56 @@ def ray_session(config: RunConfig, logs: Path) -> Iterator[None]:
             _keep_logs(session_logs, logs / "ray")
 
 
-def _initialise(options: dict[str, Any], address: str | None) -> None:
+def _initialise(options: dict[str, Any], address: str | None, *, patience_s: float) -> None:
+    """Start or join Ray, within ``patience_s`` where a Ray client joins; Ray itself ends the other attempts."""
     import ray
 
+    client = address is not None and address.startswith("ray://")
+    deadline = time.monotonic() + patience_s
     # A Ray client's server on a busy head node may fail to start, for example when its port is taken meanwhile.
-    attempts = CLIENT_ATTEMPTS if address and address.startswith("ray://") else 1
+    attempts = CLIENT_ATTEMPTS if client else 1
     for attempt in range(1, attempts + 1):
         try:
-            ray.init(**options)
-            return
+            if client:
+                joined = _returned(lambda: ray.init(**options), within_s=deadline - time.monotonic())
+            else:
+                ray.init(**options)  # in the main thread: it takes SIGTERM
+                joined = True
         except Exception as error:
             if attempt == attempts:
                 raise EnvironmentProblem(_start_failure(address, error)) from error
             logger.warning("joining the Ray cluster at %s failed, trying again: %s", address, error)
             time.sleep(CLIENT_PAUSE_S)
+            continue
+        if not joined:
+            raise EnvironmentProblem(
+                f"the Ray cluster at {address!r} (run.address or RAY_ADDRESS) has not let this client in for "
+                f"{patience_s:g} s (run.start_timeout_s); the server that it starts for a client may have died\n"
+                "    run the same command again; why it died is on the head node, in "
+                "/tmp/ray/session_latest/logs/ray_client_server*.err"
+            )
+        return
+
+
+def _returned(function: Callable[[], Any], *, within_s: float) -> bool:
+    """Whether ``function`` returns in time; it is called in a thread, which is left behind where it does not.
+
+    Raises:
+        Exception: what ``function`` raised.
+    """
+    returned: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            returned.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            returned.set_exception(error)
+
+    threading.Thread(target=call, name="joining Ray", daemon=True).start()
+    done, _ = wait([returned], timeout=max(within_s, 0.0))
+    if done:
+        returned.result()
+    return bool(done)
 
 
 def _check_client(address: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -168,15 +168,20 @@ class GeneratorConfig(ComponentConfig):
         return self.replicas, self.replicas
 
 
+REWARD_TIMEOUT_S = 1800.0
+"""As long as any other call of a run may take (``run.worker_timeout_s``)."""
+
+
 class RewardConfig(ComponentConfig):
     """Base of every reward's config."""
 
     weight: float = Field(1.0, description="Factor in the weighted sum of rewards.")
     timeout_s: float | None = Field(
-        None,
+        REWARD_TIMEOUT_S,
         gt=0,
-        description="Longest that scoring may take; then the reward runs in a process of its own, which is killed and "
-        "started again. null: it runs in the driver, without a deadline.",
+        description="Longest that scoring a batch may take. The reward runs in a process of its own, which is then "
+        "killed and started again. null: it runs in the driver, without a deadline; so do, by default, rewards that "
+        "cannot hang.",
     )
     on_error: Literal["error", "zero", "drop"] = Field(
         "error",
@@ -185,10 +190,27 @@ class RewardConfig(ComponentConfig):
     )
 
     @property
+    def cannot_hang(self) -> bool:
+        """Whether scoring ends soon whatever the samples are: no code or pattern of the user's, no other process, no
+        network. Such a reward needs no process of its own and gets one only where ``timeout_s`` is given.
+        """
+        return False
+
+    @model_validator(mode="after")
+    def _no_deadline_where_none_is_needed(self) -> Self:
+        if "timeout_s" not in self.model_fields_set and self._deadline_is_the_cores and self.cannot_hang:
+            object.__setattr__(self, "timeout_s", None)  # the model is frozen; the resolved config is to show it
+        return self
+
+    @property
     def process_timeout_s(self) -> float | None:
         """``timeout_s``, unless the reward's own config defines the field: then the reward keeps that deadline."""
+        return self.timeout_s if self._deadline_is_the_cores else None
+
+    @property
+    def _deadline_is_the_cores(self) -> bool:
         owner = next(model for model in type(self).__mro__ if "timeout_s" in inspect.get_annotations(model))
-        return self.timeout_s if owner is RewardConfig else None
+        return owner is RewardConfig
 
     @property
     def distinguished_by(self) -> str:

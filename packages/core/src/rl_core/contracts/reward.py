@@ -38,12 +38,15 @@ class Sample:
 
 
 class Reward(Protocol):
-    """Built as ``factory(config)`` in the driver, or, with the shared option ``timeout_s``, in a process of its own.
+    """Built as ``factory(config)`` in a process of its own, which is killed and started again where a call takes longer
+    than ``timeout_s``; what the reward remembers between calls is then lost. It is built in the driver with
+    ``timeout_s: null``, where its config says that it cannot hang (:attr:`RewardConfig.cannot_hang
+    <rl_core.config.sections.RewardConfig.cannot_hang>`), and where its config defines ``timeout_s`` itself: then it
+    keeps the deadline on its own. Only in the driver is the run's Ray cluster at hand.
 
     It may define ``close()``, called when a stage ends. ``DataError``, ``ConfigError``, ``EnvironmentProblem`` and
     ``WorkerDied`` stop the run with their message; for any other exception, a wrong number of scores or one that is not
-    finite the config says what happens (``on_error``), after the samples were scored one by one. A config that defines
-    ``timeout_s`` itself keeps the reward in the driver, and the deadline with the reward.
+    finite the config says what happens (``on_error``), after the samples were scored one by one.
     """
 
     def score(self, samples: Sequence[Sample]) -> Sequence[Score] | Awaitable[Sequence[Score]]:

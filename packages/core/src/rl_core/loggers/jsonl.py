@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rl_core.contracts.logger import RunInfo
+from rl_core.run.appending import AppendedFile
 
 if TYPE_CHECKING:
     from rl_core.loggers.config import JsonlConfig
@@ -20,20 +20,24 @@ if TYPE_CHECKING:
 class JsonlLogger:
     """Appends ``{"step", "stage", **metrics}`` to ``metrics.jsonl``, and sample rows to ``samples.jsonl``.
 
-    Lines reach the operating system at once, so another process can follow the files. JSON has no
-    word for infinity and NaN: such values are written as ``null``.
+    Lines reach the operating system at once, so another process can follow the files; while the disk is full they wait
+    in memory. JSON has no word for infinity and NaN: such values are written as ``null``.
     """
 
     def __init__(self, config: JsonlConfig) -> None:
         self.config = config
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, AppendedFile] = {}
         self._stage = ""
 
     def start(self, info: RunInfo) -> None:
-        self.close()
         self._stage = info.stage
+        first = info.first_step if info.first_step > 1 else 0  # the evaluation before step 1 is step 0
+        for file in self._files.values():
+            file.reopen(without=lambda key: key is not None and key[0] == info.stage and key[1] >= first)
+        if self._files:
+            return
         for name in ("metrics", "samples"):
-            self._files[name] = _open(Path(info.directory) / f"{name}.jsonl")
+            self._files[name] = AppendedFile(Path(info.directory) / f"{name}.jsonl")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._write("metrics", step, metrics)
@@ -42,6 +46,11 @@ class JsonlLogger:
         for row in rows:
             self._write("samples", step, row)
 
+    def doing(self, what: str | None) -> None:
+        """Rows that waited for room are written before a checkpoint that has the room is."""
+        for file in self._files.values():
+            file.retry()
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()
@@ -49,7 +58,7 @@ class JsonlLogger:
 
     def _write(self, name: str, step: int, row: Mapping[str, Any]) -> None:
         line = {"step": step, "stage": self._stage, **{key: plain(value) for key, value in row.items()}}
-        self._files[name].write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._files[name].append(json.dumps(line, ensure_ascii=False, allow_nan=False), key=(self._stage, step))
 
 
 def plain(value: Any) -> Any:
@@ -65,17 +74,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [plain(item) for item in value]
     return str(value)
-
-
-def _open(path: Path) -> IO[str]:
-    """Open for appending, line by line; a line that a crash cut short is ended first, never removed."""
-    torn = False
-    if path.exists() and path.stat().st_size > 0:
-        with path.open("rb") as existing:
-            existing.seek(-1, os.SEEK_END)
-            torn = existing.read() != b"\n"
-    # A lone surrogate from a tokenizer becomes \udXXX, which is how JSON spells it.
-    file = path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
-    if torn:
-        file.write("\n")
-    return file

@@ -1,1 +1,1 @@
-"""Scoring samples: calling rewards, in a process with a deadline where asked, and what follows where one fails."""
+"""Scoring samples: rewards are called in processes with deadlines, and what follows where one fails."""

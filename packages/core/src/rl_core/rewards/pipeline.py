@@ -71,7 +71,7 @@ class InThisProcess:
 
 
 def scorer(choice: ComponentChoice, build: Callable[[ComponentChoice], Any]) -> Scorer:
-    """The reward as ``build`` makes it; with the shared option ``timeout_s`` built in a process instead."""
+    """The reward as ``build`` makes it; with a deadline that the core keeps, built in a process instead."""
     timeout_s = choice.config.process_timeout_s
     if timeout_s is None:
         return InThisProcess(build(choice))

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import IO, Any
 
 from rl_core import errors
 from rl_core.contracts.reward import Sample
 from rl_core.errors import EnvironmentProblem, RLError
 from rl_core.rewards.outcomes import Failure, Outcome
+from rl_core.rewards.stack import place_in, stacks_of
 from rl_core.rewards.worker import START_S
 
 _CLOSE_S = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class RewardProcess:
@@ -44,6 +49,7 @@ class RewardProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._ready = False
+        self._stacks = ""
         self._start()
 
     @property
@@ -66,7 +72,8 @@ class RewardProcess:
             self._wait_until_ready()
         answer = self._exchange(list(samples), self._timeout_s)
         if answer is None:
-            return Failure(f"took longer than timeout_s: {self._timeout_s:g}", late=True)
+            logger.info("%s took longer than timeout_s: %g; its stack:\n%s", self._who, self._timeout_s, self._stacks)
+            return Failure(f"took longer than timeout_s: {self._timeout_s:g}{place_in(self._stacks)}", late=True)
         kind, *rest = answer
         if kind == "ended":
             return Failure(f"ended its process ({rest[0]})")
@@ -85,13 +92,16 @@ class RewardProcess:
 
     def _start(self) -> None:
         ours, theirs = Pipe()
+        self._dump: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _kill
+        passed = (theirs.fileno(), self._dump.fileno())
         with theirs:
             self._process = subprocess.Popen(
-                # -P: modules are found where the caller finds them, not in the working directory.
-                [sys.executable, "-P", "-m", "rl_core.rewards.worker", str(theirs.fileno())],
+                # -P: modules are found where the caller finds them, not in the working directory. -u: what the reward
+                # prints before it hangs is seen.
+                [sys.executable, "-P", "-u", "-m", "rl_core.rewards.worker", *map(str, passed)],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-                pass_fds=(theirs.fileno(),),
+                pass_fds=passed,
                 start_new_session=True,
             )
         self._connection, self._ready = ours, False
@@ -104,7 +114,7 @@ class RewardProcess:
             how = f"it was not ready within {START_S:g} s" if answer is None else answer[1]
             raise EnvironmentProblem(
                 f"the process of {self._who} does not start: {how}\n"
-                "    what it printed is above; without timeout_s the reward runs in this process"
+                "    what it printed is above; with timeout_s: null the reward runs in the driver"
             )
         if answer[0] == "fatal":
             self._kill()
@@ -114,20 +124,27 @@ class RewardProcess:
     def _exchange(self, message: Any, patience_s: float) -> tuple[Any, ...] | None:
         """Send ``message``, if there is one, and receive the answer; None where it is late and was killed."""
         assert self._process is not None
-        assert self._connection is not None
-        deadline, how = _Deadline(self._process, patience_s), ""
+        deadline, how = _Deadline(self._process, patience_s, self._dump), ""
         answer: tuple[Any, ...] | None = None
         try:
             if message is not None:
                 self._send(message)
-            answer = self._connection.recv()
+            answer = self._received()
         except (EOFError, OSError):
             answer = None
         finally:
-            late = deadline.cancel()
+            late, self._stacks = deadline.cancel(), deadline.stacks
             if late or answer is None:  # also where an interrupt left an answer under way
                 how = self._kill()
         return answer if answer is not None or late else ("ended", how)
+
+    def _received(self) -> tuple[Any, ...]:
+        """The next answer; what the reward logs meanwhile is logged here."""
+        assert self._connection is not None
+        while (answer := self._connection.recv())[0] == "log":
+            _, name, level, text = answer
+            logging.getLogger(name).log(level, "%s", text)
+        return answer
 
     def _send(self, message: Any) -> None:
         assert self._connection is not None
@@ -139,7 +156,7 @@ class RewardProcess:
         except Exception as error:  # whatever a class in a row or in the config raises when it is pickled
             raise RLError(
                 f"{self._who} runs in a process of its own (timeout_s), and cannot be sent there: {error!r}\n"
-                "    leave timeout_s out, or keep such objects out of rows and options"
+                "    set its timeout_s: null, which scores in the driver, or keep such objects out of rows and options"
             ) from error
 
     def _kill(self) -> str:
@@ -149,16 +166,23 @@ class RewardProcess:
         self._finalizer()
         if self._connection is not None:
             self._connection.close()
+        self._dump.close()
         code = self._process.returncode
         self._process, self._connection = None, None
         return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 
 class _Deadline:
-    """Kills a process group after ``seconds``, which ends every wait for an answer; unless it is cancelled."""
+    """Kills a process group after ``seconds``, which ends every wait for an answer; unless it is cancelled.
 
-    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+    Attributes:
+        stacks: those of the process before it was killed, which it writes into ``dump``.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float, dump: IO[bytes]) -> None:
+        self.stacks = ""
         self._process = process
+        self._dump = dump
         self._passed = False
         self._timer = threading.Timer(seconds, self._kill)
         self._timer.daemon = True
@@ -172,6 +196,7 @@ class _Deadline:
 
     def _kill(self) -> None:
         self._passed = True
+        self.stacks = stacks_of(self._process.pid, self._dump)
         _kill_group(self._process.pid)
 
 

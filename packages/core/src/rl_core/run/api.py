@@ -17,6 +17,7 @@ from rl_core.config.check import check, load_config
 from rl_core.config.redaction import RedactingFormatter, secret_values
 from rl_core.errors import ConfigError, RLError
 from rl_core.plugins.registry import Registry, load_registry
+from rl_core.run.appending import LogFile
 from rl_core.run.assembly import Assembly, assemble
 from rl_core.run.checkpoint import CheckpointStore
 from rl_core.run.directory import RunDirectory, require_writable
@@ -214,7 +215,7 @@ def _logging(folder: Path, config: RunConfig) -> Iterator[None]:
     """
     secrets = {s for stage in config.stages for c in stage.choices() for s in secret_values(c.config.model_dump())}
     folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(folder / "rl.log", encoding="utf-8")
+    file = LogFile(folder / "rl.log")
     file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", secrets=secrets))
     screen = _Screen()
     screen.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S", secrets=secrets))

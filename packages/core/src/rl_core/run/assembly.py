@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from rl_core.cluster.workers import WorkerPool, group_topologies
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import AdapterSpec, ModelInfo, ModelSpec, Role
-from rl_core.errors import ConfigError, RLError
+from rl_core.errors import ConfigError, RLError, StorageError
 from rl_core.model import Model
 from rl_core.rollout.ahead import AheadFeed
 from rl_core.rollout.conversations import Conversations
@@ -113,12 +115,26 @@ class Assembly:
         )
 
     def export(self, target: Path) -> None:
-        """Write the policy and its tokenizer as a Hugging Face folder; complete or absent."""
+        """Write the policy and its tokenizer as a Hugging Face folder; complete or absent.
+
+        Raises:
+            StorageError: there is no room for it.
+        """
         temporary = target.with_name(f".tmp-{target.name}")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        self.policy.export(str(temporary))
-        self.driver.tokenizer.save(str(temporary))
+        try:
+            temporary.mkdir(parents=True)
+            self.policy.export(str(temporary))
+            self.driver.tokenizer.save(str(temporary))
+        except (OSError, RLError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            full = os.strerror(errno.ENOSPC)
+            if full in str(error):  # a library's error, or a worker's: only its text says so
+                raise StorageError(
+                    f"{target} cannot be written: {full}; the checkpoint that it is made of is kept\n"
+                    "    make room, then make it with: rl resume RUN_DIR (or rl export RUN_DIR)"
+                ) from error
+            raise
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)

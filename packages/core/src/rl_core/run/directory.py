@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_core.config.redaction import hide_secrets
-from rl_core.errors import ConfigError, EnvironmentProblem, RLError
+from rl_core.errors import ConfigError, EnvironmentProblem, RLError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class RunDirectory:
         self.path = Path(path)
         self._lock: Any = None
         self._status: dict[str, Any] = {}
+        self._status_is_old = False
 
     @property
     def logs(self) -> Path:
@@ -119,15 +120,18 @@ class RunDirectory:
     def status(self, **changes: Any) -> None:
         """Update status.json (``status``, ``stage``, ``step``, ``error``; the process id is added).
 
-        A full disk does not stop a run here.
+        A full disk does not stop a run here; it is told once.
         """
         if changes.get("error"):
             changes["error"] = hide_secrets(str(changes["error"]))
         self._status |= {"pid": os.getpid(), **changes}
         try:
             write_atomic(self.path / "status.json", json.dumps(self._status) + "\n", durable=False)
+            self._status_is_old = False
         except OSError as error:
-            logger.warning("cannot write %s: %s", self.path / "status.json", error.strerror or error)
+            if not self._status_is_old:
+                logger.warning("cannot write %s: %s", self.path / "status.json", error.strerror or error)
+            self._status_is_old = True
 
     def last_step(self, stage: str) -> int:
         """The newest step that ``stage`` logged; 0 where there is none."""
@@ -160,7 +164,19 @@ class RunDirectory:
 
         Returns:
             how many metric rows were moved. A last line cut short by a crash is moved too.
+
+        Raises:
+            StorageError: there is no room for that; nothing is lost.
         """
+        try:
+            return self._trim(stage, step)
+        except OSError as error:
+            raise StorageError(
+                f"the steps of stage {stage!r} after step {step} cannot be moved out of {self.metrics}: "
+                f"{error.strerror or error}\n    make room, then continue with: rl resume {self.path}"
+            ) from error
+
+    def _trim(self, stage: str, step: int) -> int:
         moved = 0
         for name in ("metrics", "samples"):
             path = self.path / f"{name}.jsonl"
