@@ -14,7 +14,7 @@ from rl_core.batch import SequenceBatch
 _FEWEST = 2
 """Tokens below which nothing is shared."""
 
-_WORTH = 0.08
+_WORTH = 0.05
 """Fraction of a batch's tokens that sharing must save, for what it costs."""
 
 _ALIKE = 0.75
