@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from types import SimpleNamespace
@@ -32,6 +33,13 @@ def pytest_collection_modifyitems(items):
         return first.index(path.name) if path.name in first else len(first)
 
     items[:] = [item for path in sorted(files, key=rank) for item in files[path]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects():
+    """Backends collect garbage when they close: not among all that was imported and gathered before a file's tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

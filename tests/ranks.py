@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import traceback
 from collections.abc import Callable
@@ -15,10 +16,12 @@ LONGEST_JOB = 300.0  # seconds
 IMPORTS = [
     "rl_backend_fsdp2.backend",
     "rl_backend_megatron.backend",
+    "rl_core.run.pipeline",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen3.modeling_qwen3",
 ]
+"""For all that is forked from the one server of a test process, commands too."""
 
 
 class Ranks:
@@ -92,6 +95,7 @@ class Ranks:
 
 def _serve(pipe: Any) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # a backend collects garbage when it closes: not among all that was imported
     while True:
         try:
             function, place, arguments = pipe.recv()
