@@ -21,7 +21,9 @@ IMPORTS = [
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen3.modeling_qwen3",
 ]
-"""For all that is forked from the one server of a test process, commands too."""
+"""For all that is forked from the one server of a test process: commands and the probes of memory too."""
+
+multiprocessing.set_forkserver_preload(IMPORTS)
 
 
 class Ranks:
@@ -83,7 +85,6 @@ class Ranks:
 
     def _begin(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTS)
         for _ in range(self._count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,))

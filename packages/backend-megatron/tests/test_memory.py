@@ -83,7 +83,7 @@ def estimate(case: Case) -> MemoryEstimate:
 
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, int]:
-    return Probe(CASES, 2, backend=BACKEND, port=free_port()).peaks()
+    return Probe(CASES, 2, backend=BACKEND).peaks()
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
