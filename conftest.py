@@ -19,6 +19,9 @@ settings.load_profile("shared machine")
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# No driver prints what workers write, so nothing has to look ten times a second into the logs of hundreds of them.
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "1e9")
 
 
 def pytest_collection_modifyitems(items):
