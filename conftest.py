@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from types import SimpleNamespace
@@ -18,6 +19,9 @@ settings.load_profile("shared machine")
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# No driver prints what workers write, so nothing has to look ten times a second into the logs of hundreds of them.
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "1e9")
 
 
 def pytest_collection_modifyitems(items):
@@ -32,6 +36,13 @@ def pytest_collection_modifyitems(items):
         return first.index(path.name) if path.name in first else len(first)
 
     items[:] = [item for path in sorted(files, key=rank) for item in files[path]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects():
+    """Backends collect garbage when they close: not among all that was imported and gathered before a file's tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ environment of their own, use that script.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ranks import IMPORTS
+import ranks  # noqa: F401 - says what the fork server imports
 
 
 class Command:
@@ -30,7 +31,6 @@ class Command:
         self, arguments: Sequence[Any], *, cwd: Path, env: Mapping[str, str], folder: Path, apart: bool = False
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*IMPORTS, "rl_core.run.pipeline"])
         self._arguments = [str(argument) for argument in arguments]
         self._files = (folder / "stdout.txt", folder / ("stderr.txt" if apart else "stdout.txt"))
         for file in self._files:
@@ -79,6 +79,7 @@ class Command:
 
 
 def _run(arguments: list[str], cwd: str, env: dict[str, str], files: tuple[Path, Path]) -> None:
+    gc.freeze()  # what was imported is never garbage
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import traceback
 from collections.abc import Callable
@@ -15,10 +16,14 @@ LONGEST_JOB = 300.0  # seconds
 IMPORTS = [
     "rl_backend_fsdp2.backend",
     "rl_backend_megatron.backend",
+    "rl_core.run.pipeline",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen3.modeling_qwen3",
 ]
+"""For all that is forked from the one server of a test process: commands and the probes of memory too."""
+
+multiprocessing.set_forkserver_preload(IMPORTS)
 
 
 class Ranks:
@@ -80,7 +85,6 @@ class Ranks:
 
     def _begin(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTS)
         for _ in range(self._count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,))
@@ -92,6 +96,7 @@ class Ranks:
 
 def _serve(pipe: Any) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # a backend collects garbage when it closes: not among all that was imported
     while True:
         try:
             function, place, arguments = pipe.recv()

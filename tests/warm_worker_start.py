@@ -7,11 +7,13 @@ import socket
 import sys
 
 address, interpreter, *arguments = sys.argv[1:]
-if not arguments[0].endswith("/setup_worker.py"):  # one of the raylet's own helpers
+if arguments[0].endswith("/setup_worker.py"):  # only workers with a runtime environment
+    del arguments[0]
+elif not arguments[0].endswith("/default_worker.py"):  # one of the raylet's own helpers
     os.execv(interpreter, [interpreter, *arguments])
 request = json.dumps(
     {
-        "arguments": arguments[1:],
+        "arguments": arguments,
         "environment": dict(os.environ),
         "directory": os.getcwd(),
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),

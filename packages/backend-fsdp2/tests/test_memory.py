@@ -11,7 +11,6 @@ import torch
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.memory import Layout, estimate_memory, kept_per_token
 from rl_backend_fsdp2.rating import memory_per_rank
-from rl_core.cluster.ports import free_port
 from rl_core.config.model_shape import shape_of_config
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.contracts.rating import JobRole, MemoryEstimate
@@ -86,7 +85,7 @@ SHARED = {
 
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, int]:
-    probes = [Probe(cases, world, backend=BACKEND, port=free_port()) for cases, world in ((ALONE, 1), (SHARED, 2))]
+    probes = [Probe(cases, world, backend=BACKEND) for cases, world in ((ALONE, 1), (SHARED, 2))]
     return probes[0].peaks() | probes[1].peaks()
 
 

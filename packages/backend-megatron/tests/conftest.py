@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from megatron_helpers import Ranks
+from ranks import Ranks
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,19 @@
-"""Ranks in processes of their own, example losses, and small models and batches."""
+"""What ranks do in tests, example losses, and small models and batches."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 from rl_backend_megatron.backend import MegatronBackend
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.export import export
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
@@ -330,11 +326,6 @@ def save_and_go_on(
     return found
 
 
-def ready(rank: int, world: int, port: int) -> bool:
-    """Answered by a process that has imported everything."""
-    return True
-
-
 def export_of_many_files(rank: int, world: int, port: int, *, directory: str) -> None:
     """Export a new policy in files of 16 kB."""
     with backend(rank, world, port) as made:
@@ -362,79 +353,6 @@ def parameters_by_kind(
             "gradients": sum(buffer.grad_data.nbytes for buffer in loaded.trainer.ddp.buffers),
             "moments": sum(tensor.nbytes for tensor in moments),
         }
-
-
-class Ranks:
-    """Processes that run functions of this module as the ranks of a group; the first ``world`` may do so alone.
-
-    They are forked from one that has imported everything. They are no daemons, because a checkpoint is written
-    by processes of their own; they end with their pipe.
-    """
-
-    def __init__(self, count: int) -> None:
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["megatron_helpers"])
-        self._pipes, self._processes = [], []
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,))
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-        for pipe in self._pipes:
-            # Imports take a while; a port that is chosen before may be taken when they are done.
-            pipe.send((ready, (0, 1, 0), {}))
-        self._answers(self._pipes)
-
-    def __call__(self, function: Callable[..., Any], world: int, **arguments: Any) -> list[Any]:
-        """Run ``function(rank, world, port, **arguments)`` on ``world`` ranks; results by rank."""
-        port, pipes = free_port(), self._pipes[:world]
-        for rank, pipe in enumerate(pipes):
-            pipe.send((function, (rank, world, port), arguments))
-        answers = self._answers(pipes)
-        return [answers[rank] for rank in range(world)]
-
-    def _answers(self, pipes: list[Any]) -> dict[int, Any]:
-        """Results by rank. A failed rank leaves the others waiting for it, so all are replaced then."""
-        answers, waiting = {}, dict(zip(pipes, range(len(pipes)), strict=True))
-        while waiting:
-            answered = wait(list(waiting), timeout=300)
-            failures = [] if answered else ["no answer in five minutes"]
-            for pipe in answered:
-                rank = waiting.pop(pipe)
-                try:
-                    ok, answers[rank] = pipe.recv()
-                except EOFError:
-                    ok, answers[rank] = False, f"rank {rank} died"
-                if not ok:
-                    failures.append(answers[rank])
-            if failures:
-                count = len(self._processes)
-                self.close()
-                self.__init__(count)
-                raise AssertionError("\n".join(failures))
-        return answers
-
-    def close(self) -> None:
-        """End the processes."""
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            pipe.close()
-            process.kill()
-            process.join(10)
-
-
-def _serve(pipe: Any) -> None:
-    torch.set_num_threads(1)
-    while True:
-        try:
-            function, place, arguments = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send((True, function(*place, **arguments)))
-        except Exception:
-            pipe.send((False, f"rank {place[0]}: {traceback.format_exc()}"))
 
 
 def make_directory(path: Path) -> str:

@@ -7,16 +7,16 @@ import torch
 from megatron_helpers import (
     NLL,
     POLICY,
-    Ranks,
     backend,
-    free_port,
     model_spec,
     optimizer_spec,
     random_batch,
     two_roles_twice,
 )
+from ranks import Ranks
 from rl_backend_megatron.backend import MegatronBackend
 from rl_backend_megatron.config import MegatronConfig
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Scale, Topology, WorkerContext
 from rl_core.contracts.model import Role
 from rl_core.errors import ConfigError, EnvironmentProblem

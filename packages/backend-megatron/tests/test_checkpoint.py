@@ -12,10 +12,8 @@ import torch
 from megatron_helpers import (
     NLL,
     POLICY,
-    Ranks,
     backend,
     export_of_many_files,
-    free_port,
     make_directory,
     metrics_of,
     model_folder,
@@ -27,6 +25,8 @@ from megatron_helpers import (
     save_and_go_on,
     train,
 )
+from ranks import Ranks
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_core.contracts.model import ModelSpec, Role
 from rl_core.errors import RLError

@@ -12,10 +12,8 @@ import pytest
 import torch
 from megatron_helpers import (
     POLICY,
-    Ranks,
     backend,
     forward,
-    free_port,
     make_directory,
     merged,
     metrics_of,
@@ -27,6 +25,8 @@ from megatron_helpers import (
     random_batch,
     train,
 )
+from ranks import Ranks
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import AdapterSpec, ModelSpec
 from rl_core.errors import ConfigError
 from safetensors.torch import load_file, save_file

@@ -9,11 +9,9 @@ import pytest
 import torch
 from megatron_helpers import (
     POLICY,
-    Ranks,
     backend,
     forward,
     forward_after_training,
-    free_port,
     make_directory,
     merged,
     model_folder,
@@ -23,8 +21,10 @@ from megatron_helpers import (
     plain_outputs,
     random_batch,
 )
+from ranks import Ranks
 from rl_backend_megatron.outputs import vocab_part
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import ModelSpec, Role
 
 NAMES = ("logprobs", "entropy", "mean_logprobs", "logsumexp")

@@ -11,9 +11,7 @@ import pytest
 import torch
 from megatron_helpers import (
     POLICY,
-    Ranks,
     backend,
-    free_port,
     make_directory,
     merged,
     metrics_of,
@@ -26,7 +24,9 @@ from megatron_helpers import (
     random_batch,
     train,
 )
+from ranks import Ranks
 from rl_backend_megatron.lora import TARGETS, LoraPair
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.errors import ConfigError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_helpers import POLICY, Ranks, backend, free_port, optimizer_spec, parameters_by_kind
+from megatron_helpers import POLICY, backend, optimizer_spec, parameters_by_kind
+from ranks import Ranks
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.memory import (
     Layout,
@@ -18,6 +19,7 @@ from rl_backend_megatron.memory import (
     stage_parameters,
 )
 from rl_backend_megatron.rating import memory_per_rank
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.contracts.rating import JobRole, MemoryEstimate
 from rl_torch.memory_probe import Case, Probe, shape_of_init
@@ -81,7 +83,7 @@ def estimate(case: Case) -> MemoryEstimate:
 
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, int]:
-    return Probe(CASES, 2, backend=BACKEND, port=free_port()).peaks()
+    return Probe(CASES, 2, backend=BACKEND).peaks()
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")

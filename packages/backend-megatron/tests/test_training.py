@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from megatron_helpers import (
     POLICY,
-    Ranks,
     gradients,
     metrics_of,
     model_folder,
@@ -22,6 +21,7 @@ from megatron_helpers import (
     random_batch,
     train,
 )
+from ranks import Ranks
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import Role
 from rl_torch.optim import learning_rate

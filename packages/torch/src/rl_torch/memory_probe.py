@@ -1,6 +1,7 @@
 """Peak memory of a backend's real training, for tests that compare estimates with it.
 
-:class:`Probe` runs cases in processes of their own, ``python -m rl_torch.memory_probe RANK WORLD PORT BACKEND CONFIG``.
+:class:`Probe` runs cases in processes of their own, which Python's fork server starts: the imports are paid once where
+the program that measures has told it to preload them.
 
 What is measured is the growth of the resident set between a process that has imported everything, joined its process
 group and trained a tiny model (which loads the code of every library into memory), and the largest moment of loading
@@ -13,19 +14,19 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
-import os
 import re
-import subprocess
-import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.config.model_shape import shape_of_config
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
@@ -33,6 +34,7 @@ from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
 from rl_core.plugins.references import resolve_reference
 
 POLICY = Role("policy", trainable=True)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 TINY = {"hidden_size": 64, "heads": 2, "kv_heads": 2, "layers": 2, "ffn": 64}
 
 
@@ -99,45 +101,36 @@ class Probe:
 
     Args:
         backend: name, class and config class, e.g. ``("mine", "rl_mine.backend:Mine", "rl_mine.config:MineConfig")``.
-        port: free, and so many after it as there are cases.
     """
 
-    def __init__(self, cases: Mapping[str, Case], world: int, *, backend: tuple[str, str, str], port: int) -> None:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            "OMP_NUM_THREADS": "1",
-            "MALLOC_MMAP_THRESHOLD_": "65536",
-            "MALLOC_TRIM_THRESHOLD_": "65536",
-        }
+    def __init__(self, cases: Mapping[str, Case], world: int, *, backend: tuple[str, str, str]) -> None:
         self.cases = cases
-        command = [sys.executable, "-W", "ignore", "-m", __name__]
-        self.ranks = [
-            subprocess.Popen(
-                [*command, str(rank), str(world), str(port), *backend],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world)
-        ]
-        for process in self.ranks:
-            assert process.stdin is not None
-            given = [{**asdict(case), "config": case.settings} for case in cases.values()]
-            process.stdin.write(json.dumps(given))
-            process.stdin.close()
-            process.stdin = None
+        context = get_context("forkserver")
+        self._ranks = []
+        for rank in range(world):
+            ours, theirs = context.Pipe()
+            context.Process(target=_answer, args=(theirs, rank, world, backend), daemon=True).start()
+            theirs.close()  # so that a process that dies ends its pipe
+            self._ranks.append(ours)
 
     def peaks(self) -> dict[str, int]:
         """Bytes of each case on the rank that needs most."""
+        found = {name: max(self._measure(case)) for name, case in self.cases.items()}
+        for pipe in self._ranks:
+            pipe.close()
+        return found
+
+    def _measure(self, case: Case) -> list[int]:
+        given, port = {**asdict(case), "config": case.settings}, free_port()
+        for pipe in self._ranks:
+            pipe.send((given, port))
         found = []
-        for process in self.ranks:
-            out, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err
-            found.append(json.loads(out.splitlines()[-1]))
-        return dict(zip(self.cases, map(max, zip(*found, strict=True)), strict=True))
+        for pipe in self._ranks:
+            assert pipe.poll(300), "no answer in five minutes"
+            peak, failure = pipe.recv()
+            assert not failure, failure
+            found.append(peak)
+        return found
 
 
 def nll(outputs: Any, batch: Any, scale: Scale) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -153,29 +146,47 @@ def squared_values(outputs: Any, batch: Any, scale: Scale) -> tuple[torch.Tensor
     return ((outputs.values - 1).square() * batch["loss_mask"]).sum() / scale.tokens, {}
 
 
-def main(rank: int, world: int, port: int, backend: tuple[str, str, str]) -> list[int]:
-    """The peak of each case of the standard input, in bytes."""
+def _answer(pipe: Connection, rank: int, world: int, backend: tuple[str, str, str]) -> None:
+    """Send each case's peak and what went wrong, until there are no more."""
     torch.set_num_threads(1)
-    name = backend[0]
+    give_back_what_is_freed()
     factory, config = (cast(Any, resolve_reference(reference)) for reference in backend[1:])
-    peaks = []
-    for index, case in enumerate(json.load(sys.stdin)):
-        made = factory(config(name=name, **case["config"]))
-        place = made.setup(WorkerContext(rank, world, "127.0.0.1", port + index, threads=1))
+    gc.freeze()  # each case collects garbage: not among all that was imported
+    while True:
         try:
-            tiny = {**case, "init": {**case["init"], **TINY}, "vocab": 64, "sequences": 4, "length": 16}
-            train(made, tiny, place)
-            forget(made)
-            before = resident("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-            train(made, case, place)
-            peaks.append(resident("VmHWM") - before)
-        finally:
-            made.close()
-    return peaks
+            case, port = pipe.recv()
+        except EOFError:
+            return
+        try:
+            made = factory(config(name=backend[0], **case["config"]))
+            pipe.send((measure(made, case, WorkerContext(rank, world, "127.0.0.1", port, threads=1)), ""))
+        except Exception:  # noqa: BLE001 - the other process raises it
+            pipe.send((0, traceback.format_exc()))
 
 
-def train(made: Any, case: dict[str, Any], place: Topology) -> None:
+def measure(made: Any, case: Mapping[str, Any], context: WorkerContext) -> int:
+    """The peak of a case, in bytes."""
+    place = made.setup(context)
+    try:
+        tiny = {**case, "init": {**case["init"], **TINY}, "vocab": 64, "sequences": 4, "length": 16}
+        train(made, tiny, place)
+        forget(made)
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+        train(made, case, place)
+        return resident("VmHWM") - before
+    finally:
+        made.close()
+
+
+def give_back_what_is_freed() -> None:
+    """Have glibc do so with every tensor of more than 64 KiB."""
+    libc = ctypes.CDLL(None)
+    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+        libc.mallopt(parameter, 65536)
+
+
+def train(made: Any, case: Mapping[str, Any], place: Topology) -> None:
     """Load the roles and take two steps; frozen roles compute log-probs before each."""
     adapter = AdapterSpec(**case["adapter"]) if case["adapter"] else None
     spec = ModelSpec(init=case["init"], vocab_size=case["vocab"], max_length=4096)
@@ -216,7 +227,3 @@ def resident(field: str) -> int:
     found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(*map(int, sys.argv[1:4]), tuple(sys.argv[4:]))) + "\n")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 from rl_core.testing.outcome import outcomes
@@ -17,15 +16,7 @@ ELSEWHERE = (
 
 
 @pytest.fixture
-def few_objects() -> Iterator[None]:
-    """Backends collect garbage when they close: leave out what the test process has gathered before."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture
-def findings(generate, few_objects) -> Callable[..., dict[str, str]]:
+def findings(generate) -> Callable[..., dict[str, str]]:
     """``findings(kind, {old: new}, file=…)``: rule → message, for the rules that a changed package breaks."""
 
     def findings(
