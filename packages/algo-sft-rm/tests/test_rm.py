@@ -147,6 +147,7 @@ def test_gradients_reach_the_whole_model_and_equal_plain_autograd(characters: Ca
     model = trained(local_model, tokenizer, batch)
     hf = model.backend._role("reward").model.model
     hf.zero_grad()
+    attention, hf.config._attn_implementation = hf.config._attn_implementation, "sdpa"  # no backend calls it
     scores = [
         hf(torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]).logits[0, 0] for i in range(6)
     ]
@@ -156,6 +157,7 @@ def test_gradients_reach_the_whole_model_and_equal_plain_autograd(characters: Ca
     assert len(norms) == len(list(hf.parameters()))
     expected = torch.stack(norms).norm().item()
     hf.zero_grad()
+    hf.config._attn_implementation = attention
     metrics = algorithm.step(batch, {"reward": model})
     assert metrics["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["train/grad_norm"] == pytest.approx(expected, rel=1e-4)

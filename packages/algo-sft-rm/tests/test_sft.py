@@ -133,9 +133,11 @@ def test_the_backend_computes_the_smoothed_loss_in_any_micro_batches(characters,
         model = local_model(Role("policy", trainable=True), tokenizer, **fields)
         if not results:
             wrapped = model.backend._role("policy").model.model
+            attention, wrapped.config._attn_implementation = wrapped.config._attn_implementation, "sdpa"
             found = [
                 wrapped(torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]) for i in range(3)
             ]
+            wrapped.config._attn_implementation = attention  # the backend's, which called itself needs rows
             trained = [torch.from_numpy(batch.token_columns["loss_mask"][batch.sequence(i)])[1:] > 0 for i in range(3)]
             logits = torch.cat([f.logits[0, :-1][t] for f, t in zip(found, trained, strict=True)])
             labels = torch.from_numpy(batch.tokens[batch.token_columns["loss_mask"] > 0].astype(np.int64))

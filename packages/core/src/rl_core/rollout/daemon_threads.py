@@ -46,15 +46,16 @@ class DaemonThreads:
                 self._add_threads(1)
 
     def grow(self) -> bool:
-        """Double the threads where jobs are waiting; whether more can be added.
+        """Double the threads where jobs are waiting; whether to ask again soon.
 
         Jobs of microseconds are done soonest by a single thread: each further one costs switching between them.
         """
         with self._lock:
-            waiting = self._queue.qsize() > self._idle
-            if waiting:
+            waiting = self._queue.qsize()
+            if waiting > self._idle:
                 self._add_threads(self._threads)
-            return waiting and self._threads < self._size
+            # A thread that just took a job may count as idle still: then the next job waits without anybody for it.
+            return waiting > 0 and self._threads < self._size
 
     def give_up_late(self) -> float:
         """Fail the jobs that run longer than ``timeout_s``; seconds until another one may be late."""
