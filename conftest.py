@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
     files = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
-    runs = ("examples", "megatron_runs", "environment_examples", "resume", "run")
+    runs = ("examples", "variants", "megatron_runs", "environment_examples", "resume", "run")
     first = [f"test_{name}.py" for name in runs]
 
     def rank(path):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from rl_core.contracts.reward import Sample
+from rl_reward_math.config import MathConfig
+from rl_reward_math.reward import Math
 
 MATH = (
     *("9", "-3", "58,500", r"10,\!080", r"11,\! 111,\! 111,\! 100", r"\$32,\!348", "1.25", ".0000672", "326.5", "0"),
@@ -33,6 +35,14 @@ GSM8K = tuple(
     for number in ("72", "10", "5", "1,600", "2,125", "-3", "0", "12000", "1,000,000", "0.25")
 )
 GSM8K_SAMPLE = 400
+
+
+@pytest.fixture(scope="module")
+def reward() -> Iterator[Callable[[], Math]]:
+    """One for all of these tests: its workers take longer to start than many of them."""
+    built = Math(MathConfig(name="math", timeout_s=60.0))
+    yield lambda: built
+    built.close()
 
 
 def math_answers() -> list[str]:
