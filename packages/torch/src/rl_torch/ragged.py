@@ -22,8 +22,8 @@ _FURTHER = ("position_bias", "cache", "s_aux", "softcap")
 """Arguments that ask for more than a softmax over scaled products."""
 
 # Sequences this much shorter than the longest of a group are attended to in another one.
-_SHORTEST_SHARE = 0.7
-_FEWEST_CELLS = 512
+_SHORTEST_SHARE = 0.8
+_FEWEST_CELLS = 128
 
 
 @dataclass(frozen=True)
