@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -221,9 +221,12 @@ def _outputs(
     """``outputs`` of a micro-batch, over all context-parallel ranks."""
     with switched_off(loaded.model, loaded.base_only):
         if mesh.cp_group is None:
-            extra = {VARLEN: lambda: {"segments": Segments.of(micro)}, RAGGED: lambda: {"rows": micro.rows}}
-            given = extra.get(_attention(loaded), dict)()
-            return compute_outputs(loaded.model, micro, outputs, temperature=temperature, **given)
+            extra: dict[str, Any] = {}
+            if _attention(loaded) == VARLEN:
+                extra = {"segments": Segments.of(micro)}
+            elif _attention(loaded) == RAGGED:
+                extra = {"rows": micro.rows}
+            return compute_outputs(loaded.model, micro, outputs, temperature=temperature, **extra)
         check_outputs(loaded.model, outputs)
         results = split_forward(
             loaded.model,
