@@ -33,8 +33,9 @@ from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
 from rl_core.plugins.references import resolve_reference
 
+from rl_torch.host_memory import give_back_freed_memory
+
 POLICY = Role("policy", trainable=True)
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 TINY = {"hidden_size": 64, "heads": 2, "kv_heads": 2, "layers": 2, "ffn": 64}
 
 
@@ -149,7 +150,7 @@ def squared_values(outputs: Any, batch: Any, scale: Scale) -> tuple[torch.Tensor
 def _answer(pipe: Connection, rank: int, world: int, backend: tuple[str, str, str]) -> None:
     """Send each case's peak and what went wrong, until there are no more."""
     torch.set_num_threads(1)
-    give_back_what_is_freed()
+    give_back_freed_memory()
     factory, config = (cast(Any, resolve_reference(reference)) for reference in backend[1:])
     gc.freeze()  # each case collects garbage: not among all that was imported
     while True:
@@ -177,13 +178,6 @@ def measure(made: Any, case: Mapping[str, Any], context: WorkerContext) -> int:
         return resident("VmHWM") - before
     finally:
         made.close()
-
-
-def give_back_what_is_freed() -> None:
-    """Have glibc do so with every tensor of more than 64 KiB."""
-    libc = ctypes.CDLL(None)
-    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        libc.mallopt(parameter, 65536)
 
 
 def train(made: Any, case: Mapping[str, Any], place: Topology) -> None:

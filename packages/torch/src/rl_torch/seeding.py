@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rl_torch.host_memory import keep_freed_memory
+
 
 def prepare_process(*, threads: int, seed: int, rank: int = 0) -> None:
-    """Set the number of CPU threads and seed torch (CPU and CUDA), differently on each rank."""
+    """Set the number of CPU threads and seed torch (CPU and CUDA), differently on each rank.
+
+    A process that computes on the CPU also keeps freed memory (:mod:`rl_torch.host_memory`).
+    """
     torch.set_num_threads(max(threads, 1))
     torch.manual_seed(seed + rank)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
 
 
 def rng_state() -> dict[str, Tensor]:
