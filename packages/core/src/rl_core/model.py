@@ -73,7 +73,18 @@ class Model:
 
     def weight_references(self) -> list[Any]:
         """References to the :class:`WeightBucket` objects of the current weights; the bytes stay with the workers."""
-        calls = [w.stream.remote("weights", rank == 0, self.role.name) for rank, w in enumerate(self._workers)]
+        return self.finish_stream(self.stream_weights())
+
+    def stream_weights(self) -> list[Any]:
+        """Begin to put the current weights into the object store; :meth:`finish_stream` waits for it.
+
+        Returns:
+            calls of all ranks; the first one's result is what :meth:`weight_references` returns.
+        """
+        return [w.stream.remote("weights", rank == 0, self.role.name) for rank, w in enumerate(self._workers)]
+
+    def finish_stream(self, calls: Sequence[Any]) -> list[Any]:
+        """The result of the first of :meth:`stream_weights`'s calls, when all have one."""
         return self._pool.get(calls, what=f"gathering the {self.role.name} weights")[0]
 
     def save(self, directory: str) -> None:

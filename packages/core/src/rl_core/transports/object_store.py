@@ -45,11 +45,7 @@ class StoredWeights:
 
     def give(self, generators: Sequence[Any], version: int) -> Lost:
         """See :class:`WeightTransport`."""
-        calls = [
-            (g, beside(g.call_each, ahead=self.ahead).remote("update_weights", self.buckets, version))
-            for g in generators
-        ]
-        return outcomes(self.pool, calls)[0]
+        return outcomes(self.pool, updates(generators, self.buckets, version, ahead=self.ahead))[0]
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,20 @@ class ObjectStore:
 
     def give(self, generators: Sequence[Any], version: int) -> Lost:
         """See :class:`WeightTransport`."""
-        return StoredWeights(self.pool, self.policy.weight_references(), self.ahead).give(generators, version)
+        streams = self.policy.stream_weights()
+        # Asked at once, so that no time passes between the weights' being there and their being read.
+        calls = updates(generators, streams[0], version, ahead=self.ahead)
+        self.policy.finish_stream(streams)
+        return outcomes(self.pool, calls)[0]
+
+
+def updates(generators: Sequence[Any], buckets: Any, version: int, *, ahead: bool) -> list[tuple[Any, Any]]:
+    """Ask every generator to take weights; ``(generator, call)`` pairs.
+
+    Args:
+        buckets: references to weight buckets, or a reference to a list of them.
+    """
+    return [(g, beside(g.call_each, ahead=ahead).remote("update_weights", buckets, version)) for g in generators]
 
 
 def beside(method: Any, *, ahead: bool) -> Any:
