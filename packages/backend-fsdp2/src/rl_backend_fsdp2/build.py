@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import EnvironmentProblem
+from rl_torch.llama.layers import supports_own_layers, use_own_layers
 from rl_torch.models import build_config, build_model
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
@@ -29,11 +32,24 @@ from rl_backend_fsdp2.step import LoadedModel
 from rl_backend_fsdp2.tensor_parallel import check_tensor_parallel, split_over_ranks
 
 
+@dataclass(frozen=True)
+class RowLayout:
+    """What a model's architecture allows.
+
+    Attributes:
+        ragged: it is trained in ragged rows.
+        own_layers: its layers are those of :mod:`rl_torch.llama` there.
+    """
+
+    ragged: bool
+    own_layers: bool
+
+
 def build_role(
     role: Role, spec: ModelSpec, optimizer: OptimizerSpec | None, *, config: Fsdp2Config, mesh: Mesh
 ) -> LoadedModel:
     """See :meth:`rl_backend_fsdp2.backend.Fsdp2Backend.load`."""
-    model, source, ragged = _open(role, spec, config=config, mesh=mesh)
+    model, source, layout = _open(role, spec, config=config, mesh=mesh)
     if spec.adapter is not None:
         adapters.attach(model, spec.adapter)
     else:
@@ -44,8 +60,11 @@ def build_role(
     if role.trainable:
         recompute_activations(model, config.activation_checkpointing)
     wrapped = wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens)
-    if ragged:
+    if layout.ragged:
         use_ragged_attention(model)
+    if layout.own_layers and spec.adapter is None:
+        use_own_layers(model)
+        wrapped.takes_wanted = True
     _split(wrapped, spec, config, mesh)
     if source is not None:
         loading.fill(wrapped, source, torch.device("cpu") if config.cpu_offload else mesh.device)
@@ -65,11 +84,8 @@ def build_role(
 
 def _open(
     role: Role, spec: ModelSpec, *, config: Fsdp2Config, mesh: Mesh
-) -> tuple[PreTrainedModel, loading.Source | None, bool]:
-    """The model; without storage, and with the files to read it from, where each rank reads its own part.
-
-    The last tells whether it is to be trained in ragged rows.
-    """
+) -> tuple[PreTrainedModel, loading.Source | None, RowLayout]:
+    """The model; without storage, and with the files to read it from, where each rank reads its own part."""
     found = None if is_plain(mesh, config) else loading.empty_model(spec, role.head)
     if found is None:
         model, source = build_model(spec, dtype=torch.float32, head=role.head), None
@@ -81,12 +97,14 @@ def _open(
     if config.parallel.tp > 1:
         check_tensor_parallel(model.config, config.parallel.tp)
     ragged = config.uses_ragged(cuda=mesh.device.type == "cuda") and supports_ragged_attention(sample)
+    # Not where something else is to happen inside of layers.
+    may_replace = ragged and config.activation_checkpointing == "none" and config.parallel.tp == 1
     if config.packing == "ragged" and not ragged:
         raise EnvironmentProblem(
             f"{type(model).__name__} has an attention of its own, which ragged rows cannot replace\n"
             "    set backend.packing: packed"
         )
-    return model, source, ragged
+    return model, source, RowLayout(ragged=ragged, own_layers=may_replace and supports_own_layers(sample))
 
 
 def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:

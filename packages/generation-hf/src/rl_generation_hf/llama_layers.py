@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from rl_torch.llama.layers import fits
+from rl_torch.llama.rotary import Rotation
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -16,12 +18,6 @@ from transformers import PreTrainedModel
 from rl_generation_hf.cache import SlotCache
 from rl_generation_hf.masks import AttentionPattern
 from rl_generation_hf.products import Product
-
-_KNOWN = frozenset(
-    f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}ForCausalLM"
-    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
-)
-"""By name, because importing the classes costs what only one of them is needed for."""
 
 
 class LlamaLayers:
@@ -48,11 +44,7 @@ class LlamaLayers:
     @staticmethod
     def fit(model: PreTrainedModel) -> bool:
         """Whether the model's layers are as this class expects them: no adapters, no other activation."""
-        return (
-            f"{type(model).__module__}.{type(model).__name__}" in _KNOWN
-            and model.config.hidden_act == "silu"
-            and all(type(m) is nn.Linear for layer in model.model.layers for m in _projections(layer))
-        )
+        return fits(model) and type(model).__name__.endswith("ForCausalLM")
 
     def refresh(self) -> None:
         """Take in weights that were replaced."""
@@ -66,7 +58,7 @@ class LlamaLayers:
         rows, ends = torch.arange(len(tokens)), lengths - 1
         ragged = bool((lengths < length).any())
         hidden = self._embedding(tokens)
-        rotation = _rotation(self._rotary(hidden, torch.arange(length)[None]))
+        rotation = Rotation.of(self._rotary(hidden, torch.arange(length)[None]))
         for layer, kind, cached in self._with_cache():
             seen = mask[kind] if isinstance(mask, dict) else mask
             query, key, value = layer.project(hidden, rotation)
@@ -80,7 +72,7 @@ class LlamaLayers:
     def decode(self, tokens: Tensor, positions: Tensor, *, longest: int, equal: bool) -> Tensor:
         mask = self._pattern.decode(positions, longest + 1, self._like, equal=equal)
         hidden = self._embedding(tokens[:, None])
-        rotation = _rotation(self._rotary(hidden, (positions[:1] if equal else positions)[:, None]))
+        rotation = Rotation.of(self._rotary(hidden, (positions[:1] if equal else positions)[:, None]))
         for layer, kind, cached in self._with_cache():
             query, key, value = layer.project(hidden, rotation)
             seen = layer.attend(query, *cached.update(key, value), mask[kind] if isinstance(mask, dict) else mask)
@@ -116,7 +108,7 @@ class _Layer:
         for product in (self._qkv, self._output, self._gate_up, self._down):
             product.refresh()
 
-    def project(self, hidden: Tensor, rotation: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, hidden: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """[R, L, hidden] → queries [R, heads, L, d], keys and values [R, groups, L, d], of which the first two turn."""
         rows, length, _ = hidden.shape
         states = self._qkv(_normalized(hidden, self._before_attention))
@@ -125,7 +117,7 @@ class _Layer:
         if self._norms[0] is not None:
             query, key = turning.split([self._heads, self._groups], dim=2)
             turning = torch.cat([_normalized(query, self._norms[0]), _normalized(key, self._norms[1])], dim=2)
-        query, key = _turned(turning, rotation).split([self._heads, self._groups], dim=2)
+        query, key = rotation.forward(turning).split([self._heads, self._groups], dim=2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -150,12 +142,6 @@ class _Layer:
         return hidden + self._down(F.silu(gate).mul_(up))
 
 
-def _projections(layer: nn.Module) -> list[nn.Module]:
-    attention, mlp = layer.self_attn, layer.mlp
-    into = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
-    return [*into, attention.o_proj, mlp.down_proj]
-
-
 def _joined(layers: Sequence[nn.Linear]) -> Product:
     """One linear map in the place of several, whose parameters become views of its own."""
     weight = _as_views([layer.weight for layer in layers])
@@ -175,23 +161,6 @@ def _normalized(hidden: Tensor, norm: nn.Module) -> Tensor:
         return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
     exact = F.rms_norm(hidden.float(), norm.weight.shape, None, norm.variance_epsilon)
     return norm.weight * exact.to(hidden.dtype)
-
-
-def _rotation(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines [R, L, 1, d] and the sines of both halves [R, L, 1, d/2]; transformers gives them as [R, L, d]."""
-    cosines, sines = (part.unsqueeze(2) for part in embeddings)
-    first, second = sines.chunk(2, dim=-1)
-    return cosines, first, second
-
-
-def _turned(states: Tensor, rotation: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding (Su et al. 2021), halves paired; [R, L, heads, d]."""
-    cosines, first, second = rotation
-    half = first.shape[-1]
-    turned = states * cosines
-    turned[..., :half].addcmul_(states[..., half:], first, value=-1)
-    turned[..., half:].addcmul_(states[..., :half], second)
-    return turned
 
 
 def _row_of(mask: Tensor | None, ends: Tensor, length: int, like: Tensor) -> Tensor:

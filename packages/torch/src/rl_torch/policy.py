@@ -26,6 +26,9 @@ OUTPUTS: dict[Head, tuple[str, ...]] = {
 }
 """What each head can compute."""
 
+_FEW = 0.9
+"""Of all cells; where more are wanted, leaving out the others costs as much as it saves."""
+
 
 class PolicyModel(nn.Module):
     """A causal language model that answers with token log-probs and entropies.
@@ -41,6 +44,8 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.model = model
         self.chunk_tokens = chunk_tokens
+        self.takes_wanted = False
+        """Whether the model's forward takes the cells whose hidden states are wanted (:mod:`rl_torch.llama.layers`)."""
         self.vocab_shard: VocabShard | None = None
         """Set by tensor parallelism, where the output embedding is a DTensor split by rows."""
 
@@ -60,7 +65,7 @@ class PolicyModel(nn.Module):
 
         ``attention`` is passed on to the attention functions of the model's layers.
         """
-        hidden = _hidden(self.model, input_ids, position_ids, **attention).index_select(0, predictors)
+        hidden = _hidden_at(self, predictors, input_ids, position_ids, **attention)
         embedding = self.model.get_output_embeddings()
         weight = embedding.weight if self.vocab_shard is None else embedding.weight.to_local()
         return token_outputs(
@@ -88,6 +93,7 @@ class ScalarModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.takes_wanted = False
 
     def forward(
         self,
@@ -102,14 +108,13 @@ class ScalarModel(nn.Module):
         **attention: Any,
     ) -> dict[str, Tensor]:
         """``values`` float32 [N] at ``predictors`` and ``scores`` float32 [B] at ``last``."""
-        hidden = _hidden(self.model, input_ids, position_ids, **attention)
         cells = {"values": predictors, "scores": last}
+        asked = [cells[name] for name in outputs]
+        hidden = _hidden_at(self, torch.cat(asked), input_ids, position_ids, **attention)
         weight = self.model.score.weight.float()
-        return {
-            # Cloned, because FSDP's hooks cannot follow in-place changes of a view.
-            name: nn.functional.linear(hidden.index_select(0, cells[name]).float(), weight).squeeze(-1).clone()
-            for name in outputs
-        }
+        values = nn.functional.linear(hidden.float(), weight).squeeze(-1)
+        # Cloned, because FSDP's hooks cannot follow in-place changes of a view.
+        return {n: part.clone() for n, part in zip(outputs, values.split([len(x) for x in asked]), strict=True)}
 
 
 def wrap_model(model: PreTrainedModel, head: Head, *, chunk_tokens: int | None = None) -> PolicyModel | ScalarModel:
@@ -237,9 +242,19 @@ def _last_unpadded(micro: MicroBatch, pad: int) -> Tensor:
     return micro.cells[torch.from_numpy(tokens).to(micro.cells.device)]
 
 
-def _hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None, **attention: Any) -> Tensor:
-    """[R · L, H]: the last hidden states, cell by cell."""
-    states = model.base_model(
+def _hidden_at(
+    wrapped: PolicyModel | ScalarModel,
+    cells: Tensor,
+    input_ids: Tensor,
+    position_ids: Tensor | None,
+    **attention: Any,
+) -> Tensor:
+    """[N, H]: the last hidden states of ``cells`` (int64 [N], of R · L)."""
+    if wrapped.takes_wanted:
+        wanted, places = torch.unique(cells, return_inverse=True)
+        if len(wanted) <= _FEW * input_ids.numel():
+            attention, cells = {**attention, "wanted": wanted}, places
+    states = wrapped.model.base_model(
         input_ids=input_ids, position_ids=position_ids, use_cache=False, **attention
     ).last_hidden_state
-    return states.flatten(0, 1)
+    return states.flatten(0, 1).index_select(0, cells)

@@ -6,7 +6,8 @@ sequences are gathered can hold the beginning that several of them share once (:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,14 @@ class Rows:
         cells: int64 [C], the cell each slot shows; slots behind a sequence's end show any.
         owners: int64 [U], the slot whose attention output is each cell's.
         further: further slots that show a cell, as pairs of slots and cells, int64 each; no cell is twice in a pair.
+        slots: what layers work out from this once for all of them, by number of heads.
     """
 
     shapes: tuple[tuple[int, int], ...]
     cells: Tensor
     owners: Tensor
     further: tuple[tuple[Tensor, Tensor], ...]
+    slots: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, cells: np.ndarray, offsets: np.ndarray, *, device: torch.device) -> Rows:
@@ -116,7 +119,7 @@ def attention(
         RuntimeError: the caller did not say where the sequences are, or asks for another attention.
     """
     if rows is None:
-        raise RuntimeError("ragged attention needs the rows of the micro-batch")
+        raise missing_rows()
     if odd := [name for name in _FURTHER if options.get(name) is not None]:
         raise RuntimeError(f"ragged attention does not know {odd[0]}")
     gathered = [_Gather.apply(states[0].transpose(0, 1), rows) for states in (query, key, value)]
@@ -133,15 +136,27 @@ def attention(
     return _PutBack.apply(torch.cat(outputs), rows)[None], None
 
 
+def missing_rows() -> RuntimeError:
+    """For a model that was called without ``rows``."""
+    return RuntimeError("ragged attention needs the rows of the micro-batch")
+
+
 def use_ragged_attention(model: PreTrainedModel) -> None:
     """Have ``model`` use :func:`attention`; its forward then needs ``rows=``."""
     AttentionInterface.register(ATTENTION, attention)
     model.config._attn_implementation = ATTENTION
 
 
-@torch.no_grad()
 def supports_ragged_attention(model: PreTrainedModel) -> bool:
-    """Whether the model's layers compute the same with it: tried on two sequences that begin alike."""
+    """Whether the model's layers compute the same with it."""
+    return computes_the_same(model, use_ragged_attention)
+
+
+@torch.no_grad()
+def computes_the_same(model: PreTrainedModel, change: Callable[[PreTrainedModel], None]) -> bool:
+    """Whether ``model`` computes in ragged rows what it computes without ``change``: tried on two sequences that begin
+    alike. ``change`` is to have ragged attention used; that is undone here, what else it does is not.
+    """
     config, before = model.config, model.config._attn_implementation
     if not model._supports_attention_backend or before != "sdpa":
         return False
@@ -151,12 +166,10 @@ def supports_ragged_attention(model: PreTrainedModel) -> bool:
     expected = torch.cat([body(input_ids=x[None], use_cache=False).last_hidden_state[0] for x in (one, other)])
     cells = np.array([0, 1, 2, 3, 4, 0, 1, 5, 6])
     rows = Rows.of(cells, np.array([0, 5, 9]), device=device)
-    positions = torch.tensor([0, 1, 2, 3, 4, 2, 3], device=device)
-    use_ragged_attention(model)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 2, 3]], device=device)
+    change(model)
     try:
-        states = body(input_ids=ids[None], position_ids=positions[None], use_cache=False, rows=rows).last_hidden_state[
-            0
-        ]
+        states = body(input_ids=ids[None], position_ids=positions, use_cache=False, rows=rows).last_hidden_state[0]
     except (RuntimeError, TypeError):  # arguments that the function, or the model, does not take
         return False
     finally:

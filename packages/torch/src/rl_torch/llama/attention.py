@@ -1,0 +1,134 @@
+"""Causal attention of equally long sequences, forward and backward, where heads of queries may share keys and values.
+
+Short sequences have the softmax written out: PyTorch's flash attention for CPUs is made for long ones, and takes about
+twice as long at 32 to 128 tokens (two threads of a Zen 4).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+Backward = Callable[[Tensor], Gradients]
+
+LONGEST_WRITTEN_OUT = 256
+"""Tokens; the scores of longer sequences would take too much memory."""
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What attention in one layer looks like.
+
+    Attributes:
+        queries: heads of queries.
+        keys: heads of keys and values.
+        width: of a head.
+        scale: of the products.
+        window: tokens that each token sees, itself among them; None: all before it.
+    """
+
+    queries: int
+    keys: int
+    width: int
+    scale: float
+    window: int | None = None
+
+
+def attend(
+    shapes: tuple[tuple[int, int], ...], query: Tensor, key: Tensor, value: Tensor, heads: Heads
+) -> tuple[Tensor, Backward]:
+    """softmax(scale · query keyᵀ) value in groups of sequences of one length.
+
+    Args:
+        shapes: sequences and length of each group, C tokens in all.
+        query: [C · heads.queries, d], group by group [sequences, heads, length, d].
+        key, value: [C · heads.keys, d].
+
+    Returns:
+        As ``query``; and the gradients by all three as a function of that by the output.
+    """
+
+    def split(states: Tensor, count: int) -> list[Tensor]:
+        parts = states.split([sequences * count * length for sequences, length in shapes])
+        return [part.view(s, count, n, heads.width) for part, (s, n) in zip(parts, shapes, strict=True)]
+
+    def join(parts: list[Tensor]) -> Tensor:
+        return torch.cat([part.reshape(-1, heads.width) for part in parts])
+
+    groups = zip(split(query, heads.queries), split(key, heads.keys), split(value, heads.keys), strict=True)
+    results = [attend_equal(*group, heads) for group in groups]
+
+    def backward(gradient: Tensor) -> Gradients:
+        found = [one(part) for part, (_, one) in zip(split(gradient, heads.queries), results, strict=True)]
+        by_query, by_key, by_value = (join(list(same)) for same in zip(*found, strict=True))
+        return by_query, by_key, by_value
+
+    return join([output for output, _ in results]), backward
+
+
+def attend_equal(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tuple[Tensor, Backward]:
+    """The same for B sequences of one length L.
+
+    Args:
+        query: [B, heads.queries, L, d], contiguous; so are the others, and gradients.
+        key, value: [B, heads.keys, L, d].
+    """
+    how = _written_out if query.shape[2] <= LONGEST_WRITTEN_OUT else _flash
+    return how(query, key, value, heads)
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tuple[Tensor, Backward]:
+    count, _, length, width = query.shape
+    together = heads.queries // heads.keys
+    # Queries that share keys are rows of one matrix. In 16 bits scores would lose too much.
+    q = _exact(query).view(count * heads.keys, together * length, width)
+    k, v = (_exact(x).view(count * heads.keys, length, width) for x in (key, value))
+    mask = _mask(length, heads.window, q.dtype).repeat(together, 1)
+    shares = torch.softmax(torch.baddbmm(mask, q, k.mT, alpha=heads.scale), dim=-1)
+
+    def backward(gradient: Tensor) -> Gradients:
+        g = _exact(gradient).view(q.shape)
+        by_shares = torch.bmm(g, v.mT)
+        by_scores = torch.ops.aten._softmax_backward_data(by_shares, shares, -1, shares.dtype).mul_(heads.scale)
+        found = torch.bmm(by_scores, k), torch.bmm(by_scores.mT, q), torch.bmm(shares.mT, g)
+        by_query, by_key, by_value = (x.view_as(y).to(y.dtype) for x, y in zip(found, (query, key, value), strict=True))
+        return by_query, by_key, by_value
+
+    return torch.bmm(shares, v).view_as(query).to(query.dtype), backward
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tuple[Tensor, Backward]:
+    together, length = heads.queries // heads.keys, query.shape[2]
+    k, v = (x.repeat_interleave(together, 1) for x in (key, value))
+    causal = heads.window is None or heads.window >= length
+    mask = None if causal else _mask(length, heads.window, query.dtype)
+    output, logsumexp = _FLASH(query, k, v, 0.0, causal, attn_mask=mask, scale=heads.scale)
+
+    def backward(gradient: Tensor) -> Gradients:
+        by_query, by_key, by_value = _FLASH_BACKWARD(
+            gradient, query, k, v, output, logsumexp, 0.0, causal, attn_mask=mask, scale=heads.scale
+        )
+        return by_query, *(x.unflatten(1, (-1, together)).sum(2) for x in (by_key, by_value))
+
+    return output, backward
+
+
+@functools.lru_cache(maxsize=64)
+def _mask(length: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """[L, L] to add to the scores: 0 where a token (row) sees another (column), else -inf."""
+    place = torch.arange(length)
+    back = place[:, None] - place[None, :]
+    hidden = back < 0 if window is None else (back < 0) | (back >= window)
+    return torch.zeros(length, length, dtype=dtype).masked_fill_(hidden, -torch.inf)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,162 @@
+"""The two halves of a decoder layer, each with one backward pass: attention, and the feed-forward network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rl_torch.llama import gate, norm
+from rl_torch.llama.attention import Heads, attend
+from rl_torch.llama.products import added, by_input, by_weight, product
+from rl_torch.llama.rotary import Rotation
+from rl_torch.llama.slots import Slots
+from rl_torch.ragged import Rows
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a layer is told of its attention and of the micro-batch.
+
+    Attributes:
+        epsilon: of the norms.
+        wanted: int64 [M], the cells whose results are used, in the last layer: it computes keys and values for all
+            U cells, and the rest for these. None: all.
+    """
+
+    heads: Heads
+    rotation: Rotation
+    rows: Rows
+    epsilon: float
+    wanted: Tensor | None = None
+
+    def slots(self) -> tuple[Slots, Slots, Slots]:
+        """Of queries, keys and values."""
+        keys = Slots.of(self.rows, self.heads.keys)
+        return Slots.of(self.rows, self.heads.queries), keys, keys
+
+    def rotations(self) -> tuple[Rotation, Rotation]:
+        """Of queries and keys."""
+        return self.rotation if self.wanted is None else self.rotation.at(self.wanted), self.rotation
+
+    def pick(self, states: Tensor) -> Tensor:
+        """[U, …] → [M, …]."""
+        return states if self.wanted is None else states.index_select(0, self.wanted)
+
+    def spread(self, states: Tensor, cells: int) -> Tensor:
+        """[M, …] → [U, …], zero elsewhere."""
+        if self.wanted is None:
+            return states
+        return states.new_zeros(cells, *states.shape[1:]).index_copy_(0, self.wanted, states)
+
+
+class Attention(torch.autograd.Function):
+    """``x + output(attention(norm(x)))`` at the wanted cells, x [U, H] for U cells."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frame: Frame, weight: Tensor, *parameters: Tensor | None) -> Tensor:
+        """[M, H].
+
+        Args:
+            weight: of the norm.
+            parameters: weights and biases of the projections to queries, keys, values and back; weights of the norms
+                of queries and keys. None for what the architecture lacks.
+        """
+        linear, head_norms = _pairs(parameters[:8]), parameters[8:]
+        normalized, factor = norm.forward(x, weight, frame.epsilon)
+        inputs = (frame.pick(normalized), normalized, normalized)
+        projected = [
+            product(i, *pair).unflatten(1, (-1, frame.heads.width)) for i, pair in zip(inputs, linear[:3], strict=True)
+        ]
+        states, kept = list(projected), []
+        if head_norms[0] is not None:
+            both = [norm.forward(part, w, frame.epsilon) for part, w in zip(states[:2], head_norms, strict=True)]
+            states[:2] = [part for part, _ in both]
+            kept = [*projected[:2], *(factors for _, factors in both), *head_norms]
+        states[:2] = [turn.forward(part) for turn, part in zip(frame.rotations(), states[:2], strict=True)]
+        states[0] = frame.spread(states[0], len(x))
+        slots = frame.slots()
+        shown = [slot.gather(part) for slot, part in zip(slots, states, strict=True)]
+        seen, ctx.attention_backward = attend(frame.rows.shapes, *shown, frame.heads)
+        merged = frame.pick(slots[0].put_back(seen).flatten(1))
+        ctx.save_for_backward(x, normalized, factor, merged, weight, *(w for w, _ in linear), *kept)
+        ctx.frame, ctx.biased = frame, [bias is not None for _, bias in linear]
+        return added(frame.pick(x), merged, *linear[3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """By what :meth:`forward` was given."""
+        x, normalized, factor, merged, weight, query, key, value, output, *kept = ctx.saved_tensors
+        frame, slots = ctx.frame, ctx.frame.slots()
+        by_seen = frame.spread(by_input(gradient, output), len(x)).unflatten(1, (-1, frame.heads.width))
+        by_shown = ctx.attention_backward(slots[0].put_back_backward(by_seen))
+        del ctx.attention_backward  # with what it kept
+        states = [slot.gather_backward(part) for slot, part in zip(slots, by_shown, strict=True)]
+        states[0] = frame.pick(states[0])
+        states[:2] = [turn.backward(part) for turn, part in zip(frame.rotations(), states[:2], strict=True)]
+        by_head_norms: list[Tensor | None] = [None, None]
+        if kept:
+            both = [norm.backward(g, *of) for g, *of in zip(states[:2], kept[:2], kept[2:4], kept[4:], strict=True)]
+            states[:2], by_head_norms = [part for part, _ in both], [by_norm for _, by_norm in both]
+        flat = [part.flatten(1) for part in states]
+        by_normalized = frame.spread(by_input(flat[0], query), len(x))
+        for part, projection in zip(flat[1:], (key, value), strict=True):
+            by_normalized = by_input(part, projection, plus=by_normalized)
+        by_x, by_norm = norm.backward(by_normalized, x, factor, weight, plus=frame.spread(gradient, len(x)))
+        inputs = (frame.pick(normalized), normalized, normalized, merged)
+        by_linear = _by_parameters((*flat, gradient), inputs, ctx.biased)
+        return by_x, None, by_norm, *by_linear, *by_head_norms
+
+
+class FeedForward(torch.autograd.Function):
+    """``x + down(silu(gate(y)) · up(y))`` with y = norm(x), x [M, H]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, epsilon: float, weight: Tensor, *parameters: Tensor | None) -> Tensor:
+        """[1, M, H]: as layers return it, and no view, which FSDP could not follow in-place changes of.
+
+        Args:
+            weight: of the norm.
+            parameters: weights and biases (or None) of gate, up and down.
+        """
+        linear = _pairs(parameters)
+        normalized, factor = norm.forward(x, weight, epsilon)
+        opening, up = (product(normalized, *pair) for pair in linear[:2])
+        inner = gate.forward(opening, up)
+        ctx.save_for_backward(x, normalized, factor, opening, up, inner, weight, *(w for w, _ in linear))
+        ctx.biased = [bias is not None for _, bias in linear]
+        result = x.new_empty(1, *x.shape)
+        added(x, inner, *linear[2], out=result[0])
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """By what :meth:`forward` was given."""
+        x, normalized, factor, opening, up, inner, weight, *weights = ctx.saved_tensors
+        gradient = gradient[0]
+        states = gate.backward(by_input(gradient, weights[2]), opening, up)
+        by_normalized = by_input(states[1], weights[1], plus=by_input(states[0], weights[0]))
+        by_x, by_norm = norm.backward(by_normalized, x, factor, weight, plus=gradient)
+        by_linear = _by_parameters((*states, gradient), (normalized, normalized, inner), ctx.biased)
+        return by_x, None, by_norm, *by_linear
+
+
+def _pairs(parameters: Sequence[Tensor | None]) -> list[tuple[Any, Tensor | None]]:
+    """Weight and bias of each projection."""
+    return list(zip(parameters[::2], parameters[1::2], strict=True))
+
+
+def _by_parameters(
+    gradients: Sequence[Tensor], inputs: Sequence[Tensor], biased: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients by weight and bias of each projection."""
+    found: list[Tensor | None] = []
+    for gradient, x, has_bias in zip(gradients, inputs, biased, strict=True):
+        found += [by_weight(gradient, x), gradient.sum(0) if has_bias else None]
+    return found

@@ -1,0 +1,78 @@
+"""Where heads of cells stand for attention: what :class:`rl_torch.ragged.Rows` says of cells, for a number of heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl_torch.ragged import Rows
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Maps states of U cells [U, heads, d] to those of C slots [C · heads, d], group by group [rows, heads, width, d].
+
+    Attributes:
+        heads: n.
+        total: C · n.
+        cells: int64 [C · n], the head of a cell that each slot shows, as cell · n + head.
+        owners: int64 [U · n], the slot whose attention output is that of each head of a cell.
+        further: further slots that show a head of a cell, as pairs of both; see :class:`rl_torch.ragged.Rows`.
+    """
+
+    heads: int
+    total: int
+    cells: Tensor
+    owners: Tensor
+    further: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, rows: Rows, heads: int) -> Slots:
+        """For ``heads`` heads; made once for all layers of a micro-batch."""
+        if heads not in rows.slots:
+            rows.slots[heads] = cls._of(rows, heads)
+        return rows.slots[heads]
+
+    @classmethod
+    def _of(cls, rows: Rows, heads: int) -> Slots:
+        head = torch.arange(heads, device=rows.cells.device)
+        begins, cells, start = [], [], 0
+        for count, width in rows.shapes:
+            shown = rows.cells[start : start + count * width].view(count, 1, width)
+            cells.append((shown * heads + head[:, None]).flatten())
+            row, place = torch.arange(count, device=head.device), torch.arange(width, device=head.device)
+            slot = start * heads + row[:, None, None] * (heads * width) + place[:, None] + head * width
+            begins.append(slot.view(count * width, heads))
+            start += count * width
+        slots = torch.cat(begins) if begins else rows.cells.new_zeros(0, heads)
+        return cls(
+            heads=heads,
+            total=start * heads,
+            cells=torch.cat(cells) if cells else rows.cells,
+            owners=slots[rows.owners].flatten(),
+            further=tuple(
+                (slots[some].flatten(), (shown[:, None] * heads + head).flatten()) for some, shown in rows.further
+            ),
+        )
+
+    def gather(self, states: Tensor) -> Tensor:
+        """[U, heads, d] → [C · heads, d]."""
+        return states.flatten(0, 1).index_select(0, self.cells)
+
+    def gather_backward(self, gradient: Tensor) -> Tensor:
+        """The gradient of a cell is the sum of its slots'."""
+        result = gradient.index_select(0, self.owners)
+        for slots, cells in self.further:
+            result[cells] += gradient.index_select(0, slots)
+        return result.unflatten(0, (-1, self.heads))
+
+    def put_back(self, states: Tensor) -> Tensor:
+        """[C · heads, d] → [U, heads, d]."""
+        return states.index_select(0, self.owners).unflatten(0, (-1, self.heads))
+
+    def put_back_backward(self, gradient: Tensor) -> Tensor:
+        """Slots that own no cell have no gradient."""
+        result = gradient.new_zeros(self.total, gradient.shape[2])
+        return result.index_copy_(0, self.owners, gradient.flatten(0, 1))

@@ -1,0 +1,241 @@
+"""Layers with a backward pass of their own: against numerical derivatives, PyTorch's operations, and transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rl_core.batch import SequenceBatch
+from rl_core.contracts.model import ModelSpec
+from rl_torch.llama import gate, norm
+from rl_torch.llama.attention import LONGEST_WRITTEN_OUT, Heads, attend_equal
+from rl_torch.llama.layers import fits, supports_own_layers, use_own_layers
+from rl_torch.llama.rotary import Rotation
+from rl_torch.llama.slots import Slots
+from rl_torch.microbatch import MicroBatch
+from rl_torch.models import build_model
+from rl_torch.policy import compute_outputs, wrap_model
+from rl_torch.ragged import use_ragged_attention
+from torch import Tensor
+from torch.nn import functional as F
+
+torch.set_num_threads(1)
+VOCABULARY = 64
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def agree(found: Any, expected: Any, *, tolerance: float = 1e-12) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= tolerance * (1 + other.abs().max())
+
+
+def gradients(output: Tensor, inputs: tuple[Tensor, ...], weights: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad((output * weights).sum(), inputs)
+
+
+def test_the_norm_and_its_gradients_are_pytorchs() -> None:
+    x, weight, g = random(2, 5, 8).requires_grad_(), random(8, seed=1).requires_grad_(), random(2, 5, 8, seed=2)
+    expected = F.rms_norm(x, (8,), weight, 1e-3)
+    found, factor = norm.forward(x.detach(), weight.detach(), 1e-3)
+    agree([found], [expected])
+    by_x, by_weight = gradients(expected, (x, weight), g)
+    agree(norm.backward(g.clone(), x.detach(), factor, weight.detach()), (by_x, by_weight))
+    more = norm.backward(g.clone(), x.detach(), factor, weight.detach(), plus=torch.ones_like(x))
+    agree(more, (by_x + 1, by_weight))
+
+
+def test_the_norm_is_one_operation_that_leaves_its_gradient_alone() -> None:
+    x, weight = random(3, 8).requires_grad_(), random(8, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: norm.Norm.apply(a, b, 1e-3), (x, weight))
+    given = torch.ones(3, 8, dtype=torch.float64)
+    norm.Norm.apply(x, weight, 1e-3).backward(given)
+    assert given.eq(1).all()
+
+
+def test_turning_and_turning_back() -> None:
+    angles = random(5, 3, seed=1)
+    embeddings = tuple(torch.cat([f(angles), f(angles)], dim=-1) for f in (torch.cos, torch.sin))
+    rotation, x = Rotation.of(embeddings), random(5, 2, 6)
+    swapped = torch.cat([-x[..., 3:], x[..., :3]], dim=-1)
+    agree([rotation.forward(x)], [x * embeddings[0][:, None] + swapped * embeddings[1][:, None]])
+    agree([rotation.backward(rotation.forward(x))], [x])
+    some = torch.tensor([3, 0])
+    agree([rotation.at(some).forward(x[some])], [rotation.forward(x)[some]])
+
+
+def test_the_gate_and_its_gradients_are_pytorchs() -> None:
+    opening, up, g = random(4, 6).requires_grad_(), random(4, 6, seed=1).requires_grad_(), random(4, 6, seed=2)
+    expected = F.silu(opening) * up
+    agree([gate.forward(opening.detach(), up.detach())], [expected])
+    agree(gate.backward(g.clone(), opening.detach(), up.detach()), gradients(expected, (opening, up), g))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("length", [1, 9, LONGEST_WRITTEN_OUT + 1])
+def test_attention_and_its_gradients_are_pytorchs(length: int, window: int | None) -> None:
+    query, key, value = (random(2, n, length, 4, seed=n).requires_grad_() for n in (4, 2, 2))
+    back = torch.arange(length)[:, None] - torch.arange(length)[None]
+    seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+    k, v = (x.repeat_interleave(2, 1) for x in (key, value))
+    expected = torch.softmax((0.3 * query @ k.mT).masked_fill(~seen, -torch.inf), dim=-1) @ v
+    found, backward = attend_equal(*(x.detach() for x in (query, key, value)), Heads(4, 2, 4, 0.3, window))
+    agree([found], [expected])
+    g = random(2, 4, length, 4, seed=9)
+    agree(backward(g), gradients(expected, (query, key, value), g))
+
+
+def test_slots_hold_every_head_of_every_cell() -> None:
+    rows = MicroBatch.build(groups(), packing="ragged").rows
+    assert rows is not None
+    slots, cells = Slots.of(rows, 3), len(rows.owners)
+    assert Slots.of(rows, 3) is slots, "made once"
+    states = random(cells, 3, 2)
+    shown = slots.gather(states)
+    begin = 0
+    for count, width in rows.shapes:
+        group = shown[begin * 3 : (begin + count * width) * 3].view(count, 3, width, 2)
+        cell = rows.cells[begin : begin + count * width].view(count, width)
+        assert torch.equal(group.transpose(1, 2), states[cell])
+        begin += count * width
+    assert torch.equal(slots.put_back(shown), states)
+    # Adjoint: <gather x, y> = <x, gather_backward y> where y is zero behind the ends of sequences.
+    real = slots.gather(slots.gather_backward(torch.ones_like(shown)))
+    assert real.min() == 1
+    assert real.max() > 1, "some beginnings are shared"
+    y = random(cells, 3, 2, seed=1)
+    agree([(slots.put_back(shown * 2) * y).sum()], [(shown * 2 * slots.put_back_backward(y)).sum()])
+
+
+def model(architecture: str, *, head: str = "lm", **extra: object) -> torch.nn.Module:
+    init = {"architecture": architecture, "hidden_size": 32, "layers": 3, "heads": 4, "kv_heads": 2, "extra": extra}
+    built = build_model(ModelSpec(init=init, vocab_size=VOCABULARY, max_length=512), dtype=torch.float64, head=head)
+    for name, parameter in built.named_parameters():
+        if parameter.ndim == 1 or name == "score.weight":  # norms, biases and a new head begin at one or zero
+            parameter.data += random(*parameter.shape, seed=len(name)) / 4
+    return built
+
+
+def groups(*, longest: int = 30, scored: float = 1.0) -> SequenceBatch:
+    """Prompts with up to four completions each, of which parts are scored."""
+    rng = np.random.default_rng(0)
+    rows, masks = [], []
+    for _ in range(5):
+        prompt = rng.integers(0, VOCABULARY, rng.integers(2, longest))
+        for _ in range(rng.integers(1, 5)):
+            rows.append(np.concatenate([prompt, rng.integers(0, VOCABULARY, rng.integers(1, longest))]))
+            chosen = (np.arange(len(rows[-1])) >= len(prompt)) & (rng.random(len(rows[-1])) < scored)
+            masks.append(chosen.astype(np.float32))
+    return SequenceBatch.from_lists(rows, token_columns={"loss_mask": masks})
+
+
+def results(
+    built: torch.nn.Module, batch: SequenceBatch, head: str, names: tuple[str, ...], *, own: bool
+) -> list[Tensor]:
+    """Outputs and all gradients."""
+    wrapped = wrap_model(built, head)
+    use_ragged_attention(built)
+    if own:
+        use_own_layers(built)
+        wrapped.takes_wanted = True
+    micro = MicroBatch.build(batch, packing="ragged")
+    found = compute_outputs(wrapped, micro, names, rows=micro.rows)
+    values = [getattr(found, name) for name in names]
+    sum((v * random(*v.shape, seed=5)).sum() for v in values).backward()
+    return [v.detach() for v in values] + [p.grad for p in built.parameters()]
+
+
+ARCHITECTURES = [
+    ("qwen2", {}),
+    ("qwen3", {}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("mistral", {"sliding_window": 6}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "extra"), ARCHITECTURES)
+@pytest.mark.parametrize(("longest", "scored"), [(30, 1.0), (30, 0.3), (400, 1.0)])
+def test_models_compute_what_transformers_computes(
+    architecture: str, extra: dict[str, object], longest: int, scored: float
+) -> None:
+    batch, names = groups(longest=longest, scored=scored), ("logprobs", "entropy")
+    expected = results(model(architecture, **extra), batch, "lm", names, own=False)
+    found = results(model(architecture, **extra), batch, "lm", names, own=True)
+    assert len(found) > 20
+    # transformers' norms compute in float32, also of float64 states.
+    agree(found, expected, tolerance=2e-6)
+
+
+@pytest.mark.parametrize("names", [("values",), ("scores",), ("values", "scores")])
+@pytest.mark.parametrize("scored", [1.0, 0.3])
+def test_scalar_models_compute_what_transformers_computes(names: tuple[str, ...], scored: float) -> None:
+    expected = results(model("qwen3", head="scalar"), groups(scored=scored), "scalar", names, own=False)
+    found = results(model("qwen3", head="scalar"), groups(scored=scored), "scalar", names, own=True)
+    agree(found, expected, tolerance=2e-6)
+
+
+def test_in_16_bits_it_rounds_as_much_as_transformers() -> None:
+    batch, names = groups(), ("logprobs",)
+    exact = results(model("qwen3"), batch, "lm", names, own=False)[0]
+    both = [results(model("qwen3").bfloat16(), batch, "lm", names, own=own)[0] for own in (False, True)]
+    usual, own = ((found - exact).abs().mean() for found in both)
+    assert 0 < own <= 1.2 * usual
+
+
+def test_the_last_layer_is_computed_where_it_is_wanted() -> None:
+    built, seen = model("qwen2"), []
+    wrapped = wrap_model(built, "lm")
+    use_ragged_attention(built)
+    use_own_layers(built)
+    wrapped.takes_wanted = True
+    built.model.norm.register_forward_hook(lambda _module, given, _result: seen.append(given[0].shape))
+    for scored in (0.3, 1.0):
+        micro = MicroBatch.build(groups(scored=scored), packing="ragged")
+        compute_outputs(wrapped, micro, ("logprobs",), rows=micro.rows)
+        seen.append(torch.unique(micro.predictors).shape)
+    assert seen[0] == (1, *seen[1], 32), "some cells"
+    assert seen[2] == (1, *seen[3], 32)
+    everywhere = SequenceBatch.from_lists([[1, 2, 3] * 20])
+    micro = MicroBatch.build(everywhere, packing="ragged")
+    compute_outputs(wrapped, micro, ("logprobs",), rows=micro.rows)
+    assert seen[4] == (1, 60, 32), "all, where leaving one out would save nothing"
+
+
+def test_it_is_known_which_models_fit() -> None:
+    assert all(fits(model(architecture, **extra)) for architecture, extra in ARCHITECTURES)
+    assert all(supports_own_layers(model(architecture, **extra)) for architecture, extra in ARCHITECTURES)
+    assert fits(model("qwen2", head="scalar"))
+    assert not fits(model("qwen2", hidden_act="gelu"))
+    assert not fits(model("gemma2", query_pre_attn_scalar=8))
+    adapted = model("qwen2")
+    adapted.model.layers[0].mlp.up_proj = torch.nn.Sequential(adapted.model.layers[0].mlp.up_proj)
+    assert not fits(adapted)
+
+
+def test_a_layer_that_computes_something_else_is_noticed_and_left_as_it_was() -> None:
+    built = model("qwen2")
+    usual = type(built.model.layers[0]).forward
+    assert not supports_own_layers(model("gemma2", query_pre_attn_scalar=8))
+    scaled = model("qwen2")
+    layer = scaled.model.layers[1]
+    layer.mlp.forward = lambda x: 2 * type(layer.mlp).forward(layer.mlp, x)
+    assert fits(scaled)
+    assert not supports_own_layers(scaled)
+    for tried in (built, scaled):
+        supports_own_layers(tried)
+        assert tried.model.layers[0].forward.__func__ is usual
+        assert tried.config._attn_implementation == "sdpa"
+        tried(input_ids=torch.ones(1, 4, dtype=torch.int64))
+
+
+def test_a_call_without_rows_is_refused() -> None:
+    built = model("qwen2")
+    use_ragged_attention(built)
+    use_own_layers(built)
+    with pytest.raises(RuntimeError) as caught:
+        built(input_ids=torch.ones(1, 4, dtype=torch.int64))
+    assert str(caught.value) == "ragged attention needs the rows of the micro-batch"
