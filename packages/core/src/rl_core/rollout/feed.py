@@ -81,7 +81,10 @@ class ExamplesFeed:
 
     def next(self, step: int) -> Draw:
         started = time.perf_counter()
-        batch = join_rows([self._encoded(int(i)) for i in self.cursor.draw(self._plan.rows_per_step)])
+        drawn = self.cursor.draw(self._plan.rows_per_step)
+        parts = [self._encoded(int(i)) for i in drawn]
+        rows = np.repeat(drawn.astype(np.int64), [len(part) for part in parts])
+        batch = join_rows(parts).with_columns(sequence={"row": rows})
         if not len(batch):
             raise DataError(f"step {step}: none of the {self._plan.rows_per_step} rows drawn can be trained on")
         return Draw(batch, {"data/epoch": self.cursor.epoch, "time/data_s": time.perf_counter() - started})
@@ -101,8 +104,6 @@ class ExamplesFeed:
                     f"model.max_length {self._max_length}\n    raise model.max_length, or shorten or drop the row "
                     "(algorithm.max_tokens, algorithm.on_long_row)"
                 )
-            rows = np.full(len(encoded), index, np.int64)
-            encoded = encoded.with_columns(sequence={"row": rows})
             if self._cached_tokens < _CACHED_TOKENS:
                 self._cache[index] = encoded
                 self._cached_tokens += len(encoded.tokens)
@@ -111,12 +112,10 @@ class ExamplesFeed:
 
 def join_rows(parts: Sequence[SequenceBatch]) -> SequenceBatch:
     """Concatenate separately encoded rows; ``unit`` ids, which count from 0 in each, are made distinct."""
-    shifted, next_unit = [], 0
-    for part in parts:
-        if UNIT in part.sequence_columns and len(part):
-            units = part.sequence_columns[UNIT]
-            shifted.append(part.with_columns(sequence={UNIT: units + next_unit}))
-            next_unit += int(units.max()) + 1
-        elif len(part):
-            shifted.append(part)
-    return SequenceBatch.concat(shifted)
+    parts = [part for part in parts if len(part)]
+    joined = SequenceBatch.concat(parts)
+    if UNIT not in joined.sequence_columns:
+        return joined
+    counts = np.array([int(part.sequence_columns[UNIT].max()) + 1 for part in parts])
+    shifts = np.repeat(np.cumsum(counts) - counts, [len(part) for part in parts])
+    return joined.with_columns(sequence={UNIT: joined.sequence_columns[UNIT] + shifts})
