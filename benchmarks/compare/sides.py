@@ -116,6 +116,7 @@ class Sides:
             log=folder / "output.log",
             steps=job.steps,
             timeout_s=TIMEOUT_S,
+            read_at=(WARMUP_STEPS, job.steps),
         )
         lines = [json.loads(line) for line in progress.read_text().splitlines()]
         return watched, [ours.step_numbers(line) for line in lines] if side == "rl" else lines

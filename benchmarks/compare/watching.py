@@ -6,17 +6,18 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-_LOOK_S = 0.002
+# All looking takes time from the side that is watched, and more from one of many processes.
+_LOOK_S = 0.004
 """How often the progress file is looked at: the error of a step's end."""
 
-_MEMORY_S = 0.25
-_SHARED_MEMORY_S = 2.0
+_MEMORY_S = 0.5
+_SHARED_MEMORY_S = 10.0
 """Proportional set sizes cost the kernel milliseconds."""
 
 _END_S = 10.0
@@ -28,8 +29,8 @@ class Mark:
 
     Attributes:
         wall: monotonic seconds.
-        cpu: seconds that all processes of the side have used so far.
-        machine: seconds that everything on the machine has used so far.
+        cpu: seconds that all processes of the side have used until the last mark at which they were read.
+        machine: the same of everything on the machine.
     """
 
     wall: float
@@ -67,6 +68,7 @@ def watch(
     log: Path,
     steps: int,
     timeout_s: float,
+    read_at: Collection[int] | None = None,
 ) -> Watched:
     """Run ``command`` to its end.
 
@@ -74,6 +76,7 @@ def watch(
         progress: the file that grows by a line as each step ends.
         log: for what the command prints.
         steps: lines to expect.
+        read_at: steps (from 1) at whose ends CPU times are read; None: all.
 
     Raises:
         SideFailed: with the end of ``log``.
@@ -93,7 +96,10 @@ def watch(
             while not ended:
                 ended = process.poll() is not None  # before the file is looked at for the last time
                 for _ in range(lines.new()):
-                    marks.append(Mark(time.monotonic(), tree.cpu_seconds(), _machine_seconds()))
+                    now = time.monotonic()
+                    if read_at is None or not marks or len(marks) + 1 in read_at:
+                        cpu, everything = tree.cpu_seconds(), _machine_seconds()
+                    marks.append(Mark(now, cpu, everything))
                 now = time.monotonic()
                 if now > started + timeout_s:
                     raise SideFailed(f"{command[0]} is still not done after {timeout_s:.0f} s\n{_end_of(log)}")
