@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -136,7 +137,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     ]
     for text, since in (("from the start of the process", None), ("from the end of the first step", "first_step_s")):
         times = {side: _times([r for r in results if r["side"] == side], since) for side in ("rl", "trl")}
-        ratios = sorted(mine / other for mine, other in zip(times["rl"], times["trl"], strict=True))
+        pairs = zip(times["rl"], times["trl"], strict=True)
+        ratios = sorted(math.inf if math.isinf(mine) else mine / other for mine, other in pairs)
         middle, mark = statistics.median(ratios), "✓" if statistics.median(ratios) <= MOST else "✗"
         mine, other = (statistics.median(times[side]) for side in ("rl", "trl"))
         spread = f"**{middle:.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"
@@ -145,7 +147,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _times(results: Sequence[Mapping[str, Any]], since: str | None) -> list[float]:
-    reached = [r["target_s"] if r["target_s"] is not None else float("inf") for r in results]
+    reached = [r["target_s"] if r["target_s"] is not None else math.inf for r in results]
     return [t - (r[since] if since else 0.0) for t, r in zip(reached, results, strict=True)]
 
 

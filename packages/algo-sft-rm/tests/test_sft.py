@@ -10,6 +10,7 @@ from rl_algo_sft_rm.sft import Sft, training_loss
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import Role
 from rl_core.errors import DataError
+from rl_torch.testing import plain_copy
 
 ROWS = [
     {"prompt": "ab", "completion": "cd", "__where__": "data.jsonl:1"},
@@ -132,12 +133,8 @@ def test_the_backend_computes_the_smoothed_loss_in_any_micro_batches(characters,
     for fields in ({}, {"max_tokens_per_microbatch": 12}, {"packing": "packed", "logprob_chunk_tokens": 3}):
         model = local_model(Role("policy", trainable=True), tokenizer, **fields)
         if not results:
-            wrapped = model.backend._role("policy").model.model
-            attention, wrapped.config._attn_implementation = wrapped.config._attn_implementation, "sdpa"
-            found = [
-                wrapped(torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]) for i in range(3)
-            ]
-            wrapped.config._attn_implementation = attention  # the backend's, which called itself needs rows
+            plain = plain_copy(model.backend._role("policy").model.model)
+            found = [plain(torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]) for i in range(3)]
             trained = [torch.from_numpy(batch.token_columns["loss_mask"][batch.sequence(i)])[1:] > 0 for i in range(3)]
             logits = torch.cat([f.logits[0, :-1][t] for f, t in zip(found, trained, strict=True)])
             labels = torch.from_numpy(batch.tokens[batch.token_columns["loss_mask"] > 0].astype(np.int64))

@@ -15,6 +15,7 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rl_torch.losses import LossBatch, MetricSums, TokenOutputs, call_loss, load_loss
 
@@ -142,6 +143,14 @@ class GruModel(InProcessModel):
 
     def outputs(self, batch: SequenceBatch, names: tuple[str, ...], temperature: float) -> TokenOutputs:
         return outputs_from_logits(self.logits(batch), batch, names, temperature=temperature)
+
+
+def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its weights as transformers computes it: what a backend changed of its layers is left behind."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    copy = type(model)._from_config(config, attn_implementation="sdpa", dtype=model.dtype)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
 
 
 class PreciseBatch(LossBatch):
