@@ -98,7 +98,7 @@ def _run(command: Sequence[str], progress: Path, log: Path, recipe: Recipe) -> d
         found: dict[str, Any] = {"first_step_s": None, "target_s": None, "measured": []}
         for line in _lines(progress, process):
             seconds = time.monotonic() - started
-            if found["first_step_s"] is None:
+            if found["first_step_s"] is None and line["step"]:  # not where accuracy is measured before it
                 found["first_step_s"] = seconds
             accuracy = line.get("eval/accuracy", line.get("accuracy"))
             if accuracy is not None:

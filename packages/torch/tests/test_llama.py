@@ -178,6 +178,12 @@ def test_scalar_models_compute_what_transformers_computes(names: tuple[str, ...]
     agree(found, expected, tolerance=2e-6)
 
 
+def test_a_batch_without_anything_to_train_on_has_gradients_of_zero() -> None:
+    found = results(model("qwen3"), groups(scored=0.0), "lm", ("logprobs",), own=True)
+    assert len(found) > 20
+    assert all(one.eq(0).all() for one in found)
+
+
 def test_in_16_bits_it_rounds_as_much_as_transformers() -> None:
     batch, names = groups(), ("logprobs",)
     exact = results(model("qwen3"), batch, "lm", names, own=False)[0]
