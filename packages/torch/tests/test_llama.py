@@ -29,7 +29,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def agree(found: Any, expected: Any, *, tolerance: float = 1e-12) -> None:
+def assert_agree(found: Any, expected: Any, *, tolerance: float = 1e-12) -> None:
     for one, other in zip(found, expected, strict=True):
         assert (one - other).abs().max() <= tolerance * (1 + other.abs().max())
 
@@ -42,11 +42,11 @@ def test_the_norm_and_its_gradients_are_pytorchs() -> None:
     x, weight, g = random(2, 5, 8).requires_grad_(), random(8, seed=1).requires_grad_(), random(2, 5, 8, seed=2)
     expected = F.rms_norm(x, (8,), weight, 1e-3)
     found, factor = norm.forward(x.detach(), weight.detach(), 1e-3)
-    agree([found], [expected])
+    assert_agree([found], [expected])
     by_x, by_weight = gradients(expected, (x, weight), g)
-    agree(norm.backward(g.clone(), x.detach(), factor, weight.detach()), (by_x, by_weight))
+    assert_agree(norm.backward(g.clone(), x.detach(), factor, weight.detach()), (by_x, by_weight))
     more = norm.backward(g.clone(), x.detach(), factor, weight.detach(), plus=torch.ones_like(x))
-    agree(more, (by_x + 1, by_weight))
+    assert_agree(more, (by_x + 1, by_weight))
 
 
 def test_the_norm_is_one_operation_that_leaves_its_gradient_alone() -> None:
@@ -62,17 +62,17 @@ def test_turning_and_turning_back() -> None:
     embeddings = tuple(torch.cat([f(angles), f(angles)], dim=-1) for f in (torch.cos, torch.sin))
     rotation, x = Rotation.of(embeddings), random(5, 2, 6)
     swapped = torch.cat([-x[..., 3:], x[..., :3]], dim=-1)
-    agree([rotation.forward(x)], [x * embeddings[0][:, None] + swapped * embeddings[1][:, None]])
-    agree([rotation.backward(rotation.forward(x))], [x])
+    assert_agree([rotation.forward(x)], [x * embeddings[0][:, None] + swapped * embeddings[1][:, None]])
+    assert_agree([rotation.backward(rotation.forward(x))], [x])
     some = torch.tensor([3, 0])
-    agree([rotation.at(some).forward(x[some])], [rotation.forward(x)[some]])
+    assert_agree([rotation.at(some).forward(x[some])], [rotation.forward(x)[some]])
 
 
 def test_the_gate_and_its_gradients_are_pytorchs() -> None:
     opening, up, g = random(4, 6).requires_grad_(), random(4, 6, seed=1).requires_grad_(), random(4, 6, seed=2)
     expected = F.silu(opening) * up
-    agree([gate.forward(opening.detach(), up.detach())], [expected])
-    agree(gate.backward(g.clone(), opening.detach(), up.detach()), gradients(expected, (opening, up), g))
+    assert_agree([gate.forward(opening.detach(), up.detach())], [expected])
+    assert_agree(gate.backward(g.clone(), opening.detach(), up.detach()), gradients(expected, (opening, up), g))
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -84,9 +84,9 @@ def test_attention_and_its_gradients_are_pytorchs(length: int, window: int | Non
     k, v = (x.repeat_interleave(2, 1) for x in (key, value))
     expected = torch.softmax((0.3 * query @ k.mT).masked_fill(~seen, -torch.inf), dim=-1) @ v
     found, backward = attend_equal(*(x.detach() for x in (query, key, value)), Heads(4, 2, 4, 0.3, window))
-    agree([found], [expected])
+    assert_agree([found], [expected])
     g = random(2, 4, length, 4, seed=9)
-    agree(backward(g), gradients(expected, (query, key, value), g))
+    assert_agree(backward(g), gradients(expected, (query, key, value), g))
 
 
 def test_slots_hold_every_head_of_every_cell() -> None:
@@ -108,7 +108,7 @@ def test_slots_hold_every_head_of_every_cell() -> None:
     assert real.min() == 1
     assert real.max() > 1, "some beginnings are shared"
     y = random(cells, 3, 2, seed=1)
-    agree([(slots.put_back(shown * 2) * y).sum()], [(shown * 2 * slots.put_back_backward(y)).sum()])
+    assert_agree([(slots.put_back(shown * 2) * y).sum()], [(shown * 2 * slots.put_back_backward(y)).sum()])
 
 
 def model(architecture: str, *, head: str = "lm", **extra: object) -> torch.nn.Module:
@@ -167,7 +167,7 @@ def test_models_compute_what_transformers_computes(
     found = results(model(architecture, **extra), batch, "lm", names, own=True)
     assert len(found) > 20
     # transformers' norms compute in float32, also of float64 states.
-    agree(found, expected, tolerance=2e-6)
+    assert_agree(found, expected, tolerance=2e-6)
 
 
 @pytest.mark.parametrize("names", [("values",), ("scores",), ("values", "scores")])
@@ -175,7 +175,7 @@ def test_models_compute_what_transformers_computes(
 def test_scalar_models_compute_what_transformers_computes(names: tuple[str, ...], scored: float) -> None:
     expected = results(model("qwen3", head="scalar"), groups(scored=scored), "scalar", names, own=False)
     found = results(model("qwen3", head="scalar"), groups(scored=scored), "scalar", names, own=True)
-    agree(found, expected, tolerance=2e-6)
+    assert_agree(found, expected, tolerance=2e-6)
 
 
 def test_a_batch_without_anything_to_train_on_has_gradients_of_zero() -> None:

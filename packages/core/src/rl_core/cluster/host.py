@@ -87,13 +87,12 @@ class Host:
                         f"{type(outcome.error).__name__}: {outcome.error}\n"
                         f"    fix or disable it: RL_DISABLE_PLUGINS={outcome.package}"
                     ) from outcome.error
-            self._component = self._registry.resolve(factory)(config)
+            make = self._registry.resolve(factory)
+            # What was imported stays: looking through it again and again took a tenth of a small model's steps.
+            gc.freeze()
+            self._component = make(config)
             logger.info("%s: built %s (rank %d of %d)", self._name, factory, context.rank, context.world_size)
-            try:
-                return self._component.setup(replace(context))
-            finally:
-                # What was imported stays: looking through it again and again took a tenth of a small model's steps.
-                gc.freeze()
+            return self._component.setup(replace(context))
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the hosted component."""

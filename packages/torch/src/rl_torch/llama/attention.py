@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl_torch.llama.precision import exact
+
 Gradients = tuple[Tensor, Tensor, Tensor]
 Backward = Callable[[Tensor], Gradients]
 
@@ -89,13 +91,13 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tup
     count, _, length, width = query.shape
     together = heads.queries // heads.keys
     # Queries that share keys are rows of one matrix. In 16 bits scores would lose too much.
-    q = _exact(query).view(count * heads.keys, together * length, width)
-    k, v = (_exact(x).view(count * heads.keys, length, width) for x in (key, value))
+    q = exact(query).view(count * heads.keys, together * length, width)
+    k, v = (exact(x).view(count * heads.keys, length, width) for x in (key, value))
     mask = _mask(length, heads.window, q.dtype).repeat(together, 1)
     shares = torch.softmax(torch.baddbmm(mask, q, k.mT, alpha=heads.scale), dim=-1)
 
     def backward(gradient: Tensor) -> Gradients:
-        g = _exact(gradient).view(q.shape)
+        g = exact(gradient).view(q.shape)
         by_shares = torch.bmm(g, v.mT)
         by_scores = torch.ops.aten._softmax_backward_data(by_shares, shares, -1, shares.dtype).mul_(heads.scale)
         found = torch.bmm(by_scores, k), torch.bmm(by_scores.mT, q), torch.bmm(shares.mT, g)
@@ -128,7 +130,3 @@ def _mask(length: int, window: int | None, dtype: torch.dtype) -> Tensor:
     back = place[:, None] - place[None, :]
     hidden = back < 0 if window is None else (back < 0) | (back >= window)
     return torch.zeros(length, length, dtype=dtype).masked_fill_(hidden, -torch.inf)
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rl_torch.llama.precision import exact
+
 
 def forward(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """``weight · x / sqrt(mean(x²) + epsilon)``, and for :func:`backward` the factor of each row.
@@ -19,9 +21,9 @@ def forward(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     Returns:
         [..., H] in the dtype of ``x``, and [..., 1] in float32 (float64 for float64).
     """
-    exact = _exact(x)
-    factor = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-    return (exact * factor).to(x.dtype).mul_(weight), factor
+    wide = exact(x)
+    factor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return (wide * factor).to(x.dtype).mul_(weight), factor
 
 
 def backward(
@@ -35,11 +37,11 @@ def backward(
         gradient: [..., H], overwritten.
         plus: [..., H], added to the gradient by ``x``.
     """
-    normalized, exact = _exact(x) * factor, _exact(gradient)
-    along = (exact * normalized).flatten(0, -2)
-    mean = torch.mv(along, _exact(weight)).div_(-x.shape[-1]).view(factor.shape)
-    exact = exact.mul_(weight).addcmul_(normalized, mean)
-    by_x = exact.mul_(factor) if plus is None else torch.addcmul(_exact(plus), exact, factor)
+    normalized, g = exact(x) * factor, exact(gradient)
+    along = (g * normalized).flatten(0, -2)
+    mean = torch.mv(along, exact(weight)).div_(-x.shape[-1]).view(factor.shape)
+    g = g.mul_(weight).addcmul_(normalized, mean)
+    by_x = g.mul_(factor) if plus is None else torch.addcmul(exact(plus), g, factor)
     return by_x.to(x.dtype), along.sum(0).to(weight.dtype)
 
 
@@ -58,7 +60,3 @@ class Norm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         """By ``x`` and ``weight``."""
         return *backward(gradient.clone(), *ctx.saved_tensors), None
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
