@@ -50,12 +50,15 @@ class Small:
         return [batch.tokens[a:b].tolist() for a, b in zip(starts, batch.offsets[1:], strict=True)]
 
     def assert_same(self, got: SequenceBatch, expected: SequenceBatch) -> None:
-        """Equal tokens and columns; log-probabilities equal up to floating-point rounding."""
+        """Equal tokens and columns; log-probabilities equal up to floating-point rounding.
+
+        That of logits of up to 6 in either batch, of which ``test_llama_layers`` says that it is below 3e-6 of them.
+        """
         assert self.completions(got) == self.completions(expected)
         for name in ("prompt_length", "truncated", "sample"):
             assert np.array_equal(got.sequence_columns[name], expected.sequence_columns[name])
         np.testing.assert_allclose(
-            got.token_columns["sampled_logprobs"], expected.token_columns["sampled_logprobs"], atol=1e-5
+            got.token_columns["sampled_logprobs"], expected.token_columns["sampled_logprobs"], atol=2e-5
         )
 
 

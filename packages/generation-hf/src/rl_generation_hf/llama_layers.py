@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rl_generation_hf.cache import SlotCache
+from rl_generation_hf.grouped_attention import attend_once
 from rl_generation_hf.masks import AttentionPattern
 from rl_generation_hf.products import Product
 
@@ -123,10 +124,8 @@ class _Layer:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """[R, heads, L, d] → [R, L, heads · d]; causal where there is no mask and more than one query."""
         rows, heads, length, width = query.shape
-        if length == 1:  # queries that share keys stand where those of several positions usually do
-            together = query.reshape(rows, self._groups, heads // self._groups, width)
-            seen = F.scaled_dot_product_attention(together, key, value, attn_mask=mask, scale=self._scale)
-            return seen.reshape(rows, 1, heads * width)
+        if length == 1:
+            return attend_once(query, key, value, mask, self._scale).flatten(2)
         shared = heads // self._groups
         if shared > 1:
             key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)

@@ -39,7 +39,7 @@ class StopCondition:
             bool [R].
         """
         last = completions[np.arange(len(lengths)), lengths - 1]
-        ended = np.isin(last, self._token_ids) if len(self._token_ids) else np.zeros(len(lengths), bool)
+        ended = (last[:, None] == self._token_ids).any(1)
         if self._strings:
             running = np.flatnonzero(~ended)
             tails = [completions[r, max(0, lengths[r] - self._window) : lengths[r]].tolist() for r in running]
