@@ -10,14 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from rl_core.batch import UNIT, SequenceBatch
-from rl_core.contracts.algorithm import Algorithm, BatchPlan
-from rl_core.contracts.data import Row
-from rl_core.contracts.tokenizer import Tokenizer
+from rl_core.contracts.algorithm import BatchPlan
 from rl_core.errors import DataError
 from rl_core.rollout.cursor import DataCursor
-
-_CACHED_TOKENS = 50_000_000
-"""Encoded tokens kept in memory (int32 and a float32 mask: 400 MB at most)."""
+from rl_core.rollout.encodings import Encodings
 
 
 @dataclass(frozen=True)
@@ -56,33 +52,19 @@ class Feed(Protocol):
 
 
 class ExamplesFeed:
-    """Rows encoded by the algorithm (SFT, preference pairs); encodings are kept between epochs."""
+    """Rows encoded by the algorithm (SFT, preference pairs); see :class:`~rl_core.rollout.encodings.Encodings`."""
 
     samples = False
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        *,
-        algorithm: Algorithm,
-        tokenizer: Tokenizer,
-        plan: BatchPlan,
-        cursor: DataCursor,
-        max_length: int,
-    ) -> None:
+    def __init__(self, encodings: Encodings, *, plan: BatchPlan, cursor: DataCursor) -> None:
         self.cursor = cursor
-        self._rows = rows
-        self._algorithm = algorithm
-        self._tokenizer = tokenizer
+        self._encodings = encodings
         self._plan = plan
-        self._max_length = max_length
-        self._cache: dict[int, SequenceBatch] = {}
-        self._cached_tokens = 0
 
     def next(self, step: int) -> Draw:
         started = time.perf_counter()
         drawn = self.cursor.draw(self._plan.rows_per_step)
-        parts = [self._encoded(int(i)) for i in drawn]
+        parts = [self._encodings[int(i)] for i in drawn]
         rows = np.repeat(drawn.astype(np.int64), [len(part) for part in parts])
         batch = join_rows(parts).with_columns(sequence={"row": rows})
         if not len(batch):
@@ -91,23 +73,6 @@ class ExamplesFeed:
 
     def close(self) -> None:
         """Nothing to end."""
-
-    def _encoded(self, index: int) -> SequenceBatch:
-        encoded = self._cache.get(index)
-        if encoded is None:
-            row = self._rows[index]
-            encoded = self._algorithm.encode([row], self._tokenizer)
-            longest = int(encoded.lengths.max(initial=0))
-            if longest > self._max_length:
-                raise DataError(
-                    f"{row.get('__where__', f'row {index}')}: the example has {longest} tokens, more than "
-                    f"model.max_length {self._max_length}\n    raise model.max_length, or shorten or drop the row "
-                    "(algorithm.max_tokens, algorithm.on_long_row)"
-                )
-            if self._cached_tokens < _CACHED_TOKENS:
-                self._cache[index] = encoded
-                self._cached_tokens += len(encoded.tokens)
-        return encoded
 
 
 def join_rows(parts: Sequence[SequenceBatch]) -> SequenceBatch:

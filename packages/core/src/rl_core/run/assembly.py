@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from rl_core.model import Model
 from rl_core.rollout.ahead import AheadFeed
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor
+from rl_core.rollout.encodings import Encodings
 from rl_core.rollout.feed import ExamplesFeed, Feed
 from rl_core.rollout.rollouts import RolloutFeed
 from rl_core.rollout.router import Router
@@ -52,6 +54,7 @@ class Assembly:
     sampling: SamplingParams | None
     turns: Colocation
     transport: WeightTransport | None
+    encodings: Encodings
 
     @property
     def policy(self) -> Model:
@@ -70,14 +73,7 @@ class Assembly:
         plan = driver.algorithm.plan()
         cursor = DataCursor(size=len(driver.rows), seed=run.seed, position=position)
         if plan.input == "examples":
-            return ExamplesFeed(
-                driver.rows,
-                algorithm=driver.algorithm,
-                tokenizer=driver.tokenizer,
-                plan=plan,
-                cursor=cursor,
-                max_length=self.stage.model.max_length,
-            )
+            return ExamplesFeed(self.encodings, plan=plan, cursor=cursor)
         if self.router is None or self.sampling is None or driver.rewards is None:
             raise ConfigError(
                 f"algorithm {self.stage.algorithm.name!r} trains on rollouts, which need a generator and rewards\n"
@@ -153,10 +149,12 @@ def assemble(
     directory: Path,
     training: bool = True,
     policy_path: str | None = None,
+    done: int = 0,
 ) -> Assembly:
-    """Start or reuse workers and load every role and the generator.
+    """Start or reuse workers and load every role and the generator; encode examples meanwhile.
 
     Args:
+        done: steps that were trained before.
         training: False builds no optimizers.
         policy_path: a folder to take the policy from; frozen roles keep what the stage started from.
     """
@@ -172,7 +170,11 @@ def assemble(
         seed=stage.run.seed,
         max_length=stage.model.max_length,
     )
-    with working(f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"):
+    encodings = Encodings(
+        driver.rows, algorithm=driver.algorithm, tokenizer=driver.tokenizer, max_length=stage.model.max_length
+    )
+    starting = f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"
+    with working(starting), _encoding_ahead(encodings, stage, driver, done if training else stage.run.steps):
         pool.prepare(resources)
         if stage.generator is not None:
             pool.warm(pool.generators[: resources.replicas], stage.generator)
@@ -202,9 +204,21 @@ def assemble(
         sampling=sampling_of(stage, driver.tokenizer),
         turns=turns,
         transport=transport,
+        encodings=encodings,
     )
     logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
     return assembly
+
+
+def _encoding_ahead(
+    encodings: Encodings, stage: StageConfig, driver: DriverParts, done: int
+) -> AbstractContextManager[None]:
+    """Encode the examples of the steps behind ``done`` while the block lasts."""
+    plan = driver.algorithm.plan()
+    if plan.input != "examples":
+        return nullcontext()
+    cursor = DataCursor(size=len(driver.rows), seed=stage.run.seed, position=done * plan.rows_per_step)
+    return encodings.ahead(cursor, (stage.run.steps - done) * plan.rows_per_step)
 
 
 def _load_models(

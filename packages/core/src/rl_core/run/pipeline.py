@@ -188,7 +188,7 @@ class Pipeline:
         checkpoints = self._checkpoints(stage)
         latest, done = start
         self._directory.trim(stage.name, done if latest else -1)
-        parts = assemble(stage, driver=driver, pool=pool, directory=folder)
+        parts = assemble(stage, driver=driver, pool=pool, directory=folder, done=done)
         loggers.start(self._info(stage, done + 1))
         phases = Phases()
         profile = None
