@@ -1,7 +1,10 @@
-"""What glibc's allocator does with freed memory.
+"""What a process that trains on the CPU keeps in memory: freed tensors, and compiled products.
 
-Left alone it returns the activations of a step to the kernel, which clears every page again in the next one: 5 to 10 %
-of a training step on the CPU. A process that trains takes as much in every step, so it may keep it.
+Left alone glibc's allocator returns the activations of a step to the kernel, which clears every page again in the next
+one: 5 to 10 % of a training step on the CPU. A process that trains takes as much in every step, so it may keep it.
+
+oneDNN compiles products for their number of rows and keeps a thousand of them, with a copy of the weight each, twice.
+Training seldom sees a number of rows again, so that a few are enough: those of a step.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_THRESHOLD = 32 << 20  # the most that glibc takes for M_MMAP_THRESHOLD
 _NEVER = 2**31 - 1
 _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+_PRODUCTS = 48
+_PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's own, and PyTorch's
 
 _given_back = False
 
@@ -28,6 +34,15 @@ def keep_freed_memory() -> bool:
     if _given_back or any(name in os.environ for name in _OWN_SETTINGS):
         return False
     return _set(trim=_NEVER, mmap=_LARGEST_THRESHOLD)
+
+
+def keep_few_products() -> None:
+    """Have this process keep the products of about one step compiled; before the first one, which reads the settings.
+
+    What the user's environment says stays.
+    """
+    for name in _PRODUCT_CACHES:
+        os.environ.setdefault(name, str(_PRODUCTS))
 
 
 def give_back_freed_memory() -> None:
