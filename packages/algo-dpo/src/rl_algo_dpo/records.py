@@ -48,7 +48,11 @@ class RecordFile:
         return values
 
     def append(self, values: Mapping[bytes, float]) -> None:
-        """Add records; they are on disk, all or none of them, when this returns."""
+        """Add records, all or none of which are found later.
+
+        The operating system has them when this returns, so that they outlive the process. What a power cut takes of
+        them is computed again, which a wait for the disk in every step would not be worth.
+        """
         records = np.zeros(len(values), _RECORD)
         records["key"] = np.frombuffer(b"".join(values), np.uint8).reshape(-1, KEY_BYTES)
         records["value"] = list(values.values())
@@ -56,8 +60,6 @@ class RecordFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.write(_HEADER.pack(_MAGIC, len(records), zlib.crc32(payload)) + payload)
-            file.flush()
-            os.fsync(file.fileno())
 
     def clear(self) -> None:
         """Remove the file."""

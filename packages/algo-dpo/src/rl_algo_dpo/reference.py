@@ -48,11 +48,10 @@ class ReferenceLogprobs:
         """float32 [B]: the sum of the log-probs of each sequence's tokens where ``loss_mask`` is set."""
         self._check(model)
         keys = digests(batch)
-        known = set(self._values)
-        missing = {key: index for index, key in reversed(list(enumerate(keys))) if key not in known}
+        missing = {key: index for index, key in reversed(list(enumerate(keys))) if key not in self._values}
         if missing:
             # In batch order: the same rows then meet the same micro-batches, whatever was known before.
-            self._compute(batch.select(sorted(missing.values())), model)
+            self._compute(sorted(missing.values()), keys, batch, model)
         return np.array([self._values[key] for key in keys], np.float32)
 
     def _check(self, model: Model) -> None:
@@ -74,9 +73,10 @@ class ReferenceLogprobs:
             self._keep(dict(zip(keys, fresh.tolist(), strict=True)))
         self._model = model
 
-    def _compute(self, batch: SequenceBatch, model: Model) -> None:
-        values = completion_logprobs(batch, model)
-        self._keep(dict(zip(digests(batch), values.tolist(), strict=True)))
+    def _compute(self, which: list[int], keys: list[bytes], batch: SequenceBatch, model: Model) -> None:
+        part = batch if len(which) == len(batch) else batch.select(which)
+        values = completion_logprobs(part, model).tolist()
+        self._keep(dict(zip([keys[index] for index in which], values, strict=True)))
 
     def _keep(self, values: dict[bytes, float]) -> None:
         # One record block per forward pass: after a crash a pass is redone as a whole or not at all,
