@@ -27,10 +27,6 @@ from rl_core.run.appending import LogFile
 
 logger = logging.getLogger(__name__)
 
-_SPINS = "30000"
-"""Turns (0.4 ms) for which GNU's OpenMP has idle threads look out for work before they sleep. It has ten times as many
-by itself, in which the threads of a component that is done keep Ray's and the next component's waiting for a CPU."""
-
 _LOADING = frozenset({"load"})
 """Methods that may hold Python's lock for long."""
 
@@ -42,7 +38,6 @@ class Host:
         # Before anything imports torch: OpenMP reads these once.
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = str(threads)
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._name = name
         self._activities = [("starting", True)]  # what, and whether it may hold Python's lock for long
