@@ -2,8 +2,8 @@
 
 transformers copies the keys and values of the whole cache once for each query head that shares them, in every step. But
 the queries of one group see the same keys, so they can stand where the queries of several positions usually do. And
-PyTorch's attention for CPUs is made for many queries: in float32 a softmax between two products takes a fourth to two
-thirds of its time at 30 to 1,000 keys (two threads of a Zen 4; in bfloat16 they do not).
+PyTorch's attention for CPUs is made for many queries: in float32 a softmax between two products takes a fourth of its
+time at 30 keys, and no more at 1,000 (two threads of a Zen 4; not in bfloat16, nor with one query for each key head).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
     rows, heads, _, width = query.shape
     groups = key.shape[1]
     together = query.reshape(rows, groups, heads // groups, width)
-    if query.dtype in (torch.float32, torch.float64):
+    if groups < heads and query.dtype in (torch.float32, torch.float64):
         seen = _written_out(together, key, value, mask, width**-0.5 if scale is None else scale)
     else:
         seen = scaled_dot_product_attention(together, key, value, attn_mask=mask, scale=scale)
