@@ -7,6 +7,7 @@ much as the arithmetic. oneDNN can multiply with a weight that was reordered onc
 from __future__ import annotations
 
 import torch
+from rl_torch.llama.products import has_onednn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,15 +31,10 @@ class Product:
 
     def refresh(self) -> None:
         """Reorder the present weight; the copy takes as much memory as it does."""
-        if self._weight.numel() >= _FEWEST_ELEMENTS and _reorders():
+        if self._weight.numel() >= _FEWEST_ELEMENTS and has_onednn():
             self._reordered = torch.ops.mkldnn._reorder_linear_weight(self._weight.detach())
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._reordered is None:
             return F.linear(x, self._weight, self._bias)
         return torch.ops.mkldnn._linear_pointwise(x, self._reordered, self._bias, "none", [], "")
-
-
-def _reorders() -> bool:
-    """Whether this PyTorch has the operators that its own compiler freezes weights with."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,8 +86,8 @@ class Encodings:
         return self._cached_tokens >= _CACHED_TOKENS
 
     def _encode(self, cursor: DataCursor, count: int, done: threading.Event) -> None:
-        if hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # on Linux: of the thread
+        if sys.platform == "linux":  # elsewhere a thread has no priority of its own, and its number may be a process's
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         for _ in range(count):
             if done.is_set() or self._full or len(self) == len(self._rows):
                 return

@@ -49,7 +49,7 @@ def by_weight(gradient: Tensor, x: Tensor) -> Tensor:
 def _is_large(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is the faster one; in 16 bits it is PyTorch's BLAS already."""
     large = len(x) >= _FEWEST_ROWS and weight.numel() >= _FEWEST_ELEMENTS
-    return large and x.dtype == torch.float32 and _has_onednn()
+    return large and x.dtype == torch.float32 and has_onednn()
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,6 +57,6 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @functools.cache
-def _has_onednn() -> bool:
-    """Whether this PyTorch has the operator that its own compiler uses for linear layers."""
+def has_onednn() -> bool:
+    """Whether this PyTorch has the operators that its own compiler uses for linear layers."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
