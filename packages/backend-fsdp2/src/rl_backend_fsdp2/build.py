@@ -64,7 +64,7 @@ def build_role(
         use_ragged_attention(model)
     if layout.own_layers and spec.adapter is None:
         use_own_layers(model)
-        wrapped.takes_wanted = True
+        wrapped.has_own_layers = True
     _split(wrapped, spec, config, mesh)
     if source is not None:
         loading.fill(wrapped, source, torch.device("cpu") if config.cpu_offload else mesh.device)

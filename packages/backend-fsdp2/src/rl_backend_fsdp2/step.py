@@ -22,7 +22,7 @@ from rl_torch.ragged import ATTENTION as RAGGED
 from rl_torch.shards import BackgroundWrite
 from rl_torch.varlen import ATTENTION as VARLEN
 from rl_torch.varlen import Segments
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_backend_fsdp2.adapters import sum_replicated_gradients, switched_off
 from rl_backend_fsdp2.context_parallel import ContextSplit, split_forward
@@ -46,6 +46,7 @@ class LoadedModel:
         loss_scale: for float16.
         ranks: for AdaLoRA.
         saving: checkpoint writes that are still going on.
+        parameters: all of the model's, trained or not, as sharded.
     """
 
     role: Role
@@ -58,6 +59,11 @@ class LoadedModel:
     loss_scale: LossScale | None = None
     ranks: RankSchedule | None = None
     saving: list[BackgroundWrite] = field(default_factory=list)
+    parameters: list[nn.Parameter] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Once: walking through a small model's modules takes as long as the update of its weights.
+        self.parameters = list(self.model.parameters())
 
 
 @dataclass(frozen=True)
@@ -265,7 +271,7 @@ def _finish_gradients(loaded: LoadedModel, loss: float, mesh: Mesh) -> tuple[flo
     """
     if loaded.ranks is not None:
         sum_replicated_gradients(loaded.model, mesh.sum)
-    trained = [p for p in loaded.model.parameters() if p.grad is not None]
+    trained = [p for p in loaded.parameters if p.grad is not None]
     gradients = _gradients(loaded)
     if loaded.loss_scale is not None:
         torch._foreach_mul_(gradients, 1 / loaded.loss_scale.value)
@@ -280,7 +286,7 @@ def _finish_gradients(loaded: LoadedModel, loss: float, mesh: Mesh) -> tuple[flo
 
 
 def _gradients(loaded: LoadedModel) -> list[Tensor]:
-    return [local(p.grad) for p in loaded.model.parameters() if p.grad is not None]
+    return [local(p.grad) for p in loaded.parameters if p.grad is not None]
 
 
 def _is_everything(part: np.ndarray, shard: SequenceBatch) -> bool:

@@ -4,8 +4,7 @@
 attention mask; transformers then isolates the sequences of a row (an all-ones mask would silently
 join them). *Padded*: one sequence per row, filled up at the right; causal attention never looks
 right, so no mask is needed either, and attention takes its fast path. *Ragged*: all sequences in one row
-without padding, and what neighbours have in common at their beginning once; needs the attention of
-:mod:`rl_torch.ragged`.
+without padding, and what they have in common at their beginning once; needs the attention of :mod:`rl_torch.ragged`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rl_core.packing import best_fit_decreasing
 from torch import Tensor
 
 from rl_torch.estimates import CPU_ROW_TOKENS
-from rl_torch.prefixes import SharedPrefixes
+from rl_torch.prefixes import shared_cells
 from rl_torch.ragged import Rows
 
 Packing = Literal["auto", "packed", "padded", "ragged"]
@@ -115,13 +114,9 @@ class MicroBatch:
 
     @classmethod
     def _ragged(cls, batch: SequenceBatch, *, device: torch.device, multiple: int) -> MicroBatch:
-        """One row; what a sequence shares with the first of its group is where the first one has it."""
-        prefixes, ids, within = SharedPrefixes.of(batch), batch.sequence_ids, _within(batch)
-        own = batch.lengths - prefixes.shared
-        starts = np.cumsum(own) - own
-        shares = within < prefixes.shared[ids]
-        cells = np.where(shares, starts[prefixes.first[ids]], starts[ids] - prefixes.shared[ids]) + within
-        used = int(own.sum())
+        """One row; tokens that end the same beginning of sequences have one cell."""
+        cells = shared_cells(batch)
+        used = int(cells.max(initial=-1)) + 1
         width = -(-used // multiple) * multiple
         # Unused cells are a sequence for attention: every cell has a place there.
         seen, offsets = np.append(cells, np.arange(used, width)), batch.offsets
@@ -195,6 +190,8 @@ def plan(
 
 def _neighbours(shard: SequenceBatch, max_tokens: int) -> list[np.ndarray]:
     """Units in order, as many as fit: neighbours may begin alike."""
+    if 0 < len(shard.tokens) <= max_tokens:
+        return [np.arange(len(shard), dtype=np.int64)]
     groups: list[list[np.ndarray]] = []
     tokens = 0
     for unit in _units(shard):

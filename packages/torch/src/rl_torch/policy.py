@@ -15,6 +15,7 @@ from rl_core.errors import EnvironmentProblem
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rl_torch.llama.distinct import Distinct
 from rl_torch.logprobs import token_outputs
 from rl_torch.losses import TokenOutputs
 from rl_torch.microbatch import MicroBatch
@@ -44,8 +45,8 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.model = model
         self.chunk_tokens = chunk_tokens
-        self.takes_wanted = False
-        """Whether the model's forward takes the cells whose hidden states are wanted (:mod:`rl_torch.llama.layers`)."""
+        self.has_own_layers = False
+        """Whether :func:`rl_torch.llama.layers.use_own_layers` was called with ``model``."""
         self.vocab_shard: VocabShard | None = None
         """Set by tensor parallelism, where the output embedding is a DTensor split by rows."""
 
@@ -93,7 +94,7 @@ class ScalarModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.takes_wanted = False
+        self.has_own_layers = False
 
     def forward(
         self,
@@ -250,7 +251,8 @@ def _hidden_at(
     **attention: Any,
 ) -> Tensor:
     """[N, H]: the last hidden states of ``cells`` (int64 [N], of R · L)."""
-    if wrapped.takes_wanted:
+    if wrapped.has_own_layers:
+        attention = {**attention, "distinct": Distinct.of(input_ids)}
         wanted, places = torch.unique(cells, return_inverse=True)
         if len(wanted) <= _FEW * input_ids.numel():
             attention, cells = {**attention, "wanted": wanted}, places

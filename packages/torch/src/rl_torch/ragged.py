@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from rl_torch.llama.precision import sum_by
+
 ATTENTION = "rl_ragged"
 """Name under which transformers knows the attention function below."""
 
@@ -35,14 +37,12 @@ class Rows:
         shapes: rows and width of each group.
         cells: int64 [C], the cell each slot shows; slots behind a sequence's end show any.
         owners: int64 [U], the slot whose attention output is each cell's.
-        further: further slots that show a cell, as pairs of slots and cells, int64 each; no cell is twice in a pair.
         slots: what layers work out from this once for all of them, by number of heads.
     """
 
     shapes: tuple[tuple[int, int], ...]
     cells: Tensor
     owners: Tensor
-    further: tuple[tuple[Tensor, Tensor], ...]
     slots: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -63,12 +63,8 @@ class Rows:
         shown = cells[_ranges(offsets[:-1][order], lengths[order])]
         every = np.zeros(int(widths.sum()), np.int64)
         every[slots] = shown
-        owners, further = _owners(shown, slots)
-
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
-        return cls(shapes, tensor(every), tensor(owners), tuple((tensor(slot), tensor(cell)) for slot, cell in further))
+        owners = slots[np.unique(shown, return_index=True)[1]]
+        return cls(shapes, torch.from_numpy(every).to(device), torch.from_numpy(owners).to(device))
 
 
 class _Gather(torch.autograd.Function):
@@ -81,10 +77,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        result = gradient.index_select(0, ctx.rows.owners)
-        for slots, cells in ctx.rows.further:
-            result[cells] += gradient.index_select(0, slots)
-        return result, None
+        # Slots behind a sequence's end have no gradient: no token of it sees them.
+        return sum_by(ctx.rows.cells, gradient, len(ctx.rows.owners)), None
 
 
 class _PutBack(torch.autograd.Function):
@@ -196,16 +190,6 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """``starts[i], starts[i] + 1, …`` (``lengths[i]`` numbers) for every i, one after the other."""
     before = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
-
-
-def _owners(shown: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """The first slot that shows each cell, and the second ones, the third ones, …"""
-    order = np.argsort(shown, kind="stable")
-    cells, places = shown[order], slots[order]
-    begins = np.flatnonzero(np.diff(cells, prepend=-1))
-    nth = np.arange(len(cells)) - np.repeat(begins, np.diff(np.append(begins, len(cells))))
-    further = [(places[nth == n], cells[nth == n]) for n in range(1, int(nth.max(initial=0)) + 1)]
-    return places[nth == 0], further
 
 
 def _window(width: int, window: int | None, like: Tensor) -> Tensor | None:

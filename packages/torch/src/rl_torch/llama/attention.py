@@ -21,6 +21,9 @@ Backward = Callable[[Tensor], Gradients]
 LONGEST_WRITTEN_OUT = 256
 """Tokens; the scores of longer sequences would take too much memory."""
 
+_VECTOR = 16
+"""float32 in a register of AVX-512; PyTorch's softmax takes about six times as long for rows shorter than that."""
+
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -94,17 +97,32 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tup
     q = exact(query).view(count * heads.keys, together * length, width)
     k, v = (exact(x).view(count * heads.keys, length, width) for x in (key, value))
     mask = _mask(length, heads.window, q.dtype).repeat(together, 1)
-    shares = torch.softmax(torch.baddbmm(mask, q, k.mT, alpha=heads.scale), dim=-1)
+    shares = _softmax(torch.baddbmm(mask, q, k.mT, alpha=heads.scale))
 
     def backward(gradient: Tensor) -> Gradients:
         g = exact(gradient).view(q.shape)
         by_shares = torch.bmm(g, v.mT)
-        by_scores = torch.ops.aten._softmax_backward_data(by_shares, shares, -1, shares.dtype).mul_(heads.scale)
+        by_scores = _softmax_backward(by_shares, shares).mul_(heads.scale)
         found = torch.bmm(by_scores, k), torch.bmm(by_scores.mT, q), torch.bmm(shares.mT, g)
         by_query, by_key, by_value = (x.view_as(y).to(y.dtype) for x, y in zip(found, (query, key, value), strict=True))
         return by_query, by_key, by_value
 
     return torch.bmm(shares, v).view_as(query).to(query.dtype), backward
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension; ``scores`` may be overwritten."""
+    if scores.shape[-1] >= _VECTOR:
+        return torch.softmax(scores, dim=-1)
+    powers = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    return powers.div_(powers.sum(-1, keepdim=True))
+
+
+def _softmax_backward(gradient: Tensor, shares: Tensor) -> Tensor:
+    """By the scores; ``gradient`` may be overwritten."""
+    if shares.shape[-1] >= _VECTOR:
+        return torch.ops.aten._softmax_backward_data(gradient, shares, -1, shares.dtype)
+    return gradient.sub_(torch.linalg.vecdot(gradient, shares).unsqueeze(-1)).mul_(shares)
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tuple[Tensor, Backward]:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from rl_torch.llama import gate, norm
 from rl_torch.llama.attention import Heads, attend
+from rl_torch.llama.distinct import Distinct
 from rl_torch.llama.products import added, by_input, by_weight, product
 from rl_torch.llama.rotary import Rotation
 from rl_torch.llama.slots import Slots
@@ -26,6 +27,8 @@ class Frame:
         epsilon: of the norms.
         wanted: int64 [M], the cells whose results are used, in the last layer: it computes keys and values for all
             U cells, and the rest for these. None: all.
+        distinct: tokens of the cells, in the first layer where many hold the same one: what they are projected to is
+            computed once for each of D tokens. None: in each of D = U cells.
     """
 
     heads: Heads
@@ -33,6 +36,7 @@ class Frame:
     rows: Rows
     epsilon: float
     wanted: Tensor | None = None
+    distinct: Distinct | None = None
 
     def slots(self) -> tuple[Slots, Slots, Slots]:
         """Of queries, keys and values."""
@@ -42,6 +46,37 @@ class Frame:
     def rotations(self) -> tuple[Rotation, Rotation]:
         """Of queries and keys."""
         return self.rotation if self.wanted is None else self.rotation.at(self.wanted), self.rotation
+
+    def sources(self, x: Tensor) -> Tensor:
+        """[U, …] → [D, …]: what is projected."""
+        return x if self.distinct is None else x.index_select(0, self.distinct.first)
+
+    def sources_backward(self, by_sources: Tensor, direct: Tensor) -> Tensor:
+        """[U, …]: the gradient by ``x`` from that by its sources and the one that it gets otherwise, summed."""
+        return by_sources if self.distinct is None else direct.index_add(0, self.distinct.first, by_sources)
+
+    def queried(self, sources: Tensor) -> Tensor:
+        """[D, …] → what queries are projected from: all sources, or of wanted cells alone."""
+        return self.pick(sources) if self.distinct is None else sources
+
+    def queried_backward(self, gradient: Tensor, cells: int) -> Tensor:
+        """[D, …]."""
+        return self.spread(gradient, cells) if self.distinct is None else gradient
+
+    def hand_out(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Queries, keys and values of sources → queries of the M wanted cells, keys and values of all U."""
+        if self.distinct is None:
+            return list(states)
+        return [part.index_select(0, self.distinct.at(c)) for part, c in zip(states, self._owners(), strict=True)]
+
+    def hand_out_backward(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients by the states of sources."""
+        if self.distinct is None:
+            return list(gradients)
+        return [self.distinct.total(part, c) for part, c in zip(gradients, self._owners(), strict=True)]
+
+    def _owners(self) -> tuple[Tensor | None, None, None]:
+        return self.wanted, None, None
 
     def pick(self, states: Tensor) -> Tensor:
         """[U, …] → [M, …]."""
@@ -67,8 +102,9 @@ class Attention(torch.autograd.Function):
                 of queries and keys. None for what the architecture lacks.
         """
         linear, head_norms = _pairs(parameters[:8]), parameters[8:]
-        normalized, factor = norm.forward(x, weight, frame.epsilon)
-        inputs = (frame.pick(normalized), normalized, normalized)
+        sources = frame.sources(x)
+        normalized, factor = norm.forward(sources, weight, frame.epsilon)
+        inputs = (frame.queried(normalized), normalized, normalized)
         projected = [
             product(i, *pair).unflatten(1, (-1, frame.heads.width)) for i, pair in zip(inputs, linear[:3], strict=True)
         ]
@@ -77,38 +113,43 @@ class Attention(torch.autograd.Function):
             both = [norm.forward(part, w, frame.epsilon) for part, w in zip(states[:2], head_norms, strict=True)]
             states[:2] = [part for part, _ in both]
             kept = [*projected[:2], *(factors for _, factors in both), *head_norms]
+        states = frame.hand_out(states)
         states[:2] = [turn.forward(part) for turn, part in zip(frame.rotations(), states[:2], strict=True)]
         states[0] = frame.spread(states[0], len(x))
         slots = frame.slots()
         shown = [slot.gather(part) for slot, part in zip(slots, states, strict=True)]
         seen, ctx.attention_backward = attend(frame.rows.shapes, *shown, frame.heads)
         merged = frame.pick(slots[0].put_back(seen).flatten(1))
-        ctx.save_for_backward(x, normalized, factor, merged, weight, *(w for w, _ in linear), *kept)
-        ctx.frame, ctx.biased = frame, [bias is not None for _, bias in linear]
+        ctx.save_for_backward(sources, normalized, factor, merged, weight, *(w for w, _ in linear), *kept)
+        ctx.frame, ctx.cells, ctx.biased = frame, len(x), [bias is not None for _, bias in linear]
         return added(frame.pick(x), merged, *linear[3])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """By what :meth:`forward` was given."""
-        x, normalized, factor, merged, weight, query, key, value, output, *kept = ctx.saved_tensors
+        sources, normalized, factor, merged, weight, query, key, value, output, *kept = ctx.saved_tensors
         frame, slots = ctx.frame, ctx.frame.slots()
-        by_seen = frame.spread(by_input(gradient, output), len(x)).unflatten(1, (-1, frame.heads.width))
+        by_seen = frame.spread(by_input(gradient, output), ctx.cells).unflatten(1, (-1, frame.heads.width))
         by_shown = ctx.attention_backward(slots[0].put_back_backward(by_seen))
         del ctx.attention_backward  # with what it kept
         states = [slot.gather_backward(part) for slot, part in zip(slots, by_shown, strict=True)]
         states[0] = frame.pick(states[0])
         states[:2] = [turn.backward(part) for turn, part in zip(frame.rotations(), states[:2], strict=True)]
+        states = frame.hand_out_backward(states)
         by_head_norms: list[Tensor | None] = [None, None]
         if kept:
             both = [norm.backward(g, *of) for g, *of in zip(states[:2], kept[:2], kept[2:4], kept[4:], strict=True)]
             states[:2], by_head_norms = [part for part, _ in both], [by_norm for _, by_norm in both]
         flat = [part.flatten(1) for part in states]
-        by_normalized = frame.spread(by_input(flat[0], query), len(x))
+        by_normalized = frame.queried_backward(by_input(flat[0], query), len(sources))
         for part, projection in zip(flat[1:], (key, value), strict=True):
             by_normalized = by_input(part, projection, plus=by_normalized)
-        by_x, by_norm = norm.backward(by_normalized, x, factor, weight, plus=frame.spread(gradient, len(x)))
-        inputs = (frame.pick(normalized), normalized, normalized, merged)
+        direct = frame.spread(gradient, ctx.cells)
+        plus = direct if frame.distinct is None else None
+        by_sources, by_norm = norm.backward(by_normalized, sources, factor, weight, plus=plus)
+        by_x = frame.sources_backward(by_sources, direct)
+        inputs = (frame.queried(normalized), normalized, normalized, merged)
         by_linear = _by_parameters((*flat, gradient), inputs, ctx.biased)
         return by_x, None, by_norm, *by_linear, *by_head_norms
 

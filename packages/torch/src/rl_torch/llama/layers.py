@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rl_torch.llama.attention import Heads
+from rl_torch.llama.distinct import Distinct
 from rl_torch.llama.halves import Attention, FeedForward, Frame
 from rl_torch.llama.norm import Norm
 from rl_torch.llama.rotary import Rotation
@@ -54,14 +55,16 @@ def use_own_layers(model: PreTrainedModel) -> None:
     """Have the layers and the last norm of ``model`` computed here; its forward then needs ``rows=``.
 
     With ``wanted=`` (int64 [M]) it returns the hidden states of these cells only, [1, M, H], and saves most of its last
-    layer for the others.
+    layer for the others. With ``distinct=`` it saves a part of its first layer for cells that hold the same token.
 
     Args:
         model: one that :func:`fits`, on the CPU, with :func:`rl_torch.ragged.use_ragged_attention`.
     """
     body = model.base_model
     for layer in body.layers:
-        layer.forward = functools.partial(_layer, layer, is_last=layer is body.layers[-1])
+        layer.forward = functools.partial(
+            _layer, layer, is_first=layer is body.layers[0], is_last=layer is body.layers[-1]
+        )
     body.norm.forward = functools.partial(_norm, body.norm)
 
 
@@ -74,9 +77,11 @@ def _layer(
     hidden_states: Tensor,
     *,
     position_embeddings: tuple[Tensor, Tensor],
+    is_first: bool,
     is_last: bool,
     rows: Rows | None = None,
     wanted: Tensor | None = None,
+    distinct: Distinct | None = None,
     **_further: Any,
 ) -> Tensor:
     """In the place of the layer's ``forward``: [1, U, H] in and out; out of the last one [1, M, H]."""
@@ -94,7 +99,14 @@ def _layer(
     cosines, sines = position_embeddings
     rotation = Rotation.of((cosines[0], sines[0]))
     epsilon = layer.input_layernorm.variance_epsilon
-    frame = Frame(heads, rotation, rows, epsilon, wanted=wanted if is_last else None)
+    frame = Frame(
+        heads,
+        rotation,
+        rows,
+        epsilon,
+        wanted=wanted if is_last else None,
+        distinct=distinct if is_first else None,
+    )
     parameters = [p for module in linear for p in (module.weight, module.bias)]
     head_norms = [getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm")]
     x = Attention.apply(hidden_states[0], frame, layer.input_layernorm.weight, *parameters[:8], *head_norms)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl_torch.llama.precision import sum_by
 from rl_torch.ragged import Rows
 
 
@@ -19,14 +20,12 @@ class Slots:
         total: C · n.
         cells: int64 [C · n], the head of a cell that each slot shows, as cell · n + head.
         owners: int64 [U · n], the slot whose attention output is that of each head of a cell.
-        further: further slots that show a head of a cell, as pairs of both; see :class:`rl_torch.ragged.Rows`.
     """
 
     heads: int
     total: int
     cells: Tensor
     owners: Tensor
-    further: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
     def of(cls, rows: Rows, heads: int) -> Slots:
@@ -52,9 +51,6 @@ class Slots:
             total=start * heads,
             cells=torch.cat(cells) if cells else rows.cells,
             owners=slots[rows.owners].flatten(),
-            further=tuple(
-                (slots[some].flatten(), (shown[:, None] * heads + head).flatten()) for some, shown in rows.further
-            ),
         )
 
     def gather(self, states: Tensor) -> Tensor:
@@ -62,11 +58,8 @@ class Slots:
         return states.flatten(0, 1).index_select(0, self.cells)
 
     def gather_backward(self, gradient: Tensor) -> Tensor:
-        """The gradient of a cell is the sum of its slots'."""
-        result = gradient.index_select(0, self.owners)
-        for slots, cells in self.further:
-            result[cells] += gradient.index_select(0, slots)
-        return result.unflatten(0, (-1, self.heads))
+        """The gradient of a cell is the sum of its slots'; those behind a sequence's end have none."""
+        return sum_by(self.cells, gradient, len(self.owners)).unflatten(0, (-1, self.heads))
 
     def put_back(self, states: Tensor) -> Tensor:
         """[C · heads, d] → [U, heads, d]."""
