@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,14 +50,17 @@ class Measured:
 
 
 class Rank:
-    """Answers like a training worker, in this process; ``call.remote`` is how the driver asks."""
-
-    def __init__(self) -> None:
-        self.call = SimpleNamespace(remote=answer)
+    """Stands for a training worker in this process."""
 
 
 class Pool:
     """What :class:`rl_core.model.Model` needs of a worker pool: the answers are there already."""
+
+    def on_lines(self, workers: Sequence[Any]) -> bool:
+        return False
+
+    def ask(self, workers: Sequence[Any], method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [answer(*own) for own in arguments]
 
     def get(self, answers: Sequence[Any], *, what: str = "") -> list[Any]:
         return list(answers)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -34,7 +35,14 @@ class Rank:
 
     def setup(self, context):
         self.rank = context.rank
+        self._set_up_in = self.thread()
         return Topology(context.rank, context.world_size)
+
+    def thread(self):
+        return threading.current_thread().name
+
+    def thread_of_setup(self):
+        return self._set_up_in
 
     def wait(self, seconds):
         time.sleep(seconds)
@@ -53,7 +61,7 @@ class Rank:
         raise RuntimeError("Connection closed by peer")
 
     def crash(self):
-        os.kill(os.getpid(), signal.SIGSEGV)
+        signal.raise_signal(signal.SIGSEGV)  # to this thread, as one that reads where it may not
         time.sleep(60)
 
     def deadlock(self):

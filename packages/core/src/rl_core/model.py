@@ -12,6 +12,7 @@ import numpy as np
 
 from rl_core.algorithm import combine
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.shared_buckets import Described
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult
 from rl_core.contracts.model import ModelInfo, Role
@@ -87,6 +88,16 @@ class Model:
         """The result of the first of :meth:`stream_weights`'s calls, when all have one."""
         return self._pool.get(calls, what=f"gathering the {self.role.name} weights")[0]
 
+    def share_weights(self) -> Described:
+        """The current weights in memory that other processes on the workers' machine read; it must be the driver's."""
+        asked = [("weights", rank == 0, self.role.name) for rank in range(len(self._workers))]
+        calls = self._pool.ask(self._workers, "share", asked)
+        return self._pool.get(calls, what=f"gathering the {self.role.name} weights")[0]
+
+    def unshare_weights(self) -> None:
+        """Have that memory given back, sometime before the next call."""
+        self._pool.ask(self._workers[:1], "unshare", [()])
+
     def save(self, directory: str) -> None:
         """All ranks write what a bit-exact resume needs."""
         self._everywhere("save", directory)
@@ -121,17 +132,15 @@ class Model:
     def _shards(self, batch: SequenceBatch, parts: Sequence[np.ndarray]) -> list[Any]:
         """One shard per data-parallel rank, in shared memory once where several ranks read it."""
         shards = [batch] if len(parts) == 1 else [batch.select(p) for p in parts]
-        if len(self._workers) == self._dp_size:
+        if len(self._workers) == self._dp_size or self._pool.on_lines(self._workers):
             return shards
         import ray
 
         return [ray.put(s) for s in shards]
 
     def _fan_out(self, method: str, shards: Sequence[Any], *args: Any) -> list[Any]:
-        return [
-            worker.call.remote(method, self.role.name, shards[place.dp_rank], *args)
-            for worker, place in zip(self._workers, self._topology, strict=True)
-        ]
+        asked = [(method, self.role.name, shards[place.dp_rank], *args) for place in self._topology]
+        return self._pool.ask(self._workers, "call", asked)
 
     def _output(self, calls: Sequence[Any], what: str) -> list[Any]:
         """Results of the output ranks in data-parallel order; waits for all ranks, so failures anywhere surface."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rl_core.cluster.failures import Subject, recoverable
+from rl_core.cluster.lines import LineCall, LineEnded
 from rl_core.errors import RLError, WorkerDied
 
 if TYPE_CHECKING:
@@ -19,6 +21,12 @@ CHECK_EVERY_S = 0.5
 
 _ACTOR = re.compile(r"actor_id=([0-9a-f]+)")
 """Who raised, in Ray's text of an exception; what it raises has no other sign of it."""
+
+_MIXED_S = 0.01
+"""How often calls of one kind are looked at where those of the other are waited for."""
+
+Echo = Callable[[], RLError | None]
+"""Finds the death that made other calls fail, if there was one."""
 
 _GRACE_S = 1.0
 """When one rank's call fails because a peer died, the peer's death is known within this time."""
@@ -65,12 +73,77 @@ class Crew(Protocol):
 
 
 def fetch(references: Sequence[Any], timeout_s: float, *, what: str = "", crew: Crew | None = None) -> list[Any]:
-    """``ray.get`` that raises as soon as one call fails, with the worker's own message.
+    """Results of calls through Ray and by line; raises as soon as one fails, with the worker's own message.
 
     Raises:
         WorkerDied: the process behind a call ended or hung, or failed in a way that a new start may mend.
         RLError: the call raised (its own RLError is passed on), or, without ``crew``, took longer than ``timeout_s``.
     """
+    by_line = [r for r in references if isinstance(r, LineCall)]
+    if not by_line:
+        return _from_ray(references, timeout_s, what=what, crew=crew)
+    assert crew is not None
+    found = dict(zip(by_line, _from_lines(by_line, timeout_s, what=what, crew=crew), strict=True))
+    others = [r for r in references if r not in found]
+    found |= zip(others, _from_ray(others, timeout_s, what=what, crew=crew) if others else [], strict=True)
+    return [found[r] for r in references]
+
+
+def finished(calls: Sequence[Any], *, timeout_s: float) -> list[Any]:
+    """Those of ``calls`` that have a result or an error; none after ``timeout_s`` without one."""
+    import ray
+
+    by_line = {c.future: c for c in calls if isinstance(c, LineCall)}
+    others = [c for c in calls if not isinstance(c, LineCall)]
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = max(0.0, deadline - time.monotonic())
+        done: list[Any] = []
+        if by_line:
+            patience = min(left, _MIXED_S) if others else left
+            done = [by_line[f] for f in futures.wait(by_line, patience, return_when=futures.FIRST_COMPLETED).done]
+        if others:
+            patience = 0.0 if by_line else left
+            done += ray.wait(others, num_returns=len(others), timeout=patience)[0]
+        if done or time.monotonic() >= deadline:
+            return done
+
+
+def _from_lines(calls: Sequence[LineCall], timeout_s: float, *, what: str, crew: Crew) -> list[Any]:
+    waiting = {call.future: call for call in calls}
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        left = max(0.0, deadline - time.monotonic())
+        done = futures.wait(waiting, min(left, CHECK_EVERY_S), return_when=futures.FIRST_COMPLETED).done
+        for future in done:
+            call, error = waiting.pop(future), future.exception()
+            if isinstance(error, LineEnded):
+                raise crew.death(call.actor_id, "", what=what) from error
+            if error is not None:
+                cause, text = error.args
+                echo: Echo = lambda: _ended_line(calls, what=what, crew=crew)  # noqa: E731
+                raise _blame(cause, text, call.actor_id, what=what, crew=crew, echo=echo) from error
+        if not done:
+            crew.check()
+            if time.monotonic() > deadline:
+                raise crew.overdue([call.actor_id for call in waiting.values()], timeout_s, what=what)
+    return [call.future.result() for call in calls]
+
+
+def _ended_line(calls: Sequence[LineCall], *, what: str, crew: Crew) -> RLError | None:
+    """Whether another of the calls failed because its process ended."""
+    deadline = time.monotonic() + _GRACE_S
+    for call in calls:
+        try:
+            error = call.future.exception(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            continue
+        if isinstance(error, LineEnded):
+            return crew.death(call.actor_id, "", what=what)
+    return None
+
+
+def _from_ray(references: Sequence[Any], timeout_s: float, *, what: str, crew: Crew | None) -> list[Any]:
     import ray
 
     try:
@@ -145,26 +218,40 @@ def _late(references: Sequence[Any], timeout_s: float, *, what: str, crew: Crew 
 
 
 def _failure(error: Any, references: Sequence[Any], *, what: str, crew: Crew | None) -> RLError:
-    """An exception in a worker: its own, or the echo of another worker's death."""
+    """An exception that Ray brings from a worker."""
     cause = error.cause if isinstance(error.cause, BaseException) else None
+    actor = _ACTOR.search(str(error))
+    echo: Echo = (lambda: None) if crew is None else (lambda: _dead_peer(references, what=what, crew=crew))
+    return _blame(cause, str(error), actor[1] if actor else "", what=what, crew=crew, echo=echo)
+
+
+def _blame(
+    cause: BaseException | None, text: str, actor_id: str, *, what: str, crew: Crew | None, echo: Echo
+) -> RLError:
+    """An exception in a worker: its own, or the echo of another worker's death.
+
+    Args:
+        cause: what was raised, as far as it could be sent.
+        text: it with its traceback.
+        actor_id: hex id of the worker, or empty.
+    """
     if isinstance(cause, RLError):
         return cause
     if crew is not None:
-        echo = _dead_peer(references, what=what, crew=crew)
-        if echo is not None:
-            return echo
+        other = echo()
+        if other is not None:
+            return other
         try:
             crew.check()
         except WorkerDied as death:
             return death
-    actor = _ACTOR.search(str(error))
-    who = crew.subject(actor[1]) if crew is not None and actor is not None else None
+    who = crew.subject(actor_id) if crew is not None and actor_id else None
     title = who.title if who else "a worker"
-    text = f"{title} failed{' in ' + what if what else ''}:\n{error}"
-    kind = recoverable(cause, str(error)) if cause is not None else None
+    explained = f"{title} failed{' in ' + what if what else ''}:\n{text}"
+    kind = recoverable(cause, text) if cause is not None else None
     if kind is None:
-        return RLError(text)
-    return WorkerDied(text, worker=who.name if who else "", role=who.role if who else "", cause=kind)
+        return RLError(explained)
+    return WorkerDied(explained, worker=who.name if who else "", role=who.role if who else "", cause=kind)
 
 
 def _dead_peer(references: Sequence[Any], *, what: str, crew: Crew) -> RLError | None:

@@ -1,6 +1,6 @@
 """The process behind every worker: a Ray actor that hosts one component at a time.
 
-It knows no kind of component. A thread of it sends heartbeats while its main thread computes. Hosts
+It knows no kind of component. A thread of it sends heartbeats while another one computes. Hosts
 outlive stages: a stage unloads what it built and the next one builds its own in the same, already warm
 process.
 """
@@ -19,6 +19,9 @@ from typing import IO, Any
 
 from rl_core.cluster.examination import dump_on_signal
 from rl_core.cluster.heartbeat import Pulse
+from rl_core.cluster.lines import Address
+from rl_core.cluster.shared_buckets import Described, SharedBuckets
+from rl_core.cluster.work_thread import WorkThread, in_work_thread
 from rl_core.config.redaction import RedactingFormatter
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.profiling import Profiles
@@ -46,6 +49,8 @@ class Host:
         self._pulse = _pulse(self._activity)
         self._component: Any = None
         self._ends: dict[str, Any] = {}
+        self._shared: SharedBuckets | None = None
+        self._work = WorkThread(lambda method, args: getattr(self, method)(*args))
         self._refusal: RLError | None = None
         from rl_core.plugins.registry import load_registry
 
@@ -70,11 +75,19 @@ class Host:
         """Process id, for messages and tests."""
         return os.getpid()
 
+    def open_line(self, node: str) -> Address | None:
+        """Where a driver on Ray's ``node`` may connect; None where that is another one than this."""
+        import ray
+
+        self._check_ready()
+        return self._work.open_line() if ray.get_runtime_context().get_node_id() == node else None
+
     def warm(self, factory: str) -> None:
         """Import what a later :meth:`build` needs, while others are at work."""
         with self._at_work("importing", starting=True):
             self._registry.resolve(factory)
 
+    @in_work_thread
     def build(self, factory: str, config: Any, context: WorkerContext, kind: str) -> Any:
         """Create the component and ``setup`` it; returns what ``setup`` returns."""
         self._check_ready()
@@ -94,18 +107,45 @@ class Host:
             logger.info("%s: built %s (rank %d of %d)", self._name, factory, context.rank, context.world_size)
             return self._component.setup(replace(context))
 
+    @in_work_thread
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the hosted component."""
         with self._at_work(method, starting=method in _LOADING):
             return getattr(self._component, method)(*args)
 
+    @in_work_thread
     def call_each(self, method: str, buckets: list[Any], *args: Any) -> Any:
         """Like :meth:`call`, with object references inside ``buckets`` fetched here, not by the caller."""
+        return self.call_each_beside(method, buckets, *args)
+
+    def call_each_beside(self, method: str, buckets: list[Any], *args: Any) -> Any:
+        """The same beside what the component is doing."""
         import ray
 
         with self._at_work(method):
             return getattr(self._component, method)(ray.get(buckets), *args)
 
+    @in_work_thread
+    def share(self, method: str, keep: bool, *args: Any) -> Described | None:
+        """Iterate a method's buckets to the end; where ``keep``, put them into memory that others here can read."""
+        with self._at_work(method):
+            self._shared = SharedBuckets() if keep else None
+            for bucket in getattr(self._component, method)(*args):
+                if self._shared is not None:
+                    self._shared.add(bucket)
+        return self._shared.described if self._shared is not None else None
+
+    def unshare(self) -> None:
+        """Give that memory back."""
+        self._shared = None
+
+    @in_work_thread
+    def call_shared(self, method: str, buckets: Described, *args: Any) -> Any:
+        """Like :meth:`call`, with what another worker of this machine shares."""
+        with self._at_work(method):
+            return getattr(self._component, method)(buckets.read(), *args)
+
+    @in_work_thread
     def stream(self, method: str, keep: bool, *args: Any) -> list[Any]:
         """Iterate a method's results to the end; put each into the object store if ``keep``."""
         import ray
@@ -117,6 +157,7 @@ class Host:
                     references.append(ray.put(item))
         return references
 
+    @in_work_thread
     def start_profile(self, folder: str | None) -> bool:
         """Have the component profile itself, with a trace into ``folder`` if given; False where it cannot."""
         if not isinstance(self._component, Profiles):
@@ -125,6 +166,7 @@ class Host:
             self._component.start_profile(f"{folder}/{self._name}.trace.json.gz" if folder else None)
         return True
 
+    @in_work_thread
     def stop_profile(self) -> dict[str, float]:
         """Seconds by section since :meth:`start_profile`; none where the component cannot tell."""
         if not isinstance(self._component, Profiles):
@@ -132,15 +174,22 @@ class Host:
         with self._at_work("stop_profile"):
             return dict(self._component.stop_profile())
 
+    @in_work_thread
     def transport(self, end: str, method: str, *args: Any) -> Any:
         """Call a method of this worker's end of a weight transport (a reference to its class), made at first use."""
+        return self.transport_beside(end, method, *args)
+
+    def transport_beside(self, end: str, method: str, *args: Any) -> Any:
+        """The same beside what the component is doing."""
         with self._at_work(method):
             if end not in self._ends:
                 self._ends[end] = self._registry.resolve(end)(self._component)
             return getattr(self._ends[end], method)(*args)
 
+    @in_work_thread
     def unload(self) -> None:
         """Drop the component, so that the process can host another."""
+        self._shared = None
         while self._ends:
             self._ends.popitem()[1].close()
         if self._component is not None:

@@ -24,6 +24,9 @@ _PAUSED_S = 5.0
 
 _EXAMINATION_S = 60.0
 
+_LAST_WORD_S = 5.0
+"""Ray learns of the end of a process within some hundredths of a second."""
+
 _SILENT_S = 5 * heartbeat.BEAT_EVERY_S
 """A worker without a heartbeat for this long may not be able to end itself."""
 
@@ -127,7 +130,7 @@ class Watchdog:
         return None
 
     def death(self, actor_id: str, ray_says: str, *, what: str) -> WorkerDied:
-        """Why a worker is gone; waits for an examination that is under way."""
+        """Why a worker is gone; waits for an examination that is under way, and asks Ray if it has said nothing yet."""
         worker = self._watched.get(actor_id)
         if worker is None:
             return WorkerDied(f"a worker process ended{' during ' + what if what else ''}: {ray_says}")
@@ -135,7 +138,7 @@ class Watchdog:
             worker.examined.wait(2 * _EXAMINATION_S)
         if worker.verdict is None:
             worker.beat = heartbeat.read(actor_id) or worker.beat
-            worker.verdict = died(worker.subject, ray_says, what=what)
+            worker.verdict = died(worker.subject, ray_says or worker.last_word or _last_word(worker), what=what)
         return worker.verdict
 
     def end(self, actor_ids: Sequence[str], silence: str, *, what: str) -> WorkerDied | None:
@@ -199,6 +202,17 @@ class Watchdog:
         return workers
 
 
+def _last_word(worker: Watched) -> str:
+    """What Ray says of a worker whose line ended, which it may notice a moment later; empty if it lives."""
+    import ray
+
+    try:
+        ray.get(worker.handle.pid.remote(), timeout=_LAST_WORD_S)
+    except ray.exceptions.RayError as error:
+        return str(error)
+    return ""
+
+
 def _look_at(worker: Watched) -> Examination:
     """Examine and end a worker's process, from here or by a task on its machine."""
     import ray
@@ -206,7 +220,7 @@ def _look_at(worker: Watched) -> Examination:
 
     assert worker.beat is not None
     try:
-        if worker.beat.node_id == _own_node():
+        if worker.beat.node_id == own_node():
             return examine_and_end(worker.beat.pid, str(worker.log))
         there = NodeAffinitySchedulingStrategy(worker.beat.node_id, soft=False)
         task = ray.remote(examine_and_end).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
@@ -217,7 +231,7 @@ def _look_at(worker: Watched) -> Examination:
         ray.kill(worker.handle)
 
 
-def _own_node() -> str | None:
+def own_node() -> str | None:
     """The Ray node this process runs on; None for a Ray client, whose machine need not be part of the cluster."""
     import ray
 

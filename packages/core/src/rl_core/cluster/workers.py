@@ -1,19 +1,24 @@
-"""Hosts in a placement group: started once, lent to stages, watched, called with a deadline."""
+"""Hosts in a placement group: started once, lent to stages, watched, called with a deadline.
+
+What is asked of them in every step goes by line where they are on the driver's machine (:mod:`rl_core.cluster.lines`).
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing import AuthenticationError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.calls import Deadlines, actor_id_of, fetch
 from rl_core.cluster.failures import Subject
 from rl_core.cluster.host import Host
+from rl_core.cluster.lines import Line
 from rl_core.cluster.placement import bundles_in_order, machines_of, reserve, room_for
 from rl_core.cluster.resources import Resources
-from rl_core.cluster.watchdog import Watchdog, Watched
+from rl_core.cluster.watchdog import Watchdog, Watched, own_node
 from rl_core.contracts.backend import Topology, WorkerContext
 from rl_core.errors import RLError, WorkerDied
 
@@ -58,6 +63,7 @@ class WorkerPool:
         self._rank_at: dict[int, Any] = {}
         self._free_bundles: list[int] = []
         self._spare: list[Any] = []
+        self._lines: dict[str, Line] = {}
         self.trainers: list[Any] = []
         self.generators: list[Any] = []
 
@@ -111,6 +117,7 @@ class WorkerPool:
     def enlist(self, generator: Any) -> None:
         """Take a generator that :meth:`another_generator` started into use."""
         self._spare.remove(generator)
+        self.connect([generator])
         self.generators.append(generator)
 
     def retire(self, generator: Any) -> None:
@@ -120,6 +127,7 @@ class WorkerPool:
         actor_id = actor_id_of(generator)
         if self._watchdog is not None:
             self._watchdog.forget(actor_id)
+        self._hang_up(actor_id)
         ray.kill(generator)
         self.generators = [g for g in self.generators if g is not generator]
         self._spare = [g for g in self._spare if g is not generator]
@@ -157,6 +165,7 @@ class WorkerPool:
     def build(self, actors: Sequence[Any], choice: ComponentChoice, *, kind: str, context: WorkerContext) -> list[Any]:
         """Build ``choice`` on each actor; returns what each ``setup`` gave. Ranks follow the actors' order."""
         address, port = self.get([actors[0].address.remote()], starting=True)[0]
+        self.connect(actors)
         references = []
         for rank, actor in enumerate(actors):
             own = replace(
@@ -164,6 +173,40 @@ class WorkerPool:
             )
             references.append(actor.build.remote(choice.component.factory, choice.config, own, kind))
         return self.get(references, starting=True)
+
+    def connect(self, actors: Sequence[Any]) -> None:
+        """Open a line to each that is on this machine and has none."""
+        node = own_node()
+        new = [actor for actor in actors if actor_id_of(actor) not in self._lines]
+        if node is None or not new:
+            return
+        for actor, address in zip(new, self.get([a.open_line.remote(node) for a in new], starting=True), strict=True):
+            if address is None:
+                continue
+            try:
+                self._lines[actor_id_of(actor)] = Line(address, actor_id_of(actor))
+            except (OSError, EOFError, AuthenticationError) as error:
+                logger.info("no line to a worker, its calls go through Ray: %s: %s", type(error).__name__, error)
+
+    def on_lines(self, workers: Sequence[Any]) -> bool:
+        """Whether there is a line to each."""
+        return all(actor_id_of(worker) in self._lines for worker in workers) if self._lines else False
+
+    def ask(self, workers: Sequence[Any], method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call ``method`` of each worker's host with its arguments, by line if there is one to all of them.
+
+        Returns:
+            the calls, for :meth:`get`.
+        """
+        if not self.on_lines(workers):
+            return [getattr(worker, method).remote(*own) for worker, own in zip(workers, arguments, strict=True)]
+        lines = [self._lines[actor_id_of(worker)] for worker in workers]
+        return [line.ask(method, *own) for line, own in zip(lines, arguments, strict=True)]
+
+    def _hang_up(self, actor_id: str) -> None:
+        line = self._lines.pop(actor_id, None)
+        if line is not None:
+            line.close()
 
     def get(self, references: Sequence[Any], *, starting: bool = False, what: str = "") -> list[Any]:
         """Results of calls; a worker's death, exception or silence becomes an :class:`RLError` that explains it."""
@@ -208,6 +251,8 @@ class WorkerPool:
         """End the actors, whatever they are doing, and give back their resources."""
         from ray.util.placement_group import remove_placement_group
 
+        for actor_id in list(self._lines):
+            self._hang_up(actor_id)
         if self._watchdog is not None:
             self._watchdog.end_all()
         if self._placement is not None:

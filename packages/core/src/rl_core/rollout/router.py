@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.calls import CHECK_EVERY_S, actor_id_of
+from rl_core.cluster.calls import CHECK_EVERY_S, actor_id_of, finished
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError, WorkerDied
@@ -163,7 +163,7 @@ class Router:
         if not self._replicas:
             self._await_replacement(None)
         costs = requests.lengths[which] + sampling.n * sampling.max_new_tokens
-        calls = {}
+        calls: list[_Call] = []
         with self._lock:
             replicas = list(self._replicas)
             loads = [r.outstanding for r in replicas]
@@ -172,19 +172,17 @@ class Router:
                     continue
                 part, tokens = np.sort(which[chosen]), int(costs[chosen].sum())
                 replica.outstanding += tokens
-                reference = replica.handle.call.remote("generate", requests.select(part), sampling)
-                calls[reference] = _Call(replica, part, tokens, time.monotonic())
-        return calls
+                calls.append(_Call(replica, part, tokens, time.monotonic()))
+        asked = [("generate", requests.select(call.part), sampling) for call in calls]
+        return dict(zip(self._pool.ask([c.replica.handle for c in calls], "call", asked), calls, strict=True))
 
     def _next_done(self, calls: dict[Any, _Call]) -> list[Any]:
         """Calls with a result or an error: all, or those there are after a moment; ends replicas that take longer
         than a call may."""
-        import ray
-
         limit = self._pool.deadlines.call_s
         while True:
             # Not one at a time: looking at n references n times would be the longest part of a step of many replicas.
-            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=CHECK_EVERY_S)
+            done = finished(list(calls), timeout_s=CHECK_EVERY_S)
             if done:
                 return done
             self._pool.check()

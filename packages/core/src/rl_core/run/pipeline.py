@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import time
@@ -207,9 +208,11 @@ class Pipeline:
             phases=phases,
             profile=profile,
         )
+        gc.freeze()  # what is there stays for the stage: looking through it takes as long as a small model's step
         try:
             samples = loop.run()
         finally:
+            gc.unfreeze()
             driver.close()
         self._outcome.samples = samples or self._outcome.samples
         if profile is not None and profile.report is not None:

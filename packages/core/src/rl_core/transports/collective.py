@@ -90,7 +90,9 @@ class Collective:
             for rank, t in enumerate(self._pool.trainers)
         ]
         receives = [
-            beside(g.transport, ahead=self._ahead).remote(self._receiver, "receive", meeting, rank, self._plan, version)
+            beside(g, "transport", ahead=self._ahead).remote(
+                self._receiver, "receive", meeting, rank, self._plan, version
+            )
             for rank, g in enumerate(generators, start=1)
         ]
         lost, failed = outcomes(self._pool, list(zip(generators, receives, strict=True)))

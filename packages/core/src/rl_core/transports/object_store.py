@@ -71,13 +71,15 @@ def updates(generators: Sequence[Any], buckets: Any, version: int, *, ahead: boo
     Args:
         buckets: references to weight buckets, or a reference to a list of them.
     """
-    return [(g, beside(g.call_each, ahead=ahead).remote("update_weights", buckets, version)) for g in generators]
+    return [(g, beside(g, "call_each", ahead=ahead).remote("update_weights", buckets, version)) for g in generators]
 
 
-def beside(method: Any, *, ahead: bool) -> Any:
-    """An actor's method, such that a call of it does not wait for the end of sampling where that goes on."""
+def beside(generator: Any, method: str, *, ahead: bool) -> Any:
+    """A host's method, such that a call of it does not wait for the end of sampling where that goes on."""
     # Else nothing runs beside an update, and a Ray client knows no concurrency groups.
-    return method.options(concurrency_group=UPDATES) if ahead else method
+    if not ahead:
+        return getattr(generator, method)
+    return getattr(generator, f"{method}_beside").options(concurrency_group=UPDATES)
 
 
 def outcomes(pool: WorkerPool, calls: Sequence[tuple[Any, Any]]) -> tuple[Lost, list[tuple[Any, WeightTransferFailed]]]:

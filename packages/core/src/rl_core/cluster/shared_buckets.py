@@ -1,0 +1,70 @@
+"""Weight buckets in memory that other processes of the same machine and user can read."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from rl_core.contracts.backend import WeightBucket
+
+
+@dataclass(frozen=True)
+class Described:
+    """Where buckets are, for another process; valid as long as their :class:`SharedBuckets` lives.
+
+    Attributes:
+        path: of the memory.
+        parts: names, shapes and dtypes of each bucket's tensors.
+        sizes: bytes of each bucket, which stand one after the other.
+    """
+
+    path: str
+    parts: tuple[tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[str, ...]], ...]
+    sizes: tuple[int, ...]
+
+    def read(self) -> list[WeightBucket]:
+        """The buckets, without a copy; their data cannot be written to."""
+        if not sum(self.sizes):
+            data = np.zeros(0, np.uint8)
+        else:
+            with open(self.path, "rb") as file:
+                data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        starts = np.cumsum((0, *self.sizes))
+        return [
+            WeightBucket(*part, data=data[start : start + size])
+            for part, start, size in zip(self.parts, starts, self.sizes, strict=False)
+        ]
+
+
+class SharedBuckets:
+    """Takes buckets one at a time; the memory goes back to the system with the object and its last reader.
+
+    Linux only: the memory has no name in a file system, so nothing is left behind by a process that is killed.
+    """
+
+    def __init__(self) -> None:
+        self._file = os.fdopen(os.memfd_create("rl-weights"), "wb", buffering=0)
+        self._parts: list[tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[str, ...]]] = []
+        self._sizes: list[int] = []
+
+    @staticmethod
+    def possible() -> bool:
+        """Whether this machine has such memory."""
+        return hasattr(os, "memfd_create")
+
+    @property
+    def described(self) -> Described:
+        """For :meth:`Described.read` in other processes."""
+        path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        return Described(path, tuple(self._parts), tuple(self._sizes))
+
+    def add(self, bucket: WeightBucket) -> None:
+        """Copy ``bucket`` behind those that are there."""
+        data = np.ascontiguousarray(bucket.data)
+        self._parts.append((bucket.names, bucket.shapes, bucket.dtypes))
+        self._sizes.append(len(data))
+        while len(data):  # one write takes 2 GB at most
+            data = data[self._file.write(data.data) :]

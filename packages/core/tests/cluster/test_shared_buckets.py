@@ -1,0 +1,68 @@
+"""Weights in memory that processes share."""
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rl_core.cluster.shared_buckets import SharedBuckets
+from rl_core.contracts.backend import WeightBucket
+
+pytestmark = pytest.mark.skipif(not SharedBuckets.possible(), reason="only Linux has memory without a name")
+
+
+def bucket(name, data):
+    return WeightBucket(names=(name,), shapes=((len(data),),), dtypes=("uint8",), data=np.array(data, np.uint8))
+
+
+def shared(*buckets):
+    found = SharedBuckets()
+    for one in buckets:
+        found.add(one)
+    return found
+
+
+def test_buckets_are_read_as_they_were_and_cannot_be_written_to():
+    written = [bucket("a", [1, 2, 3]), bucket("b", []), bucket("c", range(200))]
+    kept = shared(*written)
+    found = kept.described.read()
+    for one, other in zip(found, written, strict=True):
+        assert (one.names, one.shapes, one.dtypes) == (other.names, other.shapes, other.dtypes)
+        assert one.data.tolist() == other.data.tolist()
+        assert not one.data.flags.writeable
+
+
+def test_there_may_be_nothing_in_them():
+    assert shared().described.read() == []
+    kept = shared(bucket("a", []))
+    assert kept.described.read()[0].data.tolist() == []
+
+
+def test_another_process_reads_them_and_what_was_read_outlives_the_writer():
+    kept = shared(bucket("a", [7] * 5000))
+    program = "import pickle, sys; print(sum(pickle.load(sys.stdin.buffer).read()[0].data.tolist()))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(kept.described), capture_output=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == [b"35000"]
+    described, found = kept.described, kept.described.read()
+    del kept
+    gc.collect()
+    assert found[0].data.sum() == 35000
+    with pytest.raises(OSError, match=r"No such file|No such device|not permitted"):
+        described.read()
+
+
+def test_the_memory_goes_back_with_its_last_reader():
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        kept = shared(bucket("a", [1] * 5000))
+        kept.described.read()
+        del kept
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+    with open("/proc/self/maps") as maps:
+        assert not [line for line in maps if "rl-weights" in line]
