@@ -1,5 +1,6 @@
 """Calls over a socket, both ends in this process."""
 
+import os
 import threading
 from multiprocessing import AuthenticationError
 
@@ -134,6 +135,15 @@ def test_nobody_without_the_secret_gets_a_line(work):
         Line(address, "a1")  # one attempt
     assert address.secret.hex() not in repr(address)
     assert "secret" not in repr(address)
+
+
+def test_processes_of_other_users_are_refused_and_do_not_take_the_drivers_place(work, monkeypatch):
+    users = iter([os.getuid() + 1, os.getuid()])
+    monkeypatch.setattr(lines, "_user_of", lambda connection: next(users))
+    address = work.open_line()
+    with pytest.raises((ConnectionError, EOFError)):
+        Line(address, "another user's")
+    assert result(Line(address, "a1").ask("echo", 1)) == (1,)
 
 
 def test_a_driver_that_does_not_come_is_not_waited_for_without_end(monkeypatch):

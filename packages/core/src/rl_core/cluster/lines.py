@@ -8,9 +8,11 @@ asleep on both sides, and one through a socket about 1 ms.
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import secrets
 import socket
+import struct
 import sys
 import threading
 import traceback
@@ -19,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any
 
 _CONNECT_S = 30.0
@@ -116,17 +118,38 @@ class Line:
 def wait_for_driver(connected: Callable[[Connection], None]) -> Address:
     """The worker's end: in the background, hand the driver's connection to ``connected`` once it is there."""
     secret = secrets.token_bytes(32)
-    # Linux has names that are no files and vanish with their socket; elsewhere a file is made and removed.
+    # Linux has names that are no files and vanish with their socket; elsewhere it is a file that only its user reads.
     place = f"\0rl-{secrets.token_hex(16)}" if sys.platform == "linux" else None
-    listener = Listener(place, family="AF_UNIX", authkey=secret)
+    listener = Listener(place, family="AF_UNIX")
     listener._listener._socket.settimeout(_CONNECT_S)  # type: ignore[attr-defined]
 
     def accept() -> None:
         with listener, contextlib.suppress(OSError, EOFError, AuthenticationError):
-            connected(listener.accept())
+            connection = _from_this_user(listener)
+            deliver_challenge(connection, secret)
+            answer_challenge(connection, secret)
+            connected(connection)
 
     threading.Thread(target=accept, name="waiting for the driver", daemon=True).start()
     return Address(place or str(listener.address), secret)
+
+
+def _from_this_user(listener: Listener) -> Connection:
+    """The first connection of the user whose process this is; others, who could keep it waiting, are refused."""
+    while True:
+        connection = listener.accept()
+        if _user_of(connection) == os.getuid():
+            return connection
+        connection.close()
+
+
+def _user_of(connection: Connection) -> int:
+    """Who is at the other end, as the kernel says."""
+    if sys.platform != "linux":
+        return os.getuid()  # nobody else reaches the socket's file
+    with socket.socket(fileno=os.dup(connection.fileno())) as own:
+        _, user, _ = struct.unpack("3i", own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(user)
 
 
 def answer(connection: Connection, call: Callable[[str, tuple[Any, ...]], Any]) -> bool:

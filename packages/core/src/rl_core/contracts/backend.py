@@ -138,7 +138,10 @@ class Backend(Protocol):
     """Trains and evaluates models on one rank. Built as ``factory(config)``."""
 
     def setup(self, context: WorkerContext) -> Topology:
-        """Join the process group and set threads and seeds. Called once before any ``load``."""
+        """Join the process group and set threads and seeds. Called once before any ``load``.
+
+        This and all other methods are called in one and the same thread, which is not the main one.
+        """
         ...
 
     def load(self, role: Role, model: ModelSpec, optimizer: OptimizerSpec | None) -> ModelInfo:

@@ -41,7 +41,11 @@ class Generator(Protocol):
     """Samples from a model whose weights are replaced in place. Built as ``factory(config)``."""
 
     def setup(self, context: WorkerContext) -> None:
-        """Set threads and device. Called once before ``load``."""
+        """Set threads and device. Called once before ``load``.
+
+        This and all other methods are called in one and the same thread, which is not the main one, except
+        :meth:`update_weights` with ``run.max_staleness``.
+        """
         ...
 
     def load(self, model: ModelSpec, tokenizer_path: str | None) -> None:
