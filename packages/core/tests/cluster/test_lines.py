@@ -19,6 +19,13 @@ class Unsendable(Exception):
         raise TypeError("not this one")
 
 
+class Unreadable:
+    """Can be sent and not read."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
 class OneWay(Exception):
     """Can be pickled and not read again."""
 
@@ -41,6 +48,12 @@ class Host:
 
     def raise_one_way(self):
         raise OneWay("one", "other")
+
+    def leave(self):
+        raise SystemExit(3)
+
+    def give_unreadable(self):
+        return Unreadable()
 
     def give_lock(self):
         return threading.Lock()
@@ -104,10 +117,17 @@ def test_exceptions_bring_themselves_and_their_traceback(line):
         assert caught.value.args[0] is None
         assert f"in {method}" in caught.value.args[1]
     with pytest.raises(Raised) as caught:
+        result(line.ask("leave"))
+    assert type(caught.value.args[0]) is SystemExit
+    with pytest.raises(Raised) as caught:
         result(line.ask("give_lock"))
     assert str(caught.value.args[0]) == "cannot pickle '_thread.lock' object"
     with pytest.raises(TypeError, match=r"^cannot pickle '_thread.lock' object$"):
         line.ask("echo", threading.Lock())
+    for call in (line.ask("echo", Unreadable()), line.ask("give_unreadable")):
+        with pytest.raises(Raised) as caught:
+            result(call)
+        assert str(caught.value.args[0]) == "invalid literal for int() with base 10: 'no number'"
     assert result(line.ask("echo", 1)) == (1,), "the line is as good as before"
 
 

@@ -99,12 +99,8 @@ class Line:
     def _read(self) -> None:
         try:
             while True:
-                kind, *answer = _unpack(self._connection)
-                future = self._waiting.popleft().future
-                if kind == "result":
-                    future.set_result(answer[0])
-                else:
-                    future.set_exception(Raised(*answer))
+                received = _receive(self._connection)
+                _settle(self._waiting.popleft().future, received)
         except (EOFError, OSError):
             pass
         finally:
@@ -155,12 +151,13 @@ def _user_of(connection: Connection) -> int:
 def answer(connection: Connection, call: Callable[[str, tuple[Any, ...]], Any]) -> bool:
     """Receive one call, make it, and send what it returns or raises; False where the driver has hung up."""
     try:
-        method, args = _unpack(connection)
+        received = _receive(connection)
     except (EOFError, OSError):
         return False
     try:
+        method, args = _unpack(received)
         parcel = _pack(("result", call(method, args)))
-    except Exception as error:  # noqa: BLE001 - raised again by whoever waits for the call
+    except BaseException as error:  # noqa: BLE001 - raised again by whoever waits; the thread goes on after sys.exit()
         parcel = _pack_error(error, traceback.format_exc())
     try:
         _send(connection, parcel)
@@ -169,10 +166,10 @@ def answer(connection: Connection, call: Callable[[str, tuple[Any, ...]], Any]) 
     return True
 
 
-def _pack_error(error: Exception, text: str) -> list[Any]:
+def _pack_error(error: BaseException, text: str) -> list[Any]:
     try:
         parcel = _pack(("raised", error, text))
-        pickle.loads(parcel[0], buffers=parcel[1:])  # some can be pickled, and not read again
+        _unpack(parcel)  # some can be pickled, and not read again
     except Exception:  # noqa: BLE001 - whatever a plugin's exception raises there
         return _pack(("raised", None, text))
     return parcel
@@ -193,11 +190,28 @@ def _send(connection: Connection, parcel: list[Any]) -> None:
         connection.send_bytes(part)
 
 
-def _unpack(connection: Connection) -> Any:
-    """The next value; its arrays cannot be written to, as those that Ray delivers."""
+def _receive(connection: Connection) -> list[bytes]:
+    """The next parcel."""
     count = int.from_bytes(connection.recv_bytes(), "little")
-    head, *buffers = [connection.recv_bytes() for _ in range(count)]
-    return pickle.loads(head, buffers=buffers)
+    return [connection.recv_bytes() for _ in range(count)]
+
+
+def _unpack(parcel: list[bytes]) -> Any:
+    """The value; its arrays cannot be written to, as those that Ray delivers."""
+    return pickle.loads(parcel[0], buffers=parcel[1:])
+
+
+def _settle(future: Future[Any], parcel: list[bytes]) -> None:
+    """Give ``future`` the answer, or what became of it."""
+    try:
+        kind, *answer = _unpack(parcel)
+    except Exception as error:  # noqa: BLE001 - whatever a class that is not installed here raises
+        future.set_exception(Raised(error, traceback.format_exc()))
+        return
+    if kind == "result":
+        future.set_result(answer[0])
+    else:
+        future.set_exception(Raised(*answer))
 
 
 def _shut_down(connection: Connection) -> None:
