@@ -112,16 +112,9 @@ def test_slots_hold_every_head_of_every_cell() -> None:
     assert_agree([(slots.put_back(shown * 2) * y).sum()], [(shown * 2 * slots.put_back_backward(y)).sum()])
 
 
-def model(architecture: str, *, head: str = "lm", **extra: object) -> torch.nn.Module:
-    layers = extra.pop("layers", 3)
-    init = {
-        "architecture": architecture,
-        "hidden_size": 32,
-        "layers": layers,
-        "heads": 4,
-        "kv_heads": 2,
-        "extra": extra,
-    }
+def model(architecture: str, *, head: str = "lm", layers: int = 3, **extra: object) -> torch.nn.Module:
+    size = {"hidden_size": 32, "layers": layers, "heads": 4, "kv_heads": 2}
+    init = {"architecture": architecture, **size, "extra": extra}
     built = build_model(ModelSpec(init=init, vocab_size=VOCABULARY, max_length=512), dtype=torch.float64, head=head)
     for name, parameter in built.named_parameters():
         if parameter.ndim == 1 or name == "score.weight":  # norms, biases and a new head begin at one or zero

@@ -147,6 +147,19 @@ def test_whoever_hangs_up_ends_the_calls_under_way_and_further_ones(work, line):
     assert result(Line(work.open_line(), "a1").ask("echo", 3)) == (3,), "another driver may come"
 
 
+def test_another_driver_takes_the_place_of_one_that_leaves_at_the_same_moment(work, line):
+    entered, leave = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: work.run(lambda: entered.set() or leave.wait(PATIENCE_S)))
+    thread.start()
+    entered.wait(PATIENCE_S)
+    other = Line(work.open_line(), "a1")
+    line.close()
+    leave.set()
+    thread.join()
+    assert work.run(lambda: "goes on") == "goes on"
+    assert result(other.ask("echo", 1)) == (1,)
+
+
 def test_nobody_without_the_secret_gets_a_line(work):
     address = work.open_line()
     with pytest.raises(AuthenticationError):

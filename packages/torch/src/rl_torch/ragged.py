@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from rl_torch.llama.precision import sum_by
+from rl_torch.precision import sum_by
 
 ATTENTION = "rl_ragged"
 """Name under which transformers knows the attention function below."""

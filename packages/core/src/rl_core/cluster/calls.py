@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -121,7 +122,7 @@ def _from_lines(calls: Sequence[LineCall], timeout_s: float, *, what: str, crew:
                 raise crew.death(call.actor_id, "", what=what) from error
             if error is not None:
                 cause, text = error.args
-                echo: Echo = lambda: _ended_line(calls, what=what, crew=crew)  # noqa: E731
+                echo = functools.partial(_ended_line, calls, what=what, crew=crew)
                 raise _blame(cause, text, call.actor_id, what=what, crew=crew, echo=echo) from error
         if not done:
             crew.check()
@@ -221,12 +222,12 @@ def _failure(error: Any, references: Sequence[Any], *, what: str, crew: Crew | N
     """An exception that Ray brings from a worker."""
     cause = error.cause if isinstance(error.cause, BaseException) else None
     actor = _ACTOR.search(str(error))
-    echo: Echo = (lambda: None) if crew is None else (lambda: _dead_peer(references, what=what, crew=crew))
+    echo = None if crew is None else functools.partial(_dead_peer, references, what=what, crew=crew)
     return _blame(cause, str(error), actor[1] if actor else "", what=what, crew=crew, echo=echo)
 
 
 def _blame(
-    cause: BaseException | None, text: str, actor_id: str, *, what: str, crew: Crew | None, echo: Echo
+    cause: BaseException | None, text: str, actor_id: str, *, what: str, crew: Crew | None, echo: Echo | None
 ) -> RLError:
     """An exception in a worker: its own, or the echo of another worker's death.
 
@@ -234,10 +235,11 @@ def _blame(
         cause: what was raised, as far as it could be sent.
         text: it with its traceback.
         actor_id: hex id of the worker, or empty.
+        echo: looks for the other worker's death; where there is a ``crew``.
     """
     if isinstance(cause, RLError):
         return cause
-    if crew is not None:
+    if crew is not None and echo is not None:
         other = echo()
         if other is not None:
             return other

@@ -57,7 +57,7 @@ class WorkThread:
             for source in wait(sources):
                 if source is self._woken:
                     self._work()
-                elif self._line is not None and not lines.answer(self._line, self._call):
+                elif source is self._line and not lines.answer(self._line, self._call):
                     self._line.close()
                     self._line = None
 

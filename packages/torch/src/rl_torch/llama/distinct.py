@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_torch.llama.precision import sum_by
+from rl_torch.precision import sum_by
 
 _MOST = 0.5
 """Distinct tokens per cell; with more, handing the results out costs what is saved."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl_torch.llama.precision import sum_by
+from rl_torch.precision import sum_by
 from rl_torch.ragged import Rows
 
 
