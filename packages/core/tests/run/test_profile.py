@@ -51,6 +51,11 @@ class Pool:
     def __init__(self, trainers, generators):
         self.trainers, self.generators = trainers, generators
 
+    def ask(self, workers, method, arguments):
+        """The way in which generators are asked for completions."""
+        assert all(worker in self.generators for worker in workers)
+        return [getattr(worker, method).remote(*own) for worker, own in zip(workers, arguments, strict=True)]
+
     def get(self, calls, what):
         return [call() for call in calls]
 
