@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rl_core.errors import RLError, StorageError
 from rl_core.run.checkpoint import CheckpointStore, RunState, read_state
+from rl_core.run.manifest import _own_checksum, damage
 from support import environment
 
 KILLED_SAVES = Path(__file__).with_name("killed_saves.py")
@@ -172,6 +173,14 @@ def test_no_damage_of_any_file_gets_past_the_manifest(two_checkpoints, tmp_path_
     shutil.rmtree(folder)
 
 
+def test_a_manifest_without_its_last_byte_is_damaged(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    manifest = tmp_path / "step-000002" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    assert CheckpointStore(tmp_path).latest() == tmp_path / "step-000001"
+    assert damage(manifest.parent) == "manifest.json is damaged: its last line has no end"
+
+
 @given(data=st.data())
 def test_a_damaged_state_without_its_manifest_is_explained_too(two_checkpoints, tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("state")
@@ -190,7 +199,6 @@ def test_a_damaged_state_without_its_manifest_is_explained_too(two_checkpoints, 
 
 
 def test_a_manifest_that_names_files_elsewhere_is_damage(tmp_path):
-    from rl_core.run.manifest import _own_checksum, damage
 
     path = CheckpointStore(tmp_path / "c").save(state(1), write(b"x"))
     (tmp_path / "c" / "secret").write_text("x")

@@ -73,7 +73,8 @@ def read_manifest(folder: Path) -> dict[str, dict[str, int]]:
         ValueError: it is damaged.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        text = (folder / MANIFEST).read_bytes()
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{MANIFEST} is damaged: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
@@ -85,6 +86,8 @@ def read_manifest(folder: Path) -> dict[str, dict[str, int]]:
         inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
         if not inside or not isinstance(facts, dict) or set(facts) != {"bytes", "crc32"}:
             raise ValueError(f"{MANIFEST} is damaged: it lists {name!r}")
+    if not text.endswith(b"\n"):
+        raise ValueError(f"{MANIFEST} is damaged: its last line has no end")
     return listed
 
 
