@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,9 @@ class AlgorithmBase:
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         raise RLError(f"algorithm {self._settings.name} trains on rollouts; it has no loss on data rows")
 
+    def begin(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Callable[[], Metrics] | None:
+        return None
+
     def evaluate(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
         raise RLError(
             f"algorithm {self._settings.name} trains on rollouts; it has no held-out loss, "
@@ -58,6 +61,17 @@ class AlgorithmBase:
     @property
     def _settings(self) -> AlgorithmConfig:
         return self.config
+
+
+def can_begin(algorithm: Any) -> bool:
+    """Whether the ``begin`` of an algorithm belongs to its ``step``: one that is inherited does not know of another
+    ``step`` in a subclass."""
+    for cls in type(algorithm).__mro__:
+        if "begin" in vars(cls):
+            return cls is not AlgorithmBase
+        if "step" in vars(cls):
+            return False
+    return False
 
 
 def combine(name: str, a: float, b: float) -> float:

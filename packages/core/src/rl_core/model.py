@@ -5,7 +5,7 @@ This is the only place that knows about data-parallel ranks, for every backend a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,15 +62,31 @@ class Model:
         Raises:
             NonFiniteLoss: nothing was updated; ``batch`` is attached for inspection.
         """
-        results = self._losses("train", batch, loss, scale)
-        metrics = reduce_metrics(results)
-        if not all(r.finite for r in results):
-            raise NonFiniteBatch(self.role.name, metrics, batch)
-        return metrics
+        return self.begin_train(batch, loss, scale=scale)()
+
+    def begin_train(
+        self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None
+    ) -> Callable[[], dict[str, float]]:
+        """Ask for what :meth:`train` does; the workers do what they are asked for in the order of asking.
+
+        Returns:
+            what waits for the step and returns, or raises, what :meth:`train` does.
+        """
+        calls = self._ask("train", batch, loss, scale)
+
+        def finish() -> dict[str, float]:
+            results = self._output(calls, f"{self.role.name} train")
+            metrics = reduce_metrics(results)
+            if not all(r.finite for r in results):
+                raise NonFiniteBatch(self.role.name, metrics, batch)
+            return metrics
+
+        return finish
 
     def evaluate(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
         """The loss and its metrics, without gradients or an update."""
-        return reduce_metrics(self._losses("evaluate", batch, loss, scale))
+        calls = self._ask("evaluate", batch, loss, scale)
+        return reduce_metrics(self._output(calls, f"{self.role.name} evaluate"))
 
     def weight_references(self) -> list[Any]:
         """References to the :class:`WeightBucket` objects of the current weights; the bytes stay with the workers."""
@@ -124,10 +140,9 @@ class Model:
         calls = [w.call.remote(method, self.role.name, directory) for w in self._workers]
         self._pool.get(calls, what=f"{self.role.name} {method}")
 
-    def _losses(self, method: str, batch: SequenceBatch, loss: LossSpec, scale: Scale | None) -> list[TrainResult]:
+    def _ask(self, method: str, batch: SequenceBatch, loss: LossSpec, scale: Scale | None) -> list[Any]:
         parts = batch.split_balanced(self._dp_size)
-        calls = self._fan_out(method, self._shards(batch, parts), loss, scale or Scale.of(batch))
-        return self._output(calls, f"{self.role.name} {method}")
+        return self._fan_out(method, self._shards(batch, parts), loss, scale or Scale.of(batch))
 
     def _shards(self, batch: SequenceBatch, parts: Sequence[np.ndarray]) -> list[Any]:
         """One shard per data-parallel rank, in shared memory once where several ranks read it."""

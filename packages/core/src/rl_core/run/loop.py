@@ -11,22 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rl_core.batch import SequenceBatch
-from rl_core.contracts.backend import Scale
 from rl_core.errors import RLError, StorageError
-from rl_core.model import NonFiniteBatch
 from rl_core.run.checkpoint import CheckpointStore, RunState, read_state, training_goes_on
 from rl_core.run.evaluation import due, evaluate
 from rl_core.run.loggers import Loggers
-from rl_core.run.phases import SAMPLING, Phases, sampling_parts, timed
+from rl_core.run.phases import SAMPLING, Phases, sampling_parts
 from rl_core.run.signals import StopRequest
+from rl_core.run.updates import Update, Updates
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice
     from rl_core.contracts.evaluator import Evaluator
-    from rl_core.rollout.feed import Draw, Feed
+    from rl_core.rollout.feed import Feed
     from rl_core.run.assembly import Assembly
     from rl_core.run.profile import Profile
 
@@ -64,6 +60,10 @@ class Loop:
     phases: Phases = field(default_factory=Phases)
     profile: Profile | None = None
     _unfinished: int | None = None  # the step whose checkpoint is being written in the background
+    _ahead: Update | RLError | None = None  # the next step, asked for already, or why it can't be
+
+    def __post_init__(self) -> None:
+        self._updates = Updates(self.parts, self.directory, phases=self.phases, profiled=self.profile is not None)
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the last step; returns the samples of the final evaluation.
@@ -98,11 +98,10 @@ class Loop:
     def _step(self, step: int, feed: Feed, *, version: int) -> list[dict[str, Any]]:
         """One step, which makes the weights ``version``; returns the samples of its evaluation."""
         phase, started, recovery = self.phases.phase, time.perf_counter(), self._recovery_metrics()
-        draw, sampled = self._draw(step, feed)
-        with phase("turns"):
-            self.parts.turns.training()
+        update = self._begin(step, feed)
         with self.loggers.doing("training"):
-            metrics = draw.metrics | sampled | recovery | self._train(step, draw.batch)
+            self._begin_ahead(step, feed)
+            metrics = {**update.drawn, **recovery, **self._updates.finish(update)}
         trained = time.perf_counter()
         if feed.samples or self._due(step):
             with phase("weights"):
@@ -116,21 +115,44 @@ class Loop:
         metrics["time/step_s"] = time.perf_counter() - started
         with phase("logging"):
             self.loggers.log(step, metrics)
-            self.loggers.log_samples(step, [*draw.samples, *samples])
+            self.loggers.log_samples(step, [*update.samples, *samples])
             self.hooks.step_end(step, metrics)
         with phase("checkpoint"):
             self._save_if_due(step, feed, version, metrics)
         return samples
 
-    def _draw(self, step: int, feed: Feed) -> tuple[Draw, dict[str, float]]:
-        """The batch of a step, and what the router says about making it."""
+    def _begin(self, step: int, feed: Feed) -> Update:
+        """The update of a step: that which was asked for ahead, or a new one."""
+        ahead, self._ahead = self._ahead, None
+        if isinstance(ahead, RLError):
+            raise ahead
+        if ahead is not None:
+            return ahead
         if feed.samples:
             with self.phases.phase("turns"):
                 self.parts.turns.generating()
         with self.loggers.doing("sampling"), self.phases.phase(SAMPLING):
             draw = feed.next(step)
         self.phases.move(SAMPLING, sampling_parts(draw.metrics))
-        return draw, self.parts.router.metrics() if feed.samples and self.parts.router is not None else {}
+        drawn = draw.metrics | (self.parts.router.metrics() if feed.samples and self.parts.router is not None else {})
+        with self.phases.phase("turns"):
+            self.parts.turns.training()
+        return self._updates.begin(step, draw.batch, drawn, tuple(draw.samples))
+
+    def _begin_ahead(self, step: int, feed: Feed) -> None:
+        """Ask for the step after ``step`` where nothing comes between them that needs the weights of ``step``.
+
+        The workers go from one to the other while metrics travel, are logged, and a batch is drawn.
+        """
+        if feed.samples or not self._updates.can_begin or self.stop or self._is_last(step):
+            return
+        # A call to a worker waits for what was asked for before: no question about a checkpoint meanwhile.
+        if self._due(step) or self._is_saved(step) or self._unfinished is not None:
+            return
+        try:
+            self._ahead = self._begin(step + 1, feed)
+        except RLError as error:
+            self._ahead = error  # of the next step: this one's metrics are logged first
 
     def _recovery_metrics(self) -> dict[str, float]:
         """Failures so far, and at the first step after one what it took to get there."""
@@ -151,34 +173,6 @@ class Loop:
         self.parts.driver.algorithm.load_state(state.algorithm)
         logger.info("%s: continuing after step %d", stage, state.step)
         return state
-
-    def _train(self, step: int, batch: SequenceBatch) -> dict[str, float]:
-        if not len(batch):
-            logger.warning(
-                "%s: step %d has nothing to train on; the weights stay as they are", self.parts.stage.name, step
-            )
-            return {"train/tokens": 0.0, "train/loss_tokens": 0.0, "train/sequences": 0.0, "time/train_s": 0.0}
-        started, models = time.perf_counter(), self.parts.models
-        if self.profile is not None:
-            models = timed(models, self.phases, policy=self.parts.policy.role.name)
-        try:
-            with self.phases.phase("algorithm"):
-                metrics = self.parts.driver.algorithm.step(batch, models)
-        except NonFiniteBatch as error:
-            path = save_batch(self.directory / "failed" / f"{self.parts.stage.name}-step-{step:06d}.npz", error.batch)
-            raise RLError(
-                f"stage {self.parts.stage.name!r}, step {step}: {error}\n"
-                f"    the batch is saved for inspection in {path}\n"
-                "    try a lower algorithm.learning_rate, or continue from the last checkpoint with `rl resume`"
-            ) from error
-        took = time.perf_counter() - started
-        return metrics | {
-            "train/tokens": float(len(batch.tokens)),
-            "train/loss_tokens": Scale.of(batch).tokens,
-            "train/sequences": float(len(batch)),
-            "train/tokens_per_second": len(batch.tokens) / max(took, 1e-9),
-            "time/train_s": took,
-        }
 
     def _evaluate_before(self, done: int) -> list[dict[str, Any]]:
         """The evaluation before training, as step 0; a resumed run has it already."""
@@ -205,12 +199,11 @@ class Loop:
         return [pair for pair in self.parts.driver.evaluators if due(pair[0], step, last)]
 
     def _save_if_due(self, step: int, feed: Feed, version: int, metrics: Mapping[str, float]) -> None:
-        run = self.parts.stage.run
-        last = step == run.steps
-        periodic = run.checkpoint_every is not None and step % run.checkpoint_every == 0
+        last = self._is_last(step)
         self.stop.step_done()
-        stopping = bool(self.stop)  # once: a signal during the save stops after the next step
-        if last or periodic or stopping:
+        # Once: a signal during the save stops after the next step, and so does one that comes when that has begun.
+        stopping = bool(self.stop) and self._ahead is None
+        if stopping or self._is_saved(step):
             state = RunState(
                 stage=self.parts.stage.name,
                 step=step,
@@ -233,6 +226,14 @@ class Loop:
                     f"stopped after step {step} of stage {self.parts.stage.name!r}; {how}\n"
                     f"    continue with: rl resume {self.directory}"
                 )
+
+    def _is_last(self, step: int) -> bool:
+        return step == self.parts.stage.run.steps
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether the step ends with a checkpoint, whether or not somebody asks to stop."""
+        every = self.parts.stage.run.checkpoint_every
+        return self._is_last(step) or (every is not None and step % every == 0)
 
     def _begin_checkpoint(self, state: RunState, *, wait: bool) -> bool:
         """Whether the checkpoint is written, or being written."""
@@ -271,13 +272,3 @@ class Loop:
                 target = folder / model.role.name
                 target.mkdir()
                 model.save(str(target))
-
-
-def save_batch(path: Path, batch: SequenceBatch) -> Path:
-    """Write a batch as ``.npz`` (``tokens``, ``offsets``, ``token.NAME``, ``sequence.NAME``)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {"tokens": batch.tokens, "offsets": batch.offsets}
-    arrays |= {f"token.{name}": column for name, column in batch.token_columns.items()}
-    arrays |= {f"sequence.{name}": column for name, column in batch.sequence_columns.items()}
-    np.savez(path, **arrays)
-    return path

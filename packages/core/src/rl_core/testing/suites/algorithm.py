@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from rl_core.algorithm import can_begin
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import Algorithm, BatchPlan
 from rl_core.contracts.data import Row
@@ -80,6 +81,29 @@ class AlgorithmConformance(ComponentConformance):
         self.expect("train/loss" in metrics, f"step returned no train/loss: {', '.join(sorted(metrics))}")
         self.expect(not same_weights(before, after), "step left the weights of its first trainable role as they were")
 
+    def test_a_step_that_is_asked_for_ahead_is_the_same_step(self, tmp_path: Path) -> None:
+        with self._stage(tmp_path) as (algorithm, models):
+            if not can_begin(algorithm):
+                return  # the loop asks for its steps one at a time
+            batch = self._batch(algorithm, models)
+            expected = dict(algorithm.step(batch, models))
+            weights = models[_policy(algorithm)].weights()
+        with self._stage(tmp_path) as (algorithm, models):
+            state = self._json(algorithm.state())
+            wait = algorithm.begin(batch, models)
+            if wait is None:
+                return
+            self.expect(
+                self._json(algorithm.state()) == state,
+                f"begin changes state() from {state} to {self._json(algorithm.state())}; another step's checkpoint "
+                "may be saved after it",
+            )
+            found = dict(wait())
+            begun = models[_policy(algorithm)].weights()
+        self.expect(same_weights(weights, begun), "begin leads to other weights than step")
+        differ = self._differing(found, expected)
+        self.expect(not differ, f"what begin returns has another {', '.join(differ)} than step")
+
     def test_evaluating_returns_finite_metrics_and_trains_nothing(self, tmp_path: Path) -> None:
         with self._stage(tmp_path) as (algorithm, models):
             if algorithm.plan().input != "examples":
@@ -127,11 +151,7 @@ class AlgorithmConformance(ComponentConformance):
                 models[name].restore(str(tmp_path / name))
             found = dict(algorithm.step(batch, models))
             resumed = models[_policy(algorithm)].weights()
-        differ = [
-            f"{name} ({found.get(name)}, not {value})"
-            for name, value in expected.items()
-            if repr(found.get(name)) != repr(value)
-        ]
+        differ = self._differing(found, expected)
         self.expect(not differ, f"after a resume the next step returns another {', '.join(differ)}; see state()")
         self.expect(same_weights(weights, resumed), "after a resume the next step leads to other weights; see state()")
 
@@ -177,6 +197,13 @@ class AlgorithmConformance(ComponentConformance):
         for column in (batch.tokens, *batch.token_columns.values(), *batch.sequence_columns.values()):
             column.flags.writeable = False
         return batch
+
+    def _differing(self, found: Mapping[str, float], expected: Mapping[str, float]) -> list[str]:
+        return [
+            f"{name} ({found.get(name)}, not {value})"
+            for name, value in expected.items()
+            if repr(found.get(name)) != repr(value)
+        ]
 
     def _json(self, state: Any) -> Any:
         try:
