@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from commands import Command
 from hypothesis import HealthCheck, settings
+from rl_core.cluster.forkserver import instead_of_python, serving
 from support import EXAMPLES, environment
-from warm_workers import warm_workers
 
 # No test fails because the machine is busy.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -45,22 +45,28 @@ def few_objects():
     gc.freeze()
 
 
+FORKED = ("rl_backend_fsdp2.backend", "rl_generation_hf.generator", "transformers.models.qwen2.modeling_qwen2")
+"""What the workers of the test cluster are forked with: starting them anew would take most of the suite's time."""
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """A Ray cluster that runs started by tests join; returns its address."""
     import ray
 
-    with warm_workers(tmp_path_factory.mktemp("workers")):
-        context = ray.init(
-            address="local",  # not one that happens to run on this machine
-            num_cpus=8,
-            include_dashboard=False,
-            object_store_memory=256 * 2**20,
-            log_to_driver=False,
-            logging_level=40,
-        )
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
+    log = tmp_path_factory.mktemp("workers") / "forkserver.log"
+    with serving(FORKED, threads=1, log=log) as python:
+        with instead_of_python(python):
+            context = ray.init(
+                address="local",  # not one that happens to run on this machine
+                num_cpus=8,
+                include_dashboard=False,
+                object_store_memory=256 * 2**20,
+                log_to_driver=False,
+                logging_level=40,
+            )
+        yield context.address_info["gcs_address"]
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -128,10 +128,16 @@ class Calls:
 
 
 @contextmanager
-def no_session(_config, _logs):
+def no_session(_config, _logs, _python):
     """Does one thing that joining Ray does: it takes SIGTERM for itself."""
     signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(signum))
     yield
+
+
+@contextmanager
+def no_forkserver(_config, _logs):
+    """The worker is in this process."""
+    yield None
 
 
 def child(command, answer):
@@ -141,6 +147,7 @@ def child(command, answer):
     os.dup2(log, 2)
     rl_core.run.pipeline.WorkerPool = DirectPool
     rl_core.run.pipeline.ray_session = no_session
+    rl_core.run.pipeline.forkserver = no_forkserver
     rl_core.cluster.host._pulse = NoPulse
     disk = small_disk(answer, **command.get("disk", {}))
     calls = Calls(command.get("kill"))

@@ -51,6 +51,9 @@ class Component:
             needs or uses is refused, because nothing would read it.
         imports: top-level modules that must be importable for it to run, e.g. ``("torch", "peft")``;
             checked (not imported) before anything starts.
+        preload: modules that a worker with it needs and that take their time to import. They may be imported before,
+            in a process that workers are forked from (:mod:`rl_core.cluster.forkserver`): that must start no thread,
+            open no device and not import Ray.
     """
 
     kind: str
@@ -61,6 +64,7 @@ class Component:
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -63,6 +63,7 @@ def test_the_same_as_json(install, capsys):
                 "needs": [],
                 "uses": [],
                 "imports": ["unheard_of"],
+                "preload": [],
                 "missing_imports": ["unheard_of"],
             }
         ],

@@ -55,6 +55,7 @@ CHECKS = [
         "check_field_descriptions",
         "check_json_schemas",
         "check_config_round_trips",
+        "check_preload",
         "check_hook_signatures",
     )
 ]
@@ -113,6 +114,19 @@ def test_a_heavy_import_in_the_config_module_is_named(kit, site):
         "check_light_configs": "rl-x-kit: importing rl_x_kit.config imports vllm; "
         "a config module imports pydantic and rl_core.config only"
     }
+
+
+def test_what_cannot_be_preloaded_is_named(kit):
+    offers = PLUGIN.replace('"Length")', '"Length", preload=("rl_x_kit.helper",))')
+    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    where = "rl-x-kit: reward 'length': Component.preload: rl_x_kit.helper "
+    assert failures(kit(plugin=offers, helper="")) == {}
+    for helper, reason in (
+        (thread, "starts threads (1), which a forked process would not have"),
+        ("import ray\n", "imports Ray, which reads the settings of a worker when it is imported"),
+        ("1 / 0\n", "cannot be imported: ZeroDivisionError: division by zero"),
+    ):
+        assert failures(kit(plugin=offers, helper=helper)) == {"check_preload": where + reason}
 
 
 def test_a_factory_that_does_not_exist_is_named(kit):
@@ -250,7 +264,7 @@ def test_the_class_is_collected_by_pytest_and_reports_failures_and_skips(kit, si
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(test)]
     environment = {"PATH": "", "PYTHONPATH": str(site), "RL_PLUGINS": "rl-x-kit"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-    assert "1 failed, 11 passed, 1 skipped" in done.stdout
+    assert "1 failed, 12 passed, 1 skipped" in done.stdout
     assert "not checked: reward 'length' needs unheard_of" in done.stdout
     assert "field Limits.low has no description" in done.stdout
 

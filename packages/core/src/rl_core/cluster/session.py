@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_core.cluster.forkserver import instead_of_python
 from rl_core.cluster.resources import largest, usable_cpus
 from rl_core.config.machine import gpu_count
 from rl_core.errors import EnvironmentProblem
@@ -38,8 +39,11 @@ _QUIET = {
 
 
 @contextmanager
-def ray_session(config: RunConfig, logs: Path) -> Iterator[None]:
+def ray_session(config: RunConfig, logs: Path, python: str | None = None) -> Iterator[None]:
     """Connect to the configured cluster, or start Ray on this machine for as long as the block lasts.
+
+    Args:
+        python: what a local Ray starts workers with (see :mod:`rl_core.cluster.forkserver`); else this interpreter.
 
     Ray's own logs are linked at ``logs/ray`` while it runs and copied there when it stops. A Ray
     that is already initialised in this process is used and left running.
@@ -59,7 +63,8 @@ def ray_session(config: RunConfig, logs: Path) -> Iterator[None]:
         options["address"] = address
     else:
         options |= _local_options(config)
-    _initialise(options, address, patience_s=run.start_timeout_s)
+    with instead_of_python(python):
+        _initialise(options, address, patience_s=run.start_timeout_s)
     logger.info("Ray %s on %s", ray.__version__, address or "this machine")
     session_logs = _link_logs(logs) if not address else None
     try:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_core.cluster.forkserver import forkserver
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.check import check, load_config
@@ -181,19 +182,20 @@ def _assembled(
     training: bool = False,
     policy_path: str | None = None,
 ) -> Iterator[Assembly]:
-    driver = driver_parts(stage, registry)
     deadlines = Deadlines.of(stage.run)
     logs = folder / "logs" if folder.name != "logs" else folder
     logs.mkdir(parents=True, exist_ok=True)
-    pool = WorkerPool(manifest=registry.manifest(), logs=logs, deadlines=deadlines)
-    with ray_session(config, logs):
-        try:
-            yield assemble(
-                stage, driver=driver, pool=pool, directory=folder, training=training, policy_path=policy_path
-            )
-        finally:
-            driver.close()
-            pool.close()
+    with forkserver(config, logs) as python:
+        driver = driver_parts(stage, registry)
+        pool = WorkerPool(manifest=registry.manifest(), logs=logs, deadlines=deadlines)
+        with ray_session(config, logs, python):
+            try:
+                yield assemble(
+                    stage, driver=driver, pool=pool, directory=folder, training=training, policy_path=policy_path
+                )
+            finally:
+                driver.close()
+                pool.close()
 
 
 class _Screen(logging.StreamHandler):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import RunConfig
+    from rl_core.plugins.registry import Registry
 
 logger = logging.getLogger("rl")
 
@@ -47,3 +51,22 @@ class Loggers:
             except Exception as error:  # noqa: BLE001 - the plugin boundary
                 logger.warning("logger %r failed and is dropped: %s: %s", name, type(error).__name__, error)
                 self._loggers.remove((name, one))
+
+
+def build_loggers(config: RunConfig, registry: Registry) -> Loggers:
+    """The configured loggers of all stages, and the core's own two where they are not listed."""
+    own = {name: {"name": name} for name in ("console", "jsonl")}
+    chosen: dict[str, tuple[str, Any]] = {}
+    for stage in config.stages:
+        for choice in stage.loggers:
+            chosen.setdefault(repr(choice.config), (choice.name, choice))
+    listed = {name for name, _ in chosen.values()}
+    loggers = []
+    for name, data in own.items():
+        if name not in listed:
+            component = registry.find("logger", name).component
+            built = registry.resolve(component.config)(**data)
+            loggers.append((name, registry.resolve(component.factory)(built)))
+    for name, choice in chosen.values():
+        loggers.append((name, registry.resolve(choice.component.factory)(choice.config)))
+    return Loggers(loggers)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_core.cluster.forkserver import forkserver
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.gates import gate_failure
@@ -22,7 +23,7 @@ from rl_core.run.assembly import assemble
 from rl_core.run.checkpoint import CheckpointStore, read_state
 from rl_core.run.directory import RunDirectory, write_atomic
 from rl_core.run.driver import DriverParts, driver_parts
-from rl_core.run.loggers import Loggers
+from rl_core.run.loggers import Loggers, build_loggers
 from rl_core.run.loop import Loop, LoopHooks
 from rl_core.run.phases import Phases
 from rl_core.run.profile import Profile, Report, free_folder
@@ -111,20 +112,21 @@ class Pipeline:
     def _run_stages(self, stages: list[StageConfig], stop: StopRequest) -> None:
         run = self._config.stages[0].run
         self._directory.status(status="running", stage=stages[0].name, step=0, error=None)
-        # Data and tokenizer first: what is wrong with them shows before Ray takes its seconds to start.
-        first = driver_parts(stages[0], self._registry)
-        start = self._starting_point(stages[0], first)
-        pool = WorkerPool(
-            manifest=self._registry.manifest(),
-            logs=self._directory.logs,
-            deadlines=Deadlines.of(run),
-            stopping=lambda: bool(stop),
-        )
         with contextlib.ExitStack() as stack:
-            loggers = self._loggers()
+            python = stack.enter_context(forkserver(self._config, self._directory.logs))
+            # Data and tokenizer first: what is wrong with them shows before Ray takes its seconds to start.
+            first = driver_parts(stages[0], self._registry)
+            start = self._starting_point(stages[0], first)
+            pool = WorkerPool(
+                manifest=self._registry.manifest(),
+                logs=self._directory.logs,
+                deadlines=Deadlines.of(run),
+                stopping=lambda: bool(stop),
+            )
+            loggers = build_loggers(self._config, self._registry)
             stack.callback(loggers.close)
             with working("starting Ray"):
-                stack.enter_context(ray_session(self._config, self._directory.logs))
+                stack.enter_context(ray_session(self._config, self._directory.logs, python))
             listen(stop)
             stack.callback(pool.close)
             for index, stage in enumerate(stages):
@@ -249,24 +251,6 @@ class Pipeline:
             first_step=first_step,
             config=stage.resolved,
         )
-
-    def _loggers(self) -> Loggers:
-        """The configured loggers of all stages, and the core's own two where they are not listed."""
-        own = {name: {"name": name} for name in ("console", "jsonl")}
-        chosen: dict[str, tuple[str, Any]] = {}
-        for stage in self._config.stages:
-            for choice in stage.loggers:
-                chosen.setdefault(repr(choice.config), (choice.name, choice))
-        listed = {name for name, _ in chosen.values()}
-        loggers = []
-        for name, data in own.items():
-            if name not in listed:
-                component = self._registry.find("logger", name).component
-                config = self._registry.resolve(component.config)(**data)
-                loggers.append((name, self._registry.resolve(component.factory)(config)))
-        for name, choice in chosen.values():
-            loggers.append((name, self._registry.resolve(choice.component.factory)(choice.config)))
-        return Loggers(loggers)
 
     def _step_end(self, stage: StageConfig) -> Any:
         last_written = 0.0
