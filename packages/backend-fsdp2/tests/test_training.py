@@ -61,7 +61,8 @@ def plain_training(
 @pytest.mark.parametrize("tie", [True, False])
 def test_five_steps_on_two_ranks_equal_plain_pytorch(pair: Ranks, architecture: str, tie: bool) -> None:
     batch, spec = random_batch(), model_spec(architecture=architecture, tie=tie)
-    optimizer = optimizer_spec(schedule="cosine", warmup_steps=2, total_steps=STEPS)
+    # Of a gradient of 1e-8 AdamW with an eps of 1e-8 makes a step of half the learning rate, and of its rounding, too.
+    optimizer = optimizer_spec(schedule="cosine", warmup_steps=2, total_steps=STEPS, eps=1e-4)
     expected, parameters = plain_training(spec, optimizer, batch, STEPS)
     ranks = pair(train, batch=batch, steps=STEPS, spec=spec, optimizer=optimizer)
     for step, (loss, norm) in enumerate(expected):
@@ -73,7 +74,7 @@ def test_five_steps_on_two_ranks_equal_plain_pytorch(pair: Ranks, architecture: 
         assert metrics["max_length"] == batch.lengths.max()
     assert set(ranks[0]["weights"]) == set(parameters)
     for name, parameter in parameters.items():
-        np.testing.assert_allclose(ranks[0]["weights"][name], parameter.detach().numpy(), atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(ranks[0]["weights"][name], parameter.detach().numpy(), atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_in_float32_logits_are_as_close_to_exact_ones_as_those_of_the_whole_mode
             theirs.append((logits(model, WholeModel, lengths) - exact).abs().max() / exact.abs().max())
             ours.append((logits(model, LlamaLayers, lengths) - exact).abs().max() / exact.abs().max())
     assert sum(ours) <= 1.3 * sum(theirs)
-    assert max(ours) <= 3e-6
+    assert max(ours) <= 1.3 * max(theirs)  # of one model: how much rounding it magnifies depends on the CPU's products
 
 
 def test_in_16_bits_logits_are_as_close_to_exact_ones_as_those_of_the_whole_model(build):
