@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rl_generation_hf import products
 from rl_generation_hf.cache import SlotCache
 from rl_generation_hf.forward import WholeModel, forward_of
 from rl_generation_hf.llama_layers import LlamaLayers
@@ -119,8 +120,10 @@ def test_the_weights_stay_the_models_own_and_their_memory_is_not_doubled(small):
 
 @pytest.mark.parametrize("outputs", [64, 512])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_product_is_that_of_its_present_weight(outputs, bias):
-    """The larger weight is kept in another order."""
+@pytest.mark.parametrize("mkl_at_home", [True, False])
+def test_a_product_is_that_of_its_present_weight(outputs, bias, mkl_at_home, monkeypatch):
+    """The larger weight, on MKL's own CPUs both, are kept in another order."""
+    monkeypatch.setattr(products, "mkl_at_home", lambda: mkl_at_home)
     layer = nn.Linear(256, outputs, bias=bias)
     x = torch.randn(5, 3, 300)[:, :, 20:276]
     with torch.inference_mode():

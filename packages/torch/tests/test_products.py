@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from rl_torch.llama import products
+from rl_torch.llama.products import mkl_at_home
 
 ROWS, OUT, INTO = 600, 640, 512
 TOLERANCE = 2e-6
@@ -20,6 +22,12 @@ def operands() -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     shapes = (ROWS, INTO), (OUT, INTO), (OUT,), (ROWS, OUT), (ROWS, INTO)
     return tuple(torch.randn(*shape, generator=generator) for shape in shapes)
+
+
+@pytest.fixture(autouse=True)
+def not_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever CPU this is, it is none of MKL's maker."""
+    monkeypatch.setattr(products, "mkl_at_home", lambda: False)
 
 
 @pytest.fixture
@@ -64,9 +72,44 @@ def test_small_ones_and_other_precisions_are_the_blas_s(operands: tuple[torch.Te
     assert asked == []
 
 
+def test_on_cpus_of_its_maker_products_are_mkl_s(
+    operands: tuple[torch.Tensor, ...], asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "mkl_at_home", lambda: True)
+    x, weight, bias, _, _ = operands
+    assert torch.equal(products.product(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("mkl", "system", "cpus", "expected"),
+    [
+        (True, "linux", "vendor_id\t: GenuineIntel\n", True),
+        (True, "linux", "vendor_id\t: AuthenticAMD\n", False),
+        (False, "linux", "vendor_id\t: GenuineIntel\n", False),
+        (True, "darwin", "vendor_id\t: GenuineIntel\n", False),
+        (True, "linux", None, False),
+    ],
+)
+def test_which_cpus_those_are(
+    mkl: bool, system: str, cpus: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path, **_: object) -> str:
+        if cpus is None:
+            raise FileNotFoundError(path)
+        return cpus
+
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(products.sys, "platform", system)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert mkl_at_home.__wrapped__() is expected
+
+
 CODE = """
 import sys
 import torch
+from rl_torch.llama import products
+products.mkl_at_home = lambda: False
 from rl_torch.llama.products import by_input
 from rl_torch.seeding import prepare_process
 torch.set_num_threads(1)
