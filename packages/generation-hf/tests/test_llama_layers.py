@@ -134,6 +134,25 @@ def test_a_product_is_that_of_its_present_weight(outputs, bias, mkl_at_home, mon
             product.refresh()
 
 
+@pytest.mark.parametrize("outputs", [64, 512])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mkl_at_home", [True, False])
+def test_where_bfloat16_is_slower_a_product_is_that_of_float32_rounded(outputs, bias, mkl_at_home, monkeypatch):
+    monkeypatch.setattr(products, "mkl_at_home", lambda: mkl_at_home)
+    monkeypatch.setattr(products, "bfloat16_is_slower", lambda: True)
+    layer = nn.Linear(256, outputs, bias=bias).bfloat16()
+    x = torch.randn(5, 3, 256).bfloat16()
+    with torch.inference_mode():
+        product = Product(layer.weight, layer.bias)
+        for _ in range(2):
+            found = product(x)
+            assert found.dtype == torch.bfloat16
+            exact = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+            assert ((found.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-5).all()
+            layer.weight.mul_(-2)
+            product.refresh()
+
+
 class _Adapter(nn.Linear):
     """A projection that is more than its weight."""
 

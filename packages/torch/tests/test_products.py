@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from rl_torch.llama import products
-from rl_torch.llama.products import mkl_at_home
 
 ROWS, OUT, INTO = 600, 640, 512
 TOLERANCE = 2e-6
@@ -26,8 +24,9 @@ def operands() -> tuple[torch.Tensor, ...]:
 
 @pytest.fixture(autouse=True)
 def not_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever CPU this is, it is none of MKL's maker."""
+    """Whatever CPU this is, it is none of MKL's maker, and good at bfloat16."""
     monkeypatch.setattr(products, "mkl_at_home", lambda: False)
+    monkeypatch.setattr(products, "bfloat16_is_slower", lambda: False)
 
 
 @pytest.fixture
@@ -81,28 +80,27 @@ def test_on_cpus_of_its_maker_products_are_mkl_s(
     assert asked == []
 
 
-@pytest.mark.parametrize(
-    ("mkl", "system", "cpus", "expected"),
-    [
-        (True, "linux", "vendor_id\t: GenuineIntel\n", True),
-        (True, "linux", "vendor_id\t: AuthenticAMD\n", False),
-        (False, "linux", "vendor_id\t: GenuineIntel\n", False),
-        (True, "darwin", "vendor_id\t: GenuineIntel\n", False),
-        (True, "linux", None, False),
-    ],
-)
-def test_which_cpus_those_are(
-    mkl: bool, system: str, cpus: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_where_bfloat16_is_slower_products_are_computed_in_float32(
+    operands: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_text(path: Path, **_: object) -> str:
-        if cpus is None:
-            raise FileNotFoundError(path)
-        return cpus
-
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    monkeypatch.setattr(products.sys, "platform", system)
-    monkeypatch.setattr(Path, "read_text", read_text)
-    assert mkl_at_home.__wrapped__() is expected
+    """And rounded once: nearer to the exact ones than half a unit of the last place, and a rounding of float32."""
+    monkeypatch.setattr(products, "bfloat16_is_slower", lambda: True)
+    given = [o.bfloat16() for o in operands]
+    x, weight, bias, gradient, plus = (o.double() for o in given)
+    out = torch.empty(ROWS, OUT, dtype=torch.bfloat16)
+    assert products.added(given[3], given[0], given[1], given[2], out=out) is out
+    for found, exact in (
+        (products.product(given[0], given[1]), x @ weight.T),
+        (products.product(given[0], given[1], given[2]), x @ weight.T + bias),
+        (out, gradient + x @ weight.T + bias),
+        (products.added(given[3], given[0], given[1]), gradient + x @ weight.T),
+        (products.by_input(given[3], given[1]), gradient @ weight),
+        (products.by_input(given[3], given[1], plus=given[4].clone()), gradient @ weight + plus),
+        (products.by_weight(given[3], given[0]), gradient.T @ x),
+    ):
+        assert found.dtype == torch.bfloat16
+        error = (found.double() - exact).abs()
+        assert (error <= 2**-8 * exact.abs() * (1 + 1e-3) + TOLERANCE * exact.abs().max()).all()
 
 
 CODE = """

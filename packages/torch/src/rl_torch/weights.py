@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ def _entries(
         start = 0
         for name, shape, dtype_name in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
             dtype = getattr(torch, dtype_name)
-            stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            stop = start + math.prod(shape) * dtype.itemsize
             yield name, tuple(shape), dtype, data[start:stop]
             start = stop
 
