@@ -180,7 +180,24 @@ def test_a_process_that_cannot_be_forked_is_not(what, served, modules, worker):
     process = worker(python)
     seen = told(process)
     assert (seen["pid"], seen["preloaded"]) == (process.pid, False)
-    assert log.read_text() == f"workers are started anew: {reason}\n"
+    assert log.read_text() == f"workers are not forked, but started anew: {reason}\n"
+
+
+def test_modules_are_not_looked_for_in_the_working_directory(served, modules, worker, tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "numpy.py").write_text("1 / 0")
+    monkeypatch.chdir(folder)
+    python, log = served(modules("wave"))
+    assert told(worker(python, cwd=tmp_path))["preloaded"]
+    assert log.read_text() == ""
+
+
+def test_the_program_is_python_for_everything_else(served, modules, tmp_path):
+    python, _ = served(modules("wave"))
+    program = subprocess.run([python, "-c", "print(7)"], capture_output=True, text=True, check=True)
+    typed = subprocess.run([python], input="print(7)", capture_output=True, text=True, check=True)
+    assert (program.stdout, typed.stdout) == ("7\n", "7\n")
 
 
 def test_a_server_that_is_gone_is_not_waited_for(served, modules, worker):
@@ -258,7 +275,7 @@ def test_workers_are_started_anew_where(reason, monkeypatch, tmp_path, caplog):
     config = against(monkeypatch, **REASONS[reason])
     with caplog.at_level("INFO"), forkserver(config, tmp_path) as python:
         assert python is None
-    assert caplog.messages == [f"workers are started anew: {reason}"]
+    assert caplog.messages == [f"workers are not forked, but started anew: {reason}"]
 
 
 def test_a_local_run_forks_its_workers(monkeypatch, modules, worker, tmp_path):

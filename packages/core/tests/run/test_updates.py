@@ -78,11 +78,16 @@ class Checkpoints:
 
 
 class Loggers:
-    def __init__(self, events):
-        self.events = events
+    """``shown``: what a console shows while somebody waits."""
 
+    def __init__(self, events):
+        self.events, self.shown = events, None
+
+    @contextlib.contextmanager
     def doing(self, what):
-        return contextlib.nullcontext()
+        self.shown = what
+        yield
+        self.shown = None
 
     def log(self, step, metrics):
         self.events.append(f"log {step}")
@@ -149,6 +154,19 @@ def test_a_step_is_asked_for_before_the_metrics_of_the_one_before(tmp_path):
         "publish 0, ask 1, ask 2, wait 1, log 1, ask 3, wait 2, log 2, ask 4, wait 3, log 3, ask 5, wait 4, log 4"
     )
     assert ", ".join(events) == f"{expected}, wait 5, log 5"
+
+
+def test_the_console_says_what_is_waited_for(tmp_path):
+    shown = []
+
+    class Watched(Ahead):
+        def begin(self, batch, models):
+            wait = super().begin(batch, models)
+            return lambda: shown.append(trial.loop.loggers.shown) or wait()
+
+    trial = Trial(tmp_path, Watched(), Feed())
+    trial.run()
+    assert shown == ["training"] * STEPS
 
 
 def test_an_algorithm_that_cannot_be_asked_takes_one_step_at_a_time(tmp_path):

@@ -99,8 +99,8 @@ class Loop:
         """One step, which makes the weights ``version``; returns the samples of its evaluation."""
         phase, started, recovery = self.phases.phase, time.perf_counter(), self._recovery_metrics()
         update = self._begin(step, feed)
+        self._begin_ahead(step, feed)
         with self.loggers.doing("training"):
-            self._begin_ahead(step, feed)
             metrics = {**update.drawn, **recovery, **self._updates.finish(update)}
         trained = time.perf_counter()
         if feed.samples or self._due(step):

@@ -45,7 +45,7 @@ def forkserver(config: RunConfig, logs: Path) -> Iterator[str | None]:
     """
     reason = _against(config)
     if reason:
-        logger.info("workers are started anew: %s", reason)
+        logger.info("workers are not forked, but started anew: %s", reason)
         yield None
         return
     with serving(_modules(config), threads=largest(config)[0].threads, log=logs / "forkserver.log") as python:
@@ -63,7 +63,7 @@ def serving(modules: Sequence[str], *, threads: int, log: Path) -> Iterator[str 
     try:
         python = _python(folder)
         if python is None:
-            logger.info("workers are started anew: nothing in %s can be executed", folder)
+            logger.info("workers are not forked, but started anew: nothing in %s can be executed", folder)
             yield None
             return
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,8 @@ def _start(address: Path, modules: Sequence[str], threads: int, log: Path) -> su
         listener.bind(str(address))
         listener.listen(64)
         return subprocess.Popen(
-            [sys.executable, "-m", "rl_core.cluster.forkserver.server", str(listener.fileno()), *modules],
+            # -P: modules are found where a worker finds them, not in the working directory.
+            [sys.executable, "-P", "-m", "rl_core.cluster.forkserver.server", str(listener.fileno()), *modules],
             env=os.environ | variables,
             stdin=subprocess.PIPE,  # ends with this process, whatever ends it
             stdout=output,

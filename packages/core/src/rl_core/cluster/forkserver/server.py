@@ -115,4 +115,4 @@ def _end_with(connection: socket.socket) -> None:
 if __name__ == "__main__":
     said = main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
     if said:
-        sys.stdout.write(f"workers are started anew: {said}\n")
+        sys.stdout.write(f"workers are not forked, but started anew: {said}\n")
