@@ -222,14 +222,16 @@ def test_a_server_ends_with_its_driver(modules, tmp_path):
     modules("wave")
     driver = (
         "import sys, time; from pathlib import Path; from rl_core.cluster.forkserver import serving\n"
-        "with serving(['wave'], threads=1, log=Path(sys.argv[1])): print('up', flush=True); time.sleep(60)"
+        "with serving(['wave'], threads=1, log=Path(sys.argv[1])) as python: print(python, flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", driver, str(tmp_path / "log")], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"up\n"
+    process = subprocess.Popen([sys.executable, "-c", driver, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
+    python = Path(process.stdout.readline().strip())
+    assert python.exists()
     (server,) = psutil.Process(process.pid).children()
     process.kill()
     process.communicate()
     assert gone(server.pid)
+    assert not python.parent.exists()
 
 
 def test_a_temporary_folder_without_executables_is_no_obstacle(modules, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def serving(modules: Sequence[str], *, threads: int, log: Path) -> Iterator[str 
             yield None
             return
         log.parent.mkdir(parents=True, exist_ok=True)
-        server = _start(folder / "socket", modules, threads, log)
+        server = _start(folder, modules, threads, log)
         try:
             yield python
         finally:
@@ -125,15 +125,16 @@ def _python(folder: Path) -> str | None:
     return str(python) if os.access(python, os.X_OK) and " " not in str(python) else None
 
 
-def _start(address: Path, modules: Sequence[str], threads: int, log: Path) -> subprocess.Popen[bytes]:
+def _start(folder: Path, modules: Sequence[str], threads: int, log: Path) -> subprocess.Popen[bytes]:
     """The server. Its socket listens already: a worker that comes too early waits."""
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     with socket.socket(socket.AF_UNIX) as listener, log.open("ab") as output:
-        listener.bind(str(address))
+        listener.bind(str(folder / "socket"))
         listener.listen(64)
+        # -P: modules are found where a worker finds them, not in the working directory.
+        program = [sys.executable, "-P", "-m", "rl_core.cluster.forkserver.server"]
         return subprocess.Popen(
-            # -P: modules are found where a worker finds them, not in the working directory.
-            [sys.executable, "-P", "-m", "rl_core.cluster.forkserver.server", str(listener.fileno()), *modules],
+            [*program, str(listener.fileno()), str(folder), *modules],
             env=os.environ | variables,
             stdin=subprocess.PIPE,  # ends with this process, whatever ends it
             stdout=output,

@@ -1,7 +1,8 @@
-"""The process that workers are forked from: ``python -m rl_core.cluster.forkserver.server LISTENER MODULE…``.
+"""The process that workers are forked from: ``… -m rl_core.cluster.forkserver.server LISTENER FOLDER MODULE…``.
 
-``LISTENER`` is the number of a listening socket that it inherits. It ends when its standard input does, and at once
-where a process with those modules must not be forked: then every worker is started anew.
+``LISTENER`` is the number of a listening socket that it inherits. It ends when its standard input does, and removes
+``FOLDER``, since a driver that was killed cannot; and at once where a process with those modules must not be forked:
+then every worker is started anew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -26,7 +28,7 @@ _THREADED_BLAS = ("numpy", "scipy.linalg")
 """OpenBLAS starts threads when it is imported. It ends them before a fork, and starts them again when it needs them."""
 
 
-def main(listener: socket.socket, modules: Sequence[str]) -> str:
+def main(listener: socket.socket, folder: str, modules: Sequence[str]) -> str:
     """Fork a worker for every connection until standard input ends; a worker returns from this function.
 
     Returns:
@@ -41,6 +43,7 @@ def main(listener: socket.socket, modules: Sequence[str]) -> str:
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:
+            shutil.rmtree(folder, ignore_errors=True)
             return ""
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -113,6 +116,6 @@ def _end_with(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    said = main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    said = main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], sys.argv[3:])
     if said:
         sys.stdout.write(f"workers are not forked, but started anew: {said}\n")
