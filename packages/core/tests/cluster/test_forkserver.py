@@ -133,6 +133,7 @@ def test_that_process_ends_when_the_worker_is_killed(served, modules, worker):
     process = worker(python)
     os.kill(told(process)["pid"], signal.SIGKILL)
     process.communicate(timeout=20)
+    assert process.returncode == 0
 
 
 def test_the_end_of_a_worker_s_process_group_is_no_other_s(served, modules, worker):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +14,7 @@ from rl_core.component import Component
 from rl_core.plugins.registry import load_registry
 from rl_core.plugins.status import describe
 from rl_core.testing.bad_values import check_bad_values
-from rl_core.testing.inspection import components_of, config_model, label, resolve, with_nested
+from rl_core.testing.inspection import components_of, config_model, label, resolve, run_apart, with_nested
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Component name, or ``kind/name`` where a package has two of one name → fields for its config."""
@@ -63,15 +60,7 @@ def check_pickling(package: str, settings: Settings | None = None) -> None:
             ) from error
     if not sent:
         return
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [sys.executable, "-c", _UNPICKLE],
-        input=json.dumps([text for _, _, text in sent]),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    done = run_apart(_UNPICKLE, given=json.dumps([text for _, _, text in sent]))
     assert done.returncode == 0, f"{package}: reading its configs in another process failed:\n{done.stderr.strip()}"
     answers = json.loads(done.stdout.splitlines()[-1])
     for (component, config, _), (problem, arrived) in zip(sent, answers, strict=True):

@@ -16,9 +16,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import os
-import subprocess
-import sys
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -33,7 +30,7 @@ from rl_core.config.environment import EnvironmentConfig
 from rl_core.plugins.registry import load_registry
 from rl_core.plugins.status import describe
 from rl_core.testing.building import check_building_twice, check_pickling, check_refusals, check_unknown_keys
-from rl_core.testing.inspection import components_of, config_model, label, resolve, statuses, with_nested
+from rl_core.testing.inspection import components_of, config_model, label, resolve, run_apart, statuses, with_nested
 from rl_core.testing.preloading import check_preload
 
 __all__ = [
@@ -268,10 +265,7 @@ def _assert_light(package: str, module: str, heavy: tuple[str, ...], advice: str
         "import importlib, json, sys; before = set(sys.modules); importlib.import_module(sys.argv[1]); "
         "print('\\n' + json.dumps(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, module], capture_output=True, text=True, env=environment, check=False
-    )
+    done = run_apart(code, module)
     assert done.returncode == 0, f"{package}: importing {module} failed:\n{done.stderr.strip()}"
     imported = set(json.loads(done.stdout.splitlines()[-1]))
     found = [name for name in heavy if name in imported]

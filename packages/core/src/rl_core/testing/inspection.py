@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +37,18 @@ def resolve(package: str, component: Component, reference: str) -> Any:
         return load_registry().resolve(reference)
     except EnvironmentProblem as error:
         raise AssertionError(f"{package}: {label(component)}: {error}") from error
+
+
+def run_apart(code: str, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Python ``code`` in a fresh interpreter that finds what this one does; ``given`` is its standard input."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        check=False,
+    )
 
 
 def config_model(package: str, component: Component) -> type[BaseModel]:

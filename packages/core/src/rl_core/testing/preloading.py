@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 from rl_core.plugins.registry import load_registry
-from rl_core.testing.inspection import components_of, label
+from rl_core.testing.inspection import components_of, label, run_apart
 
 _IMPORT = "import sys; from rl_core.cluster.forkserver.server import load; sys.stdout.write('\\n' + load(sys.argv[1:]))"
 
@@ -15,17 +13,10 @@ _IMPORT = "import sys; from rl_core.cluster.forkserver.server import load; sys.s
 def check_preload(package: str) -> None:
     """Importing the modules starts no thread and does not import Ray; left out where something is not installed."""
     registry = load_registry()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for component in components_of(package):
         if not component.preload or sys.platform != "linux" or registry.missing_imports(component):
             continue
-        done = subprocess.run(
-            [sys.executable, "-c", _IMPORT, *component.preload],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
+        done = run_apart(_IMPORT, *component.preload)
         where = f"{package}: {label(component)}: Component.preload"
         assert done.returncode == 0, f"{where}: the process that imports it ends:\n{done.stderr.strip()}"
         reason = done.stdout.rpartition("\n")[2]

@@ -17,9 +17,9 @@ FORKED = b"f"
 def main(address: str, interpreter: str, *given: str) -> None:
     """Wait for the end of a forked worker, or become ``interpreter``."""
     arguments = list(given)
-    if "".join(arguments[:1]).endswith("/setup_worker.py"):  # only workers with a runtime environment
+    if arguments and arguments[0].endswith("/setup_worker.py"):  # only workers with a runtime environment
         del arguments[0]
-    if "".join(arguments[:1]).endswith("/default_worker.py"):
+    if arguments and arguments[0].endswith("/default_worker.py"):
         try:
             with _ask(address, arguments) as connection:
                 if connection.recv(1) == FORKED:
