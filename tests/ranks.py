@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
+import signal
 import traceback
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -26,18 +30,33 @@ IMPORTS = [
 multiprocessing.set_forkserver_preload(IMPORTS)
 
 
+class Crashed(AssertionError):
+    """A rank ended with a segmentation fault."""
+
+
+@dataclass
+class _Job:
+    function: Callable[..., Any]
+    world: int
+    arguments: dict[str, Any]
+    pipes: list[Any] = field(default_factory=list)
+
+
 class Ranks:
     """Processes that run functions of importable modules as the ranks of a group; the first ``world`` may do so alone.
 
     They are forked from one that has imported what most need. They are no daemons, because a checkpoint may be
     written by processes of their own; they end with their pipe.
+
+    Once in tens of thousands of groups a thread of PyTorch's gloo (``pt_gloo_runloop``) breaks off in ``malloc`` with
+    a segmentation fault. A job that ends so is done once more in new processes, with a warning; no other failure is.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
-        self._waiting: list[list[Any]] = []  # the pipes of each job whose results were not asked for yet
+        self._jobs: list[_Job] = []  # whose results were not asked for yet
 
     def __call__(self, function: Callable[..., Any], world: int | None = None, **arguments: Any) -> list[Any]:
         """Run ``function(rank, world, port, **arguments)`` on ``world`` ranks (all of them); results by rank."""
@@ -46,34 +65,29 @@ class Ranks:
 
     def start(self, function: Callable[..., Any], world: int | None = None, **arguments: Any) -> None:
         """Begin a job without waiting for it; jobs run one after the other."""
-        if not self._processes:
-            self._begin()
-        world = world or self._count
-        port, pipes = free_port(), self._pipes[:world]
-        for rank, pipe in enumerate(pipes):
-            pipe.send((function, (rank, world, port), arguments))
-        self._waiting.append(pipes)
+        self._send(_Job(function, world or self._count, arguments))
 
     def results(self) -> list[Any]:
-        """What the oldest job returned, by rank. A failed rank leaves the others waiting for it, so all are ended."""
-        pipes = self._waiting.pop(0)
-        answers: dict[int, Any] = {}
-        waiting = {pipe: rank for rank, pipe in enumerate(pipes)}
-        while waiting:
-            answered = wait(list(waiting), timeout=LONGEST_JOB)
-            failures = [] if answered else [f"no answer in {LONGEST_JOB:g} s from ranks {sorted(waiting.values())}"]
-            for pipe in answered:
-                rank = waiting.pop(pipe)
-                try:
-                    ok, answers[rank] = pipe.recv()
-                except EOFError:
-                    ok, answers[rank] = False, f"rank {rank} died"
-                if not ok:
-                    failures.append(answers[rank])
-            if failures:
+        """What the oldest job returned, by rank.
+
+        Raises:
+            AssertionError: a rank failed or died, or there is no answer. The others wait for it, so all are ended.
+        """
+        try:
+            try:
+                answers = self._answers(self._jobs[0])
+            except Crashed as crash:
+                warnings.warn(f"{crash}: the job is done once more", stacklevel=2)
+                jobs = self._jobs
                 self.close()
-                raise AssertionError("\n".join(failures))
-        return [answers[rank] for rank in range(len(pipes))]
+                for job in jobs:
+                    self._send(job)
+                answers = self._answers(self._jobs[0])
+        except AssertionError:
+            self.close()
+            raise
+        self._jobs.pop(0)
+        return answers
 
     def close(self) -> None:
         """End the processes; the next job starts others."""
@@ -81,7 +95,42 @@ class Ranks:
             pipe.close()
             process.kill()
             process.join(10)
-        self._pipes, self._processes, self._waiting = [], [], []
+        self._pipes, self._processes, self._jobs = [], [], []
+
+    def _send(self, job: _Job) -> None:
+        if not self._processes:
+            self._begin()
+        port, job.pipes = free_port(), self._pipes[: job.world]
+        for rank, pipe in enumerate(job.pipes):
+            pipe.send((job.function, (rank, job.world, port), job.arguments))
+        self._jobs.append(job)
+
+    def _answers(self, job: _Job) -> list[Any]:
+        answers: dict[int, Any] = {}
+        waiting = {pipe: rank for rank, pipe in enumerate(job.pipes)}
+        while waiting:
+            answered = wait(list(waiting), timeout=LONGEST_JOB)
+            failures = [] if answered else [f"no answer in {LONGEST_JOB:g} s from ranks {sorted(waiting.values())}"]
+            failures += self._receive(answered, waiting, answers)
+            if failures:  # the ranks that another's death has failed may answer before it is noticed
+                failures += self._receive(wait(list(waiting), timeout=1), waiting, answers)
+                crashed = any(process.exitcode == -signal.SIGSEGV for process in self._processes)
+                raise (Crashed if crashed else AssertionError)("\n".join(failures))
+        return [answers[rank] for rank in range(len(job.pipes))]
+
+    def _receive(self, answered: list[Any], waiting: dict[Any, int], answers: dict[int, Any]) -> list[str]:
+        """Move what came from ``waiting`` to ``answers``; returns what failed."""
+        failures = []
+        for pipe in answered:
+            rank = waiting.pop(pipe)
+            try:
+                ok, answers[rank] = pipe.recv()
+            except (EOFError, ConnectionResetError):  # reset: jobs that it had not begun
+                self._processes[rank].join(10)
+                ok, answers[rank] = False, f"rank {rank} died, exit code {self._processes[rank].exitcode}"
+            if not ok:
+                failures.append(answers[rank])
+        return failures
 
     def _begin(self) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -95,6 +144,7 @@ class Ranks:
 
 
 def _serve(pipe: Any) -> None:
+    faulthandler.enable()  # a crash says where
     torch.set_num_threads(1)
     gc.freeze()  # a backend collects garbage when it closes: not among all that was imported
     while True:
