@@ -24,6 +24,8 @@ from rl_core.rollout.router import Router
 from rl_core.run.supply import GeneratorSupply
 from rl_core.transports.collective import Collective
 from rl_core.transports.ipc import Ipc
+from rl_core.transports.object_store import ObjectStore
+from rl_core.transports.shared_memory import SharedMemory
 from rl_generation_hf.config import HfGeneratorConfig
 from rl_generation_hf.generator import HfGenerator
 
@@ -37,6 +39,8 @@ SPEC = ModelSpec(
 )
 FSDP2, HF = Fsdp2Config(name="fsdp2"), HfGeneratorConfig(name="hf")
 PATIENCE_S = 200.0
+REQUESTS = SequenceBatch.from_lists([[1, 2, 3], [4, 5]], sequence_columns={"seed": np.arange(2)})
+SAMPLING = SamplingParams(n=2, max_new_tokens=8)
 
 
 def chosen(factory, config):
@@ -92,15 +96,23 @@ class Run:
 
     def assert_all_sample_from_the_newest_weights(self):
         """Every generator's tokens and log-probs are, bit by bit, those of the weights from the object store."""
-        self.here.update_weights(ray.get(self.policy.weight_references()), self.version)
-        requests = SequenceBatch.from_lists([[1, 2, 3], [4, 5]], sequence_columns={"seed": np.arange(2)})
-        sampling = SamplingParams(n=2, max_new_tokens=8)
-        expected = self.here.generate(requests, sampling)
         for generator in self.pool.generators:
-            (found,) = self.pool.get([generator.call.remote("generate", requests, sampling)])
-            assert found.tokens.tolist() == expected.tokens.tolist()
-            for name in ("sampled_logprobs", "weights_version"):
-                assert found.token_columns[name].tolist() == expected.token_columns[name].tolist()
+            (found,) = self.pool.get([generator.call.remote("generate", REQUESTS, SAMPLING)])
+            self.assert_sampled_from_the_newest_weights(found)
+
+    def assert_sampled_from_the_newest_weights(self, found):
+        self.here.update_weights(ray.get(self.policy.weight_references()), self.version)
+        expected = self.here.generate(REQUESTS, SAMPLING)
+        assert found.tokens.tolist() == expected.tokens.tolist()
+        for name in ("sampled_logprobs", "weights_version"):
+            assert found.token_columns[name].tolist() == expected.token_columns[name].tolist()
+
+    def await_both_generators(self):
+        deadline = time.monotonic() + PATIENCE_S
+        while self.router.replicas < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+            self.router._admit()
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +146,7 @@ def test_a_broadcast_outlives_generators_that_die_and_includes_those_that_join(r
     assert not any("object store" in m for m in caplog.messages)
     assert (meeting.size, transport._meeting[0].size) == (3, 2)
 
-    deadline = time.monotonic() + PATIENCE_S
-    while run.router.replicas < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-        run.router._admit()
+    run.await_both_generators()
     run.assert_all_sample_from_the_newest_weights()
     run.train()
     run.router.renew_weights(transport, run.version)
@@ -176,3 +184,24 @@ def test_memory_shared_with_one_rank_feeds_the_generator_beside_it_and_the_objec
     run.router.renew_weights(transport, run.version)
     assert run.pool.generators == [first]
     run.assert_all_sample_from_the_newest_weights()
+
+
+def test_generators_sample_from_shared_weights_though_nobody_has_waited_for_them(run):
+    run.await_both_generators()
+    transport = SharedMemory(run.pool, run.policy, otherwise=ObjectStore(run.pool, run.policy))
+    for _ in range(3):
+        run.train()
+        run.router.begin_weights(transport, run.version)
+        assert run.router._unsettled is not None
+        run.assert_sampled_from_the_newest_weights(run.router.generate(REQUESTS, SAMPLING))
+        assert run.router._unsettled is None
+    assert run.router.replicas == 2
+
+    # One that dies with its weights under way: the other answers its requests too.
+    victim = ray.get(run.pool.generators[0].pid.remote())
+    os.kill(victim, signal.SIGSTOP)  # so that it cannot have taken them
+    run.train()
+    run.router.begin_weights(transport, run.version)
+    os.kill(victim, signal.SIGKILL)
+    run.assert_sampled_from_the_newest_weights(run.router.generate(REQUESTS, SAMPLING))
+    assert run.router.metrics()["rollout/retried_requests"] == 1.0

@@ -129,3 +129,28 @@ def test_a_filler_has_something_to_predict(packing: str) -> None:
     micro = MicroBatch.filler(packing=packing)
     assert micro.is_filler
     assert micro.predictors.tolist() == [0]
+
+
+@pytest.mark.parametrize("packing", ["packed", "padded", "ragged"])
+def test_a_layout_serves_another_batch_of_the_same_tokens(packing: str) -> None:
+    first = ragged([5, 9, 3]).with_columns(token={"loss_mask": np.tile([1, 0], 9)[:17].astype(np.float32)})
+    made = MicroBatch.build(first, packing=packing)
+    second = first.with_columns(token={"advantages": np.arange(17, dtype=np.float32)})
+    again, expected = made.of(second), MicroBatch.build(second, packing=packing)
+    assert again is not None
+    assert again.batch is second
+    for name in ("input_ids", "position_ids", "scored", "predictors", "targets", "cells", "last", "sequence_ids"):
+        found, wanted = getattr(again, name), getattr(expected, name)
+        assert (found is None and wanted is None) or found.equal(wanted), name
+
+
+def test_other_tokens_masks_or_ends_are_laid_out_anew() -> None:
+    mask = np.ones(17, np.float32)
+    batch = ragged([5, 9, 3]).with_columns(token={"loss_mask": mask})
+    made = MicroBatch.build(batch)
+    other = batch.tokens.copy()
+    other[-1] += 1
+    assert made.of(SequenceBatch(other, batch.offsets, {"loss_mask": mask})) is None
+    assert made.of(batch.with_columns(token={"loss_mask": mask * (np.arange(17) > 0)})) is None
+    assert made.of(SequenceBatch(batch.tokens, np.array([0, 5, 13, 17]), {"loss_mask": mask})) is None
+    assert made.of(SequenceBatch(batch.tokens, batch.offsets)) is None

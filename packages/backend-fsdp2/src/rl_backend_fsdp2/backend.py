@@ -23,7 +23,8 @@ from rl_backend_fsdp2 import checkpoint, export
 from rl_backend_fsdp2.build import build_role
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.mesh import Mesh, Sizes
-from rl_backend_fsdp2.step import Layout, LoadedModel, evaluate_shard, forward_shard, train_shard
+from rl_backend_fsdp2.microbatches import Layout
+from rl_backend_fsdp2.step import LoadedModel, evaluate_shard, forward_shard, train_shard
 
 
 class Fsdp2Backend:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from rl_core.contracts.backend import LossSpec, Scale, TrainResult
 from rl_core.contracts.model import AdapterSpec, OptimizerSpec, Role
 from rl_core.contracts.profiling import FORWARD_BACKWARD, OPTIMIZER
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
-from rl_torch.microbatch import MicroBatch, Packing, plan
+from rl_torch.microbatch import MicroBatch
 from rl_torch.optim import learning_rate, set_learning_rate
 from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_cells
 from rl_torch.profiling import Profiler
@@ -28,6 +27,7 @@ from rl_backend_fsdp2.adapters import sum_replicated_gradients, switched_off
 from rl_backend_fsdp2.context_parallel import ContextSplit, split_forward
 from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.mesh import Mesh
+from rl_backend_fsdp2.microbatches import Layout
 from rl_backend_fsdp2.placement import copies, local
 from rl_backend_fsdp2.sharding import Wrapped, release
 
@@ -66,33 +66,6 @@ class LoadedModel:
         self.parameters = list(self.model.parameters())
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How shards become micro-batches."""
-
-    max_tokens: int
-    packing: Packing
-    width_multiple: int = 1
-
-    def micro_batches(
-        self, loaded: LoadedModel, shard: SequenceBatch, mesh: Mesh
-    ) -> Iterator[tuple[np.ndarray, MicroBatch]]:
-        """``(sequence indices, micro-batch)``; equally many on every rank, made up with fillers."""
-        packing: Packing = "ragged" if _attention(loaded) == RAGGED else self.packing
-        parts = plan(shard, self.max_tokens, packing=packing, device=mesh.device)
-        count = mesh.maximum(len(parts))
-        whole = len(parts) == 1
-        for part in parts:
-            batch = shard if whole and _is_everything(part, shard) else shard.select(part)
-            yield (
-                part,
-                MicroBatch.build(batch, packing=packing, device=mesh.device, width_multiple=self.width_multiple),
-            )
-        for _ in range(count - len(parts)):
-            filler = MicroBatch.filler(mesh.device, packing=packing, width_multiple=self.width_multiple)
-            yield np.zeros(0, np.int64), filler
-
-
 @torch.no_grad()
 def forward_shard(
     loaded: LoadedModel,
@@ -105,7 +78,7 @@ def forward_shard(
 ) -> dict[str, np.ndarray]:
     """``outputs`` of every sequence in shard order: float32 [T], or [B] for ``scores``."""
     result = {n: np.zeros(len(shard) if n == "scores" else len(shard.tokens), np.float32) for n in outputs}
-    for part, micro in layout.micro_batches(loaded, shard, mesh):
+    for part, micro in layout.micro_batches(shard, mesh, ragged=_attention(loaded) == RAGGED):
         computed = _outputs(loaded, micro, outputs, temperature=temperature, mesh=mesh)
         if micro.is_filler:
             continue
@@ -209,7 +182,7 @@ def _accumulate(
     sums = MetricSums()
     sums.add({"loss": 0.0})
     factor = loaded.loss_scale.value if loaded.loss_scale is not None else 1.0
-    for _, micro in layout.micro_batches(loaded, shard, mesh):
+    for _, micro in layout.micro_batches(shard, mesh, ragged=_attention(loaded) == RAGGED):
         outputs = _outputs(loaded, micro, loss.outputs, temperature=loss.temperature, mesh=mesh)
         value, metrics = _loss(function, loss, outputs, micro, scale)
         if backward:
@@ -287,7 +260,3 @@ def _finish_gradients(loaded: LoadedModel, loss: float, mesh: Mesh) -> tuple[flo
 
 def _gradients(loaded: LoadedModel) -> list[Tensor]:
     return [local(p.grad) for p in loaded.parameters if p.grad is not None]
-
-
-def _is_everything(part: np.ndarray, shard: SequenceBatch) -> bool:
-    return len(part) == len(shard) and bool((part == np.arange(len(shard))).all())

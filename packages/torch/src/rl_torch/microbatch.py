@@ -85,6 +85,14 @@ class MicroBatch:
         rows, starts = _one_per_row(batch) if padded else _shared_rows(batch, device.type)
         return cls._place(batch, rows, starts, packed=not padded, device=device, multiple=width_multiple)
 
+    def of(self, batch: SequenceBatch) -> MicroBatch | None:
+        """The same for ``batch``, as :meth:`build` would lay it out; None where its tokens or ``loss_mask`` differ."""
+        masks = [b.token_columns.get("loss_mask") for b in (self.batch, batch)]
+        alike = np.array_equal(self.batch.offsets, batch.offsets) and np.array_equal(self.batch.tokens, batch.tokens)
+        if not alike or any(mask is None for mask in masks):
+            return None
+        return replace(self, batch=batch) if np.array_equal(*masks) else None
+
     @classmethod
     def filler(
         cls, device: str | torch.device = "cpu", *, packing: Packing = "padded", width_multiple: int = 1

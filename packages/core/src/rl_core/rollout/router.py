@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,35 +17,13 @@ from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError, WorkerDied
 from rl_core.packing import balance
-from rl_core.transports.object_store import StoredWeights, WeightTransport
+from rl_core.rollout.supply import Supply
+from rl_core.transports.object_store import Lost, StoredWeights, WeightTransport
 
 logger = logging.getLogger("rl")
 
 ATTEMPTS = 3
 """Requests whose replicas died this many times in a row are what kills them."""
-
-
-class Supply(Protocol):
-    """Where further replicas come from; see :class:`rl_core.run.supply.GeneratorSupply`.
-
-    Attributes:
-        exhausted: whether no further replica will come, because too many could not be started.
-    """
-
-    @property
-    def exhausted(self) -> bool: ...
-
-    def order(self, alive: int) -> None:
-        """Begin to start replicas, in the background, where fewer are alive than there could be."""
-        ...
-
-    def arrivals(self, *, wait_s: float = 0.0) -> list[Any]:
-        """Replicas that are ready but for their weights; waits at most ``wait_s`` for one."""
-        ...
-
-    def weights(self) -> AbstractContextManager[list[Any]]:
-        """References to the current weights, for replicas that arrive while there are no new ones."""
-        ...
 
 
 @dataclass
@@ -91,6 +68,7 @@ class Router:
         self._ahead = ahead
         self._lock = threading.RLock()
         self._retried = 0
+        self._unsettled: Callable[[], None] | None = None
         self.version = -1
 
     @property
@@ -109,6 +87,7 @@ class Router:
         answers: list[SequenceBatch] = []
         attempts = np.zeros(len(requests), np.int64)
         calls = self._send(requests, np.arange(len(requests)), sampling)
+        self.settle_weights()
         done: list[Any] = []
         while calls:
             done = done or self._next_done(calls)
@@ -143,14 +122,46 @@ class Router:
 
     def renew_weights(self, transport: WeightTransport, version: int) -> None:
         """The same with the policy's weights of this moment, as ``transport`` gives them."""
+        self.begin_weights(transport, version)
+        self.settle_weights()
+
+    def begin_weights(self, transport: WeightTransport, version: int) -> None:
+        """The same without waiting for replicas that are asked in the same way for what follows.
+
+        They are waited for by :meth:`settle_weights`, which raises what there is to raise, or by :meth:`generate`.
+        """
+        self.settle_weights()
         if self._supply is not None:
             with self._lock:
                 self._enlist(self._supply.arrivals())
                 self._supply.order(len(self._replicas))
         self.version = version
-        self._hand_over(list(self._replicas), transport)
-        if not self._replicas:
-            self._await_replacement(None)
+        replicas = list(self._replicas)
+        finish = transport.begin([replica.handle for replica in replicas], version)
+
+        def settle() -> None:
+            if finish is None:
+                self._hand_over(replicas, transport)
+            else:
+                self._drop_lost(replicas, finish())
+            if not self._replicas:
+                self._await_replacement(None)
+
+        if finish is None:
+            settle()
+        else:
+            self._unsettled = settle
+
+    def settle_weights(self) -> None:
+        """Wait for the replicas that :meth:`begin_weights` has asked.
+
+        Raises:
+            WorkerDied: a training worker died, or the last replica, and none came in its place.
+            RLError: a generator refused the weights.
+        """
+        unsettled, self._unsettled = self._unsettled, None
+        if unsettled is not None:
+            unsettled()
 
     def metrics(self) -> dict[str, float]:
         """``rollout/replicas`` now, and ``rollout/retried_requests`` since the last call."""
@@ -220,6 +231,8 @@ class Router:
                 self._await_replacement(None)
 
     def _enlist(self, handles: Sequence[Any]) -> list[_Replica]:
+        if handles:
+            self.settle_weights()  # those of a larger fleet may be asked in another way, and so before they have them
         arrived = [_Replica(handle) for handle in handles]
         for replica in arrived:
             self._pool.enlist(replica.handle)
@@ -229,7 +242,10 @@ class Router:
         return arrived
 
     def _hand_over(self, replicas: Sequence[_Replica], transport: WeightTransport) -> None:
-        for handle, death in transport.give([replica.handle for replica in replicas], self.version):
+        self._drop_lost(replicas, transport.give([replica.handle for replica in replicas], self.version))
+
+    def _drop_lost(self, replicas: Sequence[_Replica], lost: Lost) -> None:
+        for handle, death in lost:
             self._drop(next(replica for replica in replicas if replica.handle is handle), death)
 
     def _hand_over_stored(self, arrived: Sequence[_Replica]) -> None:

@@ -20,13 +20,13 @@ class Colocation:
 
     Both are awake at first and while weights are handed over.
 
-    Args:
+    Attributes:
         shared: whether trainers and generators are on the same GPUs.
     """
 
     def __init__(self, pool: WorkerPool, *, shared: bool) -> None:
         self._pool = pool
-        self._shared = shared
+        self.shared = shared
         self._awake = {"trainers": True, "generators": True}
 
     def training(self) -> None:
@@ -52,7 +52,7 @@ class Colocation:
             self._turn(**before)
 
     def _turn(self, *, trainers: bool, generators: bool) -> None:
-        if not self._shared:
+        if not self.shared:
             return
         wanted = {"trainers": trainers, "generators": generators}
         # Those who leave go first: there may be no room for all.

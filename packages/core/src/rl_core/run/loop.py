@@ -105,7 +105,7 @@ class Loop:
         trained = time.perf_counter()
         if feed.samples or self._due(step):
             with phase("weights"):
-                self.parts.publish_weights(version)
+                self.parts.publish_weights(version, wait=self.profile is not None)
             metrics["time/weights_s"] = time.perf_counter() - trained
         with phase("evaluation"):
             evaluated, samples = self._evaluate(step)

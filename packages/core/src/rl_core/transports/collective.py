@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.transport import BucketLayout, Meeting, WeightTransferFailed
-from rl_core.transports.object_store import Lost, ObjectStore, beside, outcomes
+from rl_core.transports.object_store import Lost, ObjectStore, WeightTransport, beside, outcomes
 
 if TYPE_CHECKING:
     from rl_core.model import Model
@@ -19,7 +19,7 @@ ATTEMPTS = 2
 """Groups that are tried for one update before it, and all later ones, take the object store."""
 
 
-class Collective:
+class Collective(WeightTransport):
     """A group lasts as long as the same generators live; each change of theirs makes another one.
 
     A generator that joins a run gets its first weights through the object store, and is in the group of the next

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rl_core.cluster.calls import CHECK_EVERY_S, actor_id_of
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.transport import BucketLayout, WeightTransferFailed
-from rl_core.transports.object_store import Lost, ObjectStore, outcomes
+from rl_core.transports.object_store import Lost, ObjectStore, WeightTransport, outcomes
 
 if TYPE_CHECKING:
     from rl_core.model import Model
@@ -40,7 +40,7 @@ class NextBucket:
         ray.get(self.trainer.transport.remote(self.sender, "next", self.update))
 
 
-class Ipc:
+class Ipc(WeightTransport):
     """Each generator reads from the rank beside it, bucket by bucket; all ranks gather each bucket together.
 
     Generators that share no GPU with a rank, or cannot read its memory, get the weights through the object store.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.workers import UPDATES, WorkerPool
 from rl_core.contracts.transport import WeightTransferFailed
@@ -17,9 +18,10 @@ Lost = list[tuple[Any, WorkerDied]]
 """Generators (actor handles) that died, and why."""
 
 
-class WeightTransport(Protocol):
+class WeightTransport(ABC):
     """Gives generators the policy's current weights."""
 
+    @abstractmethod
     def give(self, generators: Sequence[Any], version: int) -> Lost:
         """Returns when all that live have the weights as ``version``.
 
@@ -27,11 +29,20 @@ class WeightTransport(Protocol):
             WorkerDied: a training worker died.
             RLError: a generator refused the weights.
         """
-        ...
+
+    def begin(self, generators: Sequence[Any], version: int) -> Callable[[], Lost] | None:
+        """Do what :meth:`give` does, but for waiting for generators that take in the weights before they do what they
+        are asked for next.
+
+        Returns:
+            what waits for them, and returns or raises what :meth:`give` does; None where calls may overtake weights,
+            and nothing was begun.
+        """
+        return None
 
 
 @dataclass(frozen=True)
-class StoredWeights:
+class StoredWeights(WeightTransport):
     """Weights that are in the object store.
 
     Attributes:
@@ -49,7 +60,7 @@ class StoredWeights:
 
 
 @dataclass(frozen=True)
-class ObjectStore:
+class ObjectStore(WeightTransport):
     """Puts the policy's weights into the object store whenever it is asked to hand them over."""
 
     pool: WorkerPool

@@ -1,0 +1,49 @@
+"""Shards become micro-batches: remembered where the same tokens come again, and equally many on every rank."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from rl_backend_fsdp2.microbatches import Layout
+from rl_core.batch import SequenceBatch
+
+MESH = SimpleNamespace(device=torch.device("cpu"), maximum=lambda count: count)
+
+
+def shard(tokens: int = 6, **columns: np.ndarray) -> SequenceBatch:
+    rows = [np.arange(1, tokens), np.arange(3, 7)]
+    batch = SequenceBatch.from_lists(rows, token_columns={"loss_mask": [np.ones(len(r), np.float32) for r in rows]})
+    return batch.with_columns(token=columns)
+
+
+def made(layout: Layout, batch: SequenceBatch, *, mesh: SimpleNamespace = MESH, ragged: bool = False) -> list:
+    return [micro for _, micro in layout.micro_batches(batch, mesh, ragged=ragged)]
+
+
+def test_the_layout_of_the_same_tokens_is_used_again_with_the_new_columns() -> None:
+    layout = Layout(max_tokens=100, packing="packed")
+    (first,) = made(layout, shard())
+    (second,) = made(layout, shard(advantages=np.arange(9, dtype=np.float32)))
+    assert second.cells is first.cells
+    assert second.batch.token_columns["advantages"].tolist() == list(range(9))
+
+
+def test_a_layout_is_not_used_for_other_tokens_or_another_attention() -> None:
+    layout = Layout(max_tokens=100, packing="packed")
+    (first,) = made(layout, shard())
+    (other,) = made(layout, shard(7))
+    assert other.input_ids.tolist() != first.input_ids.tolist()
+    (ragged,) = made(layout, shard(7), ragged=True)
+    assert other.rows is None
+    assert ragged.rows is not None
+    (again,) = made(layout, shard(7))
+    assert again.cells is other.cells  # each attention has its own
+
+
+def test_a_shard_of_several_micro_batches_is_made_up_with_fillers() -> None:
+    layout = Layout(max_tokens=5, packing="packed")
+    found = made(layout, shard(), mesh=SimpleNamespace(device=MESH.device, maximum=lambda count: 3))
+    assert [micro.is_filler for micro in found] == [False, False, True]
+    assert [len(micro.batch) for micro in found[:2]] == [1, 1]
