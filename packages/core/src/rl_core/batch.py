@@ -176,6 +176,8 @@ class SequenceBatch:
 
         Deterministic. Some lists are empty where there are fewer units than ``n``.
         """
+        if n == 1:
+            return [np.arange(len(self), dtype=np.int64)]
         units = self._units()
         return [np.sort(units.members(bin)) for bin in balance(units.tokens, n)]
 

@@ -19,6 +19,7 @@ from rl_torch.llama.distinct import Distinct
 from rl_torch.logprobs import token_outputs
 from rl_torch.losses import TokenOutputs
 from rl_torch.microbatch import MicroBatch
+from rl_torch.small_integers import distinct
 from rl_torch.vocab_parallel import VocabShard
 
 OUTPUTS: dict[Head, tuple[str, ...]] = {
@@ -253,9 +254,9 @@ def _hidden_at(
     """[N, H]: the last hidden states of ``cells`` (int64 [N], of R · L)."""
     if wrapped.has_own_layers:
         attention = {**attention, "distinct": Distinct.of(input_ids)}
-        wanted, places = torch.unique(cells, return_inverse=True)
-        if len(wanted) <= _FEW * input_ids.numel():
-            attention, cells = {**attention, "wanted": wanted}, places
+        first, places = map(torch.from_numpy, distinct(cells.numpy(), input_ids.numel()))
+        if len(first) <= _FEW * input_ids.numel():
+            attention, cells = {**attention, "wanted": cells[first]}, places
     states = wrapped.model.base_model(
         input_ids=input_ids, position_ids=position_ids, use_cache=False, **attention
     ).last_hidden_state

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from rl_torch.precision import sum_by
+from rl_torch.small_integers import first_places
 
 ATTENTION = "rl_ragged"
 """Name under which transformers knows the attention function below."""
@@ -63,7 +64,7 @@ class Rows:
         shown = cells[_ranges(offsets[:-1][order], lengths[order])]
         every = np.zeros(int(widths.sum()), np.int64)
         every[slots] = shown
-        owners = slots[np.unique(shown, return_index=True)[1]]
+        owners = slots[first_places(shown, int(shown.max(initial=-1)) + 1)]
         return cls(shapes, torch.from_numpy(every).to(device), torch.from_numpy(owners).to(device))
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rl_torch.precision import sum_by
+from rl_torch.small_integers import distinct
 
 _MOST = 0.5
 """Distinct tokens per cell; with more, handing the results out costs what is saved."""
@@ -33,7 +33,8 @@ class Distinct:
     @classmethod
     def of(cls, ids: Tensor) -> Distinct | None:
         """For the tokens of all cells, int64 of any shape, on the CPU; None where they are too many."""
-        _, first, kinds = np.unique(ids.numpy().ravel(), return_index=True, return_inverse=True)
+        tokens = ids.numpy().ravel()
+        first, kinds = distinct(tokens, int(tokens.max(initial=0)) + 1)
         if len(first) > _MOST * len(kinds):
             return None
         return cls(torch.from_numpy(first), torch.from_numpy(kinds))
