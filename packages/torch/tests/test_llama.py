@@ -10,7 +10,7 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import ModelSpec
 from rl_torch.llama import gate, norm
-from rl_torch.llama.attention import LONGEST_WRITTEN_OUT, Heads, attend_equal
+from rl_torch.llama.attention import LONGEST_WRITTEN_OUT, Heads, attend
 from rl_torch.llama.distinct import Distinct
 from rl_torch.llama.layers import fits, supports_own_layers, use_own_layers
 from rl_torch.llama.rotary import Rotation
@@ -84,10 +84,28 @@ def test_attention_and_its_gradients_are_pytorchs(length: int, window: int | Non
     seen = (back >= 0) if window is None else (back >= 0) & (back < window)
     k, v = (x.repeat_interleave(2, 1) for x in (key, value))
     expected = torch.softmax((0.3 * query @ k.mT).masked_fill(~seen, -torch.inf), dim=-1) @ v
-    found, backward = attend_equal(*(x.detach() for x in (query, key, value)), Heads(4, 2, 4, 0.3, window))
-    assert_agree([found], [expected])
+    shown = [x.detach().reshape(-1, 4) for x in (query, key, value)]
+    found, backward = attend(((2, length),), *shown, Heads(4, 2, 4, 0.3, window))
+    assert_agree([found.view_as(expected)], [expected])
     g = random(2, 4, length, 4, seed=9)
-    assert_agree(backward(g), gradients(expected, (query, key, value), g))
+    found_gradients = [x.view_as(y) for x, y in zip(backward(g.view(-1, 4)), (query, key, value), strict=True)]
+    assert_agree(found_gradients, gradients(expected, (query, key, value), g))
+
+
+def test_attention_of_groups_is_that_of_each() -> None:
+    shapes, heads = ((2, 20), (3, 6)), Heads(4, 2, 4, 0.3)
+    query, key, value, g = (random(58 * n, 4, seed=seed) for seed, n in enumerate((4, 2, 2, 4)))
+    found, backward = attend(shapes, query, key, value, heads)
+    by_all = backward(g)
+    begin = 0
+    for count, width in shapes:
+        end = begin + count * width
+        wide, narrow = slice(4 * begin, 4 * end), slice(2 * begin, 2 * end)
+        expected, back = attend(((count, width),), query[wide], key[narrow], value[narrow], heads)
+        assert torch.equal(found[wide], expected)
+        for whole, part, where in zip(by_all, back(g[wide]), (wide, narrow, narrow), strict=True):
+            assert torch.equal(whole[where], part)
+        begin = end
 
 
 def test_slots_hold_every_head_of_every_cell() -> None:

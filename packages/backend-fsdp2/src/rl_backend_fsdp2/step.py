@@ -12,6 +12,7 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, TrainResult
 from rl_core.contracts.model import AdapterSpec, OptimizerSpec, Role
 from rl_core.contracts.profiling import FORWARD_BACKWARD, OPTIMIZER
+from rl_torch.gradients import squared_norms
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
 from rl_torch.microbatch import MicroBatch
 from rl_torch.optim import learning_rate, set_learning_rate
@@ -250,7 +251,7 @@ def _finish_gradients(loaded: LoadedModel, loss: float, mesh: Mesh) -> tuple[flo
         torch._foreach_mul_(gradients, 1 / loaded.loss_scale.value)
     totals = torch.zeros(2, dtype=torch.float64)
     if gradients:
-        squares = torch.stack([n.double() for n in torch._foreach_norm(gradients)]).square().cpu()
+        squares = squared_norms(gradients)
         # Ranks that hold the same element report a fraction of it each.
         totals[0] = (squares / torch.tensor([copies(p, mesh.size) for p in trained], dtype=torch.float64)).sum()
     totals[1] = 0.0 if math.isfinite(loss) else 1.0

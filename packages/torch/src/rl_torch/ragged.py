@@ -38,12 +38,14 @@ class Rows:
         shapes: rows and width of each group.
         cells: int64 [C], the cell each slot shows; slots behind a sequence's end show any.
         owners: int64 [U], the slot whose attention output is each cell's.
+        repeats: int64 [T-U], the slots that show the cell of another one, its owner, of a sequence that begins alike.
         slots: what layers work out from this once for all of them, by number of heads.
     """
 
     shapes: tuple[tuple[int, int], ...]
     cells: Tensor
     owners: Tensor
+    repeats: Tensor
     slots: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -65,7 +67,10 @@ class Rows:
         every = np.zeros(int(widths.sum()), np.int64)
         every[slots] = shown
         owners = slots[first_places(shown, int(shown.max(initial=-1)) + 1)]
-        return cls(shapes, torch.from_numpy(every).to(device), torch.from_numpy(owners).to(device))
+        is_owner = np.zeros(len(every), bool)
+        is_owner[owners] = True
+        repeats = slots[~is_owner[slots]]
+        return cls(shapes, *(torch.from_numpy(found).to(device) for found in (every, owners, repeats)))
 
 
 class _Gather(torch.autograd.Function):

@@ -7,7 +7,7 @@ twice as long at 32 to 128 tokens (two threads of a Zen 4).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from rl_torch.precision import exact
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 Backward = Callable[[Tensor], Gradients]
+WritingBackward = Callable[[Tensor, Gradients], None]
 
 LONGEST_WRITTEN_OUT = 256
 """Tokens; the scores of longer sequences would take too much memory."""
@@ -65,32 +66,37 @@ def attend(
         parts = states.split([sequences * count * length for sequences, length in shapes])
         return [part.view(s, count, n, heads.width) for part, (s, n) in zip(parts, shapes, strict=True)]
 
-    def join(parts: list[Tensor]) -> Tensor:
-        return torch.cat([part.reshape(-1, heads.width) for part in parts])
+    def groups(query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return zip(split(query, heads.queries), split(key, heads.keys), split(value, heads.keys), strict=True)
 
-    groups = zip(split(query, heads.queries), split(key, heads.keys), split(value, heads.keys), strict=True)
-    results = [attend_equal(*group, heads) for group in groups]
+    output = torch.empty_like(query)
+    places = split(output, heads.queries)
+    backwards = [
+        attend_equal(*group, heads, out=out) for group, out in zip(groups(query, key, value), places, strict=True)
+    ]
 
     def backward(gradient: Tensor) -> Gradients:
-        found = [one(part) for part, (_, one) in zip(split(gradient, heads.queries), results, strict=True)]
-        by_query, by_key, by_value = (join(list(same)) for same in zip(*found, strict=True))
-        return by_query, by_key, by_value
+        found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        parts = zip(backwards, split(gradient, heads.queries), groups(*found), strict=True)
+        for write, part, outs in parts:
+            write(part, outs)
+        return found
 
-    return join([output for output, _ in results]), backward
+    return output, backward
 
 
-def attend_equal(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tuple[Tensor, Backward]:
-    """The same for B sequences of one length L.
+def attend_equal(query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, out: Tensor) -> WritingBackward:
+    """The same for B sequences of one length L, written to ``out``; returns what writes the gradients by all three.
 
     Args:
         query: [B, heads.queries, L, d], contiguous; so are the others, and gradients.
         key, value: [B, heads.keys, L, d].
     """
     how = _written_out if query.shape[2] <= LONGEST_WRITTEN_OUT else _flash
-    return how(query, key, value, heads)
+    return how(query, key, value, heads, out)
 
 
-def _written_out(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tuple[Tensor, Backward]:
+def _written_out(query: Tensor, key: Tensor, value: Tensor, heads: Heads, out: Tensor) -> WritingBackward:
     count, _, length, width = query.shape
     together = heads.queries // heads.keys
     # Queries that share keys are rows of one matrix. In 16 bits scores would lose too much.
@@ -99,15 +105,24 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tup
     mask = _mask(length, heads.window, q.dtype).repeat(together, 1)
     shares = _softmax(torch.baddbmm(mask, q, k.mT, alpha=heads.scale))
 
-    def backward(gradient: Tensor) -> Gradients:
+    def backward(gradient: Tensor, outs: Gradients) -> None:
         g = exact(gradient).view(q.shape)
         by_shares = torch.bmm(g, v.mT)
         by_scores = _softmax_backward(by_shares, shares).mul_(heads.scale)
-        found = torch.bmm(by_scores, k), torch.bmm(by_scores.mT, q), torch.bmm(shares.mT, g)
-        by_query, by_key, by_value = (x.view_as(y).to(y.dtype) for x, y in zip(found, (query, key, value), strict=True))
-        return by_query, by_key, by_value
+        products = (by_scores, k), (by_scores.mT, q), (shares.mT, g)
+        for factors, place in zip(products, outs, strict=True):
+            _multiply(*factors, place)
 
-    return torch.bmm(shares, v).view_as(query).to(query.dtype), backward
+    _multiply(shares, v, out)
+    return backward
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """[N, A, B] times [N, B, C], rounded to the dtype of ``out``, which has as many elements as the product."""
+    if out.dtype == left.dtype:
+        torch.bmm(left, right, out=out.view(len(left), left.shape[1], right.shape[2]))
+    else:
+        out.copy_(torch.bmm(left, right).view_as(out))
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -125,20 +140,23 @@ def _softmax_backward(gradient: Tensor, shares: Tensor) -> Tensor:
     return gradient.sub_(torch.linalg.vecdot(gradient, shares).unsqueeze(-1)).mul_(shares)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> tuple[Tensor, Backward]:
+def _flash(query: Tensor, key: Tensor, value: Tensor, heads: Heads, out: Tensor) -> WritingBackward:
     together, length = heads.queries // heads.keys, query.shape[2]
     k, v = (x.repeat_interleave(together, 1) for x in (key, value))
     causal = heads.window is None or heads.window >= length
     mask = None if causal else _mask(length, heads.window, query.dtype)
     output, logsumexp = _FLASH(query, k, v, 0.0, causal, attn_mask=mask, scale=heads.scale)
 
-    def backward(gradient: Tensor) -> Gradients:
-        by_query, by_key, by_value = _FLASH_BACKWARD(
+    def backward(gradient: Tensor, outs: Gradients) -> None:
+        by_query, *others = _FLASH_BACKWARD(
             gradient, query, k, v, output, logsumexp, 0.0, causal, attn_mask=mask, scale=heads.scale
         )
-        return by_query, *(x.unflatten(1, (-1, together)).sum(2) for x in (by_key, by_value))
+        outs[0].copy_(by_query)
+        for place, by_repeated in zip(outs[1:], others, strict=True):
+            torch.sum(by_repeated.unflatten(1, (-1, together)), 2, out=place)
 
-    return output, backward
+    out.copy_(output)
+    return backward
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl_torch.precision import sum_by
+from rl_torch.precision import exact
 from rl_torch.ragged import Rows
 
 
@@ -20,12 +20,16 @@ class Slots:
         total: C · n.
         cells: int64 [C · n], the head of a cell that each slot shows, as cell · n + head.
         owners: int64 [U · n], the slot whose attention output is that of each head of a cell.
+        repeats: int64 [R · n], the slots besides that show a head of a cell to a sequence.
+        repeated: int64 [R · n], the head of a cell that each of them shows.
     """
 
     heads: int
     total: int
     cells: Tensor
     owners: Tensor
+    repeats: Tensor
+    repeated: Tensor
 
     @classmethod
     def of(cls, rows: Rows, heads: int) -> Slots:
@@ -51,6 +55,8 @@ class Slots:
             total=start * heads,
             cells=torch.cat(cells) if cells else rows.cells,
             owners=slots[rows.owners].flatten(),
+            repeats=slots[rows.repeats].flatten(),
+            repeated=(rows.cells[rows.repeats, None] * heads + head).flatten(),
         )
 
     def gather(self, states: Tensor) -> Tensor:
@@ -59,7 +65,11 @@ class Slots:
 
     def gather_backward(self, gradient: Tensor) -> Tensor:
         """The gradient of a cell is the sum of its slots'; those behind a sequence's end have none."""
-        return sum_by(self.cells, gradient, len(self.owners)).unflatten(0, (-1, self.heads))
+        total = gradient.index_select(0, self.owners)
+        if len(self.repeats):
+            further = exact(gradient.index_select(0, self.repeats))
+            total = exact(total).index_add_(0, self.repeated, further).to(gradient.dtype)
+        return total.unflatten(0, (-1, self.heads))
 
     def put_back(self, states: Tensor) -> Tensor:
         """[C · heads, d] → [U, heads, d]."""
