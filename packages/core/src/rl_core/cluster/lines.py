@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import secrets
 import socket
 import struct
@@ -23,6 +22,8 @@ from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any
+
+from rl_core.cluster.parcels import Parcel, pack, receive, send, unpack
 
 _CONNECT_S = 30.0
 """A driver that has asked for a line connects within this time."""
@@ -84,10 +85,10 @@ class Line:
             if self._ended:
                 call.future.set_exception(LineEnded())
                 return call
-            parcel = _pack((method, args))  # what cannot be sent is raised here, before anything was
+            parcel = pack((method, args))  # what cannot be sent is raised here, before anything was
             self._waiting.append(call)
             with contextlib.suppress(OSError):  # the reader tells
-                _send(self._connection, parcel)
+                send(self._connection, parcel)
         return call
 
     def close(self) -> None:
@@ -99,7 +100,7 @@ class Line:
     def _read(self) -> None:
         try:
             while True:
-                received = _receive(self._connection)
+                received = receive(self._connection)
                 _settle(self._waiting.popleft().future, received)
         except (EOFError, OSError):
             pass
@@ -151,60 +152,34 @@ def _user_of(connection: Connection) -> int:
 def answer(connection: Connection, call: Callable[[str, tuple[Any, ...]], Any]) -> bool:
     """Receive one call, make it, and send what it returns or raises; False where the driver has hung up."""
     try:
-        received = _receive(connection)
+        received = receive(connection)
     except (EOFError, OSError):
         return False
     try:
-        method, args = _unpack(received)
-        parcel = _pack(("result", call(method, args)))
+        method, args = unpack(received)
+        parcel = pack(("result", call(method, args)))
     except BaseException as error:  # noqa: BLE001 - raised again by whoever waits; the thread goes on after sys.exit()
         parcel = _pack_error(error, traceback.format_exc())
     try:
-        _send(connection, parcel)
+        send(connection, parcel)
     except OSError:
         return False
     return True
 
 
-def _pack_error(error: BaseException, text: str) -> list[Any]:
+def _pack_error(error: BaseException, text: str) -> Parcel:
     try:
-        parcel = _pack(("raised", error, text))
-        _unpack(parcel)  # some can be pickled, and not read again
+        parcel = pack(("raised", error, text))
+        unpack(parcel)  # some can be pickled, and not read again
     except Exception:  # noqa: BLE001 - whatever a plugin's exception raises there
-        return _pack(("raised", None, text))
+        return pack(("raised", None, text))
     return parcel
 
 
-def _pack(value: Any) -> list[Any]:
-    """The pickled value, and after it the arrays in it, which are not copied."""
-    from ray import cloudpickle
-
-    buffers: list[pickle.PickleBuffer] = []
-    head = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return [head, *(buffer.raw() for buffer in buffers)]
-
-
-def _send(connection: Connection, parcel: list[Any]) -> None:
-    connection.send_bytes(len(parcel).to_bytes(4, "little"))
-    for part in parcel:
-        connection.send_bytes(part)
-
-
-def _receive(connection: Connection) -> list[bytes]:
-    """The next parcel."""
-    count = int.from_bytes(connection.recv_bytes(), "little")
-    return [connection.recv_bytes() for _ in range(count)]
-
-
-def _unpack(parcel: list[bytes]) -> Any:
-    """The value; its arrays cannot be written to, as those that Ray delivers."""
-    return pickle.loads(parcel[0], buffers=parcel[1:])
-
-
-def _settle(future: Future[Any], parcel: list[bytes]) -> None:
+def _settle(future: Future[Any], parcel: Parcel) -> None:
     """Give ``future`` the answer, or what became of it."""
     try:
-        kind, *answer = _unpack(parcel)
+        kind, *answer = unpack(parcel)
     except Exception as error:  # noqa: BLE001 - whatever a class that is not installed here raises
         future.set_exception(Raised(error, traceback.format_exc()))
         return
