@@ -85,7 +85,7 @@ def _write(file: int, pieces: Sequence[Any]) -> None:
 def _read(file: int, size: int) -> memoryview:
     room = np.empty(size + _ALIGNMENT, np.uint8)
     begin = -room.ctypes.data % _ALIGNMENT
-    found = memoryview(room)[begin : begin + size]
+    found = room.data[begin : begin + size]
     missing = found
     while len(missing):
         got = os.readv(file, [missing])
