@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from rl_core.cluster import shared_buckets as module
 from rl_core.cluster.shared_buckets import SharedBuckets
 from rl_core.contracts.backend import WeightBucket
 
@@ -66,3 +67,23 @@ def test_the_memory_goes_back_with_its_last_reader():
     assert len(os.listdir("/proc/self/fd")) == before
     with open("/proc/self/maps") as maps:
         assert not [line for line in maps if "rl-weights" in line]
+
+
+def test_the_same_memory_holds_one_set_of_buckets_after_the_other():
+    kept = shared(bucket("a", range(200)), bucket("b", [7] * 9000))
+    place = kept.described.path
+    for written in ([bucket("a", [5] * 300), bucket("b", [1, 2])], [bucket("c", [9] * 20_000)], []):
+        kept.begin()
+        for one in written:
+            kept.add(one)
+        kept.finish()
+        found = kept.described.read()
+        assert [(one.names, one.data.tolist()) for one in found] == [(one.names, one.data.tolist()) for one in written]
+        assert kept.described.path == place
+        assert os.stat(place).st_size == sum(len(one.data) for one in written)
+
+
+def test_little_memory_is_kept(monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 5)
+    assert shared(bucket("a", [1] * 5)).worth_keeping
+    assert not shared(bucket("a", [1] * 3), bucket("b", [1] * 3)).worth_keeping

@@ -32,6 +32,7 @@ class Product:
         self._plain = weight
         self._is_rounded = weight.dtype == torch.bfloat16 and bfloat16_is_slower()
         self._reordered: Tensor | None = None
+        self._turned: Tensor | None = None  # kept, because memory of its size costs more than filling it
         self.refresh()
 
     def refresh(self) -> None:
@@ -39,7 +40,9 @@ class Product:
         weight = self._weight.detach()
         self._plain = weight.float() if self._is_rounded else weight
         if self._plain.dtype == torch.float32 and mkl_at_home():
-            self._plain = self._plain.T.contiguous().T
+            if self._turned is None:
+                self._turned = torch.empty_like(self._plain.T, memory_format=torch.contiguous_format)
+            self._plain = self._turned.copy_(self._plain.T).T
         elif weight.numel() >= _FEWEST_ELEMENTS and has_onednn():
             self._reordered = torch.ops.mkldnn._reorder_linear_weight(self._plain)
 

@@ -13,10 +13,14 @@ from rl_core.contracts.transport import BucketLayout
 from torch import Tensor
 
 BUCKET_BYTES = 256 * 2**20
+"""Of buckets on a device."""
+
+HOST_BUCKET_BYTES = 24 * 2**20
+"""Of buckets in host memory: what :func:`rl_torch.host_memory.keep_freed_memory` keeps for the next one."""
 
 
 def to_buckets(
-    named_tensors: Iterable[tuple[str, Tensor]], *, bucket_bytes: int = BUCKET_BYTES
+    named_tensors: Iterable[tuple[str, Tensor]], *, bucket_bytes: int = HOST_BUCKET_BYTES
 ) -> Iterator[WeightBucket]:
     """Pack tensors into buckets of at most ``bucket_bytes`` (a larger tensor has one to itself).
 

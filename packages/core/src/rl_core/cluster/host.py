@@ -129,15 +129,22 @@ class Host:
     def share(self, method: str, keep: bool, *args: Any) -> Described | None:
         """Iterate a method's buckets to the end; where ``keep``, put them into memory that others here can read."""
         with self._at_work(method):
-            self._shared = SharedBuckets() if keep else None
+            shared = (self._shared or SharedBuckets()) if keep else None
+            self._shared = None  # nor is there any if the method fails
+            if shared is not None:
+                shared.begin()
             for bucket in getattr(self._component, method)(*args):
-                if self._shared is not None:
-                    self._shared.add(bucket)
-        return self._shared.described if self._shared is not None else None
+                if shared is not None:
+                    shared.add(bucket)
+            if shared is not None:
+                shared.finish()
+            self._shared = shared
+        return shared.described if shared is not None else None
 
     def unshare(self) -> None:
-        """Give that memory back."""
-        self._shared = None
+        """All have read it: give much memory back, and keep little for the next time."""
+        if self._shared is not None and not self._shared.worth_keeping:
+            self._shared = None
 
     @in_work_thread
     def call_shared(self, method: str, buckets: Described, *args: Any) -> Any:

@@ -10,10 +10,13 @@ import numpy as np
 
 from rl_core.contracts.backend import WeightBucket
 
+KEPT_BYTES = 2**30
+"""Up to here memory is kept from one step to the next: to get as much anew costs several times what filling it does."""
+
 
 @dataclass(frozen=True)
 class Described:
-    """Where buckets are, for another process; valid as long as their :class:`SharedBuckets` lives.
+    """Where buckets are, for another process; valid as long as their :class:`SharedBuckets` lives and is not refilled.
 
     Attributes:
         path: of the memory.
@@ -54,6 +57,21 @@ class SharedBuckets:
     def possible() -> bool:
         """Whether this machine has such memory."""
         return hasattr(os, "memfd_create")
+
+    def begin(self) -> None:
+        """Forget the buckets; the next ones are written over them. Nobody may be reading any more."""
+        self._parts.clear()
+        self._sizes.clear()
+        self._file.seek(0)
+
+    def finish(self) -> None:
+        """All buckets are there: give back what is behind them."""
+        self._file.truncate(sum(self._sizes))
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether the memory is to stay until the next buckets."""
+        return sum(self._sizes) <= KEPT_BYTES
 
     @property
     def described(self) -> Described:
