@@ -12,8 +12,8 @@ from support import ROOT
 SOURCES = sorted(p for p in ROOT.glob("packages/*/src/**/*") if p.suffix == ".py" or p.name.endswith(".py.tmpl"))
 KIT = "packages/core/src/rl_core/testing"
 IPC = "packages/torch/src/rl_torch/transports/ipc.py"
-LINES = "packages/core/src/rl_core/cluster/lines.py"
-BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py", IPC, LINES}
+PARCELS = "packages/core/src/rl_core/cluster/parcels.py"
+BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py", IPC, PARCELS}
 """The conformance kit sends configs to processes of its own, a trainer handles of its memory, the driver calls over a
 socket whose other end has proven to know a secret that Ray brought; no file is involved."""
 

@@ -115,7 +115,8 @@ def _peak(role: _RoleMemory, *, several: bool) -> int:
     block = before + role.kept + role.pending + role.block_temporaries
     # The gradient of the embedding is computed beside the one that is there already.
     end = role.gradients + role.gradient_buffers + role.pending + (role.embedding_gradient if several else 0)
-    return role.gathered + max(logits + role.gradient_buffers, block + role.gradient_buffers, end)
+    # What is as wide as the vocabulary is gone before a block has a gradient.
+    return role.gathered + max(logits, block + role.gradient_buffers, end)
 
 
 def _role_memory(part: JobRole, layout: Layout, adapter: AdapterSpec | None) -> _RoleMemory:

@@ -75,6 +75,8 @@ class Generator(Protocol):
     def update_weights(self, buckets: list[WeightBucket], version: int) -> None:
         """Replace parameters by name; a name or shape that does not fit is a ``ValueError`` that lists it.
 
+        What is kept is copied: the memory of the buckets is used again when this returns.
+
         May be called from another thread while :meth:`generate` runs (``run.max_staleness``). The weights then change
         between two decoding steps, and each token's ``weights_version`` is that of the weights that sampled it; see
         :class:`rl_core.rollout.weight_updates.WeightUpdates`. A generator whose engine cannot do this may wait for

@@ -70,6 +70,21 @@ GENERATOR = {
         "new weights take effect with their version",
         "after update_weights(version=8) weights_version is [7]",
     ),
+    "weights that are not its own": (
+        {
+            "            load_buckets_into(model, buckets)\n": (
+                "            load_buckets_into(model, buckets)\n"
+                "            start = 0\n"
+                "            for name, shape in zip(buckets[0].names, buckets[0].shapes, strict=True):\n"
+                "                stop = start + 4 * torch.Size(shape).numel()\n"
+                "                kept = torch.from_numpy(buckets[0].data[start:stop]).view(torch.float32)\n"
+                "                model.get_parameter(name).data = kept.view(shape)\n"
+                "                start = stop\n"
+            )
+        },
+        "new weights are copied",
+        "completions change with the memory of the buckets that update_weights was given, which is used again",
+    ),
     "weights that do not fit": (
         {
             "            load_buckets_into(model, buckets)\n": (

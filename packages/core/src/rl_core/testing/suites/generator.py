@@ -143,6 +143,18 @@ class GeneratorConformance(ComponentConformance):
         self.expect(versions == [VERSION + 1], f"after update_weights(version=8) weights_version is {versions}")
         self._check_log_probs(batch, weights, 1.0, "after update_weights")
 
+    def test_new_weights_are_copied(self) -> None:
+        with self._loaded() as generator:
+            before = texts(generator.generate(requests(), SAMPLING))
+            bucket = to_bucket(self.shape.weights(1))
+            generator.update_weights([bucket], VERSION)
+            bucket.data[:] = to_bucket(self.shape.weights(2)).data
+            after = texts(generator.generate(requests(), SAMPLING))
+        self.expect(
+            before == after,
+            "completions change with the memory of the buckets that update_weights was given, which is used again",
+        )
+
     def test_weights_that_do_not_fit_are_refused_by_name(self) -> None:
         weights = self.shape.weights(1)
         name = "model.norm.weight"
