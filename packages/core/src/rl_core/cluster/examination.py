@@ -9,9 +9,10 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 DUMP_SIGNAL = signal.SIGUSR2
 """Makes a worker write the stacks of its threads into its log, whatever it is stuck in."""
@@ -19,6 +20,7 @@ DUMP_SIGNAL = signal.SIGUSR2
 _DUMP_S = 2.0
 _PY_SPY_S = 20.0
 _GONE_S = 5.0
+_LOOKS, _BETWEEN_LOOKS_S = 7, 0.03
 
 _STATES = {
     "stopped": "the process is stopped (by SIGSTOP, a terminal or a debugger)",
@@ -58,7 +60,7 @@ def examine(pid: int, log: str) -> Examination:
     import psutil
 
     try:
-        status = psutil.Process(pid).status()
+        status = _usual_status(psutil.Process(pid))
     except psutil.NoSuchProcess:
         return Examination("the process has ended", "there is no process to look at any more")
     state = _STATES.get(status, "the process sleeps, waiting for something")
@@ -76,6 +78,15 @@ def examine_and_end(pid: int, log: str) -> Examination:
         while time.monotonic() < deadline and _exists(pid):
             time.sleep(0.02)
     return found
+
+
+def _usual_status(process: Any) -> str:
+    """The one that it has most of the time: a thread that waits for Python's lock wakes up every few milliseconds."""
+    seen: Counter[str] = Counter()
+    for _ in range(_LOOKS):
+        seen[process.status()] += 1
+        time.sleep(_BETWEEN_LOOKS_S)
+    return seen.most_common(1)[0][0]
 
 
 def _exists(pid: int) -> bool:
