@@ -73,21 +73,14 @@ class Ranks:
         Raises:
             AssertionError: a rank failed or died, or there is no answer. The others wait for it, so all are ended.
         """
+        jobs = self._jobs.copy()
         try:
-            try:
-                answers = self._answers(self._jobs[0])
-            except Crashed as crash:
-                warnings.warn(f"{crash}: the job is done once more", stacklevel=2)
-                jobs = self._jobs
-                self.close()
-                for job in jobs:
-                    self._send(job)
-                answers = self._answers(self._jobs[0])
-        except AssertionError:
-            self.close()
-            raise
-        self._jobs.pop(0)
-        return answers
+            return self._answers(self._jobs.pop(0))
+        except Crashed as crash:
+            warnings.warn(f"{crash}: the job is done once more", stacklevel=2)
+            for job in jobs:
+                self._send(job)
+            return self._answers(self._jobs.pop(0))
 
     def close(self) -> None:
         """End the processes; the next job starts others."""
@@ -115,6 +108,7 @@ class Ranks:
             if failures:  # the ranks that another's death has failed may answer before it is noticed
                 failures += self._receive(wait(list(waiting), timeout=1), waiting, answers)
                 crashed = any(process.exitcode == -signal.SIGSEGV for process in self._processes)
+                self.close()
                 raise (Crashed if crashed else AssertionError)("\n".join(failures))
         return [answers[rank] for rank in range(len(job.pipes))]
 

@@ -21,8 +21,7 @@ def bucket(name, data):
 
 def shared(*buckets):
     found = SharedBuckets()
-    for one in buckets:
-        found.add(one)
+    found.fill(buckets)
     return found
 
 
@@ -73,10 +72,7 @@ def test_the_same_memory_holds_one_set_of_buckets_after_the_other():
     kept = shared(bucket("a", range(200)), bucket("b", [7] * 9000))
     place = kept.described.path
     for written in ([bucket("a", [5] * 300), bucket("b", [1, 2])], [bucket("c", [9] * 20_000)], []):
-        kept.begin()
-        for one in written:
-            kept.add(one)
-        kept.finish()
+        kept.fill(iter(written))
         found = kept.described.read()
         assert [(one.names, one.data.tolist()) for one in found] == [(one.names, one.data.tolist()) for one in written]
         assert kept.described.path == place

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -129,17 +130,14 @@ class Host:
     def share(self, method: str, keep: bool, *args: Any) -> Described | None:
         """Iterate a method's buckets to the end; where ``keep``, put them into memory that others here can read."""
         with self._at_work(method):
-            shared = (self._shared or SharedBuckets()) if keep else None
-            self._shared = None  # nor is there any if the method fails
-            if shared is not None:
-                shared.begin()
-            for bucket in getattr(self._component, method)(*args):
-                if shared is not None:
-                    shared.add(bucket)
-            if shared is not None:
-                shared.finish()
-            self._shared = shared
-        return shared.described if shared is not None else None
+            buckets = getattr(self._component, method)(*args)
+            if not keep:
+                deque(buckets, maxlen=0)
+                return None
+            if self._shared is None:
+                self._shared = SharedBuckets()
+            self._shared.fill(buckets)
+            return self._shared.described
 
     def unshare(self) -> None:
         """All have read it: give much memory back, and keep little for the next time."""

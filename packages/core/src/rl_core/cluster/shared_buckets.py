@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,7 @@ class Described:
 
 
 class SharedBuckets:
-    """Takes buckets one at a time; the memory goes back to the system with the object and its last reader.
+    """Memory for one set of buckets after the other; it goes back to the system with the object and its last reader.
 
     Linux only: the memory has no name in a file system, so nothing is left behind by a process that is killed.
     """
@@ -58,16 +59,6 @@ class SharedBuckets:
         """Whether this machine has such memory."""
         return hasattr(os, "memfd_create")
 
-    def begin(self) -> None:
-        """Forget the buckets; the next ones are written over them. Nobody may be reading any more."""
-        self._parts.clear()
-        self._sizes.clear()
-        self._file.seek(0)
-
-    def finish(self) -> None:
-        """All buckets are there: give back what is behind them."""
-        self._file.truncate(sum(self._sizes))
-
     @property
     def worth_keeping(self) -> bool:
         """Whether the memory is to stay until the next buckets."""
@@ -79,8 +70,16 @@ class SharedBuckets:
         path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
         return Described(path, tuple(self._parts), tuple(self._sizes))
 
-    def add(self, bucket: WeightBucket) -> None:
-        """Copy ``bucket`` behind those that are there."""
+    def fill(self, buckets: Iterable[WeightBucket]) -> None:
+        """Copy ``buckets`` over those that are there, one at a time. Nobody may be reading any more."""
+        self._parts.clear()
+        self._sizes.clear()
+        self._file.seek(0)
+        for bucket in buckets:
+            self._add(bucket)
+        self._file.truncate()
+
+    def _add(self, bucket: WeightBucket) -> None:
         data = np.ascontiguousarray(bucket.data)
         self._parts.append((bucket.names, bucket.shapes, bucket.dtypes))
         self._sizes.append(len(data))

@@ -137,20 +137,17 @@ class Router:
                 self._supply.order(len(self._replicas))
         self.version = version
         replicas = list(self._replicas)
-        finish = transport.begin([replica.handle for replica in replicas], version)
+        handles = [replica.handle for replica in replicas]
+        finish = transport.begin(handles, version)
 
         def settle() -> None:
-            if finish is None:
-                self._hand_over(replicas, transport)
-            else:
-                self._drop_lost(replicas, finish())
+            self._drop_lost(replicas, transport.give(handles, version) if finish is None else finish())
             if not self._replicas:
                 self._await_replacement(None)
 
+        self._unsettled = settle
         if finish is None:
-            settle()
-        else:
-            self._unsettled = settle
+            self.settle_weights()
 
     def settle_weights(self) -> None:
         """Wait for the replicas that :meth:`begin_weights` has asked.
