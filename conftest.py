@@ -24,8 +24,17 @@ os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
 os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "1e9")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="run the tests marked nightly, and only those")
+
+
+def pytest_collection_modifyitems(config, items):
     """Whole files go to one of two processes, in this order: the longest first, so that both end together."""
+    nightly = config.getoption("--nightly")
+    other = [item for item in items if bool(item.get_closest_marker("nightly")) != nightly]
+    if other:
+        config.hook.pytest_deselected(items=other)
+        items[:] = [item for item in items if bool(item.get_closest_marker("nightly")) == nightly]
     files = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
