@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +15,9 @@ from hypothesis import HealthCheck, settings
 from rl_core.cluster.forkserver import instead_of_python, serving
 from support import EXAMPLES, environment
 
-# No test fails because the machine is busy.
-settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared machine")
+# No test fails because the machine is busy, and every run of the suite tries the same examples.
+settings.register_profile("any machine", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -26,6 +28,28 @@ os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "1e9")
 
 def pytest_addoption(parser):
     parser.addoption("--nightly", action="store_true", help="run the tests marked nightly, and only those")
+
+
+def seed_generators(seed):
+    """The global generators of Python and, where they are imported, of NumPy and PyTorch."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Fixtures draw the same numbers whatever ran before."""
+    seed_generators(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """A test draws the same numbers whether it or another made the fixtures that it shares."""
+    seed_generators(1)
+    return (yield)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -102,9 +102,8 @@ def test_attention_of_groups_is_that_of_each() -> None:
         end = begin + count * width
         wide, narrow = slice(4 * begin, 4 * end), slice(2 * begin, 2 * end)
         expected, back = attend(((count, width),), query[wide], key[narrow], value[narrow], heads)
-        assert torch.equal(found[wide], expected)
-        for whole, part, where in zip(by_all, back(g[wide]), (wide, narrow, narrow), strict=True):
-            assert torch.equal(whole[where], part)
+        assert_agree([found[wide]], [expected])
+        assert_agree([whole[where] for whole, where in zip(by_all, (wide, narrow, narrow), strict=True)], back(g[wide]))
         begin = end
 
 

@@ -20,6 +20,8 @@ from rl_core.cluster import forkserver as module
 from rl_core.cluster.forkserver import forkserver, instead_of_python, serving
 from rl_core.cluster.resources import Resources
 
+PATIENCE_S = 120.0
+
 PRINTS = """
 import json, os, random, sys, numpy
 print(json.dumps({
@@ -83,7 +85,7 @@ def told(process):
     return json.loads(process.stdout.readline())
 
 
-def gone(pid, within_s=20.0):
+def gone(pid, within_s=PATIENCE_S):
     deadline = time.monotonic() + within_s
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline:
@@ -116,7 +118,7 @@ def test_the_process_that_ray_started_lasts_as_long_as_the_worker(served, module
     process = worker(python)
     told(process)
     assert process.poll() is None
-    process.communicate("exit\n", timeout=20)
+    process.communicate("exit\n", timeout=PATIENCE_S)
     assert process.returncode == 0
 
 
@@ -132,7 +134,7 @@ def test_that_process_ends_when_the_worker_is_killed(served, modules, worker):
     python, _ = served(modules("wave"))
     process = worker(python)
     os.kill(told(process)["pid"], signal.SIGKILL)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
 
 
@@ -141,8 +143,8 @@ def test_the_end_of_a_worker_s_process_group_is_no_other_s(served, modules, work
     first, second = worker(python), worker(python)
     server, pid = told(first)["parent"], told(second)["pid"]
     os.killpg(os.getpgid(pid), signal.SIGKILL)
-    second.communicate(timeout=20)
-    first.communicate("exit\n", timeout=20)
+    second.communicate(timeout=PATIENCE_S)
+    first.communicate("exit\n", timeout=PATIENCE_S)
     assert first.returncode == 0
     assert told(worker(python))["parent"] == server
 
@@ -214,7 +216,7 @@ def test_nothing_is_left_behind(modules, worker, tmp_path):
     with serving([modules("wave")], threads=1, log=tmp_path / "log") as python:
         process = worker(python)
         server = told(process)["parent"]
-        process.communicate("exit\n", timeout=20)
+        process.communicate("exit\n", timeout=PATIENCE_S)
     assert gone(server)
     assert not Path(python).parent.exists()
 

@@ -116,6 +116,9 @@ def _end_with(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    said = main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], sys.argv[3:])
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    said = main(listener, sys.argv[2], sys.argv[3:])
     if said:
-        sys.stdout.write(f"workers are not forked, but started anew: {said}\n")
+        # Before the socket closes: workers that wait start when it does, and the reason stands in the log by then.
+        print(f"workers are not forked, but started anew: {said}", flush=True)  # noqa: T201
+        listener.close()
