@@ -59,6 +59,22 @@ def test_parameters_have_no_storage_before_they_are_read_and_buffers_have(folder
     assert {name for name, _ in model.named_parameters()} <= set(source.files)
 
 
+def test_what_is_tried_on_a_sample_is_tried_in_float32_and_alike_on_all_ranks(
+    folder: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(
+        "rl_backend_fsdp2.build.check_supported", lambda sample, packed: tried.append(list(sample.parameters()))
+    )
+    for seed in (1, 2):
+        with backend(0, 1, free_port(), precision="bf16") as made:
+            torch.manual_seed(seed)
+            made.load(POLICY, folder, optimizer_spec())
+    first, second = tried
+    assert {p.dtype for p in first} == {torch.float32}
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_a_new_scalar_head_starts_at_zero(pair: Ranks, folder: ModelSpec) -> None:
     ranks = pair(
         train,

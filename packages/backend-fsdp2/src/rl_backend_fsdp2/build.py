@@ -108,7 +108,11 @@ def _open(
 
 
 def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:
-    """Two layers of the same architecture with random weights and a small vocabulary, to try what needs numbers."""
+    """Two layers of the same architecture with random weights and a small vocabulary, to try what needs numbers.
+
+    In float32, whatever the file's dtype: 16 bits differ by more than what is told apart. The weights are the same on
+    all ranks, which so find the same.
+    """
     config = build_config(spec)
     layers = min(2, config.num_hidden_layers)
     shape = {**config.to_dict(), "num_hidden_layers": layers, "vocab_size": 64}
@@ -117,7 +121,9 @@ def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:
         shape["layer_types"] = shape["layer_types"][:layers]
     auto = AutoModelForCausalLM if role.head == "lm" else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
-        return auto.from_config(type(config).from_dict(shape), attn_implementation="sdpa").eval()
+        torch.default_generator.manual_seed(0)
+        made = auto.from_config(type(config).from_dict(shape), dtype=torch.float32, attn_implementation="sdpa")
+    return made.eval()
 
 
 def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -> None:

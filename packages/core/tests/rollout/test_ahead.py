@@ -14,6 +14,7 @@ from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.feed import Draw
 
 STEPS = 6
+PATIENCE_S = 120
 
 
 class Recorded:
@@ -53,6 +54,13 @@ def train(feed, recorded, pauses=()):
     return draws
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 delays = st.lists(st.sampled_from([0.0, 0.002, 0.01]), min_size=STEPS, max_size=STEPS)
 
 
@@ -86,25 +94,29 @@ def test_without_staleness_a_batch_is_begun_when_it_is_asked_for():
 
 
 def test_sampling_and_training_overlap():
-    def seconds(steps, max_staleness):
-        recorded = Recorded([0.05] * steps)
-        feed = AheadFeed(recorded, max_staleness=max_staleness, steps=steps) if max_staleness else recorded
-        started = time.perf_counter()
-        for step in range(1, steps + 1):
-            feed.next(step)
-            time.sleep(0.05)
-            recorded.version = step
-        return time.perf_counter() - started
+    """A batch is sampled while the one before it is trained on: each waits for the other's beginning."""
+    trained = [threading.Event() for _ in range(STEPS + 1)]
 
-    assert seconds(16, 0) / seconds(16, 1) >= 1.6  # 32 pauses instead of 17: at most 1.88
+    class Waiting(Recorded):
+        def next(self, step):
+            draw = super().next(step)
+            assert step == 1 or trained[step - 1].wait(PATIENCE_S)
+            return draw
+
+    recorded = Waiting()
+    feed = AheadFeed(recorded, max_staleness=1, steps=STEPS)
+    for step in range(1, STEPS + 1):
+        feed.next(step)
+        trained[step].set()
+        wait_until(lambda step=step: len(recorded.begun) == min(step + 1, STEPS))
+        recorded.version = step
 
 
 def test_the_position_in_the_data_is_that_of_the_batches_handed_out():
     recorded = Recorded()
     feed = AheadFeed(recorded, max_staleness=4, steps=STEPS)
     feed.next(1)
-    while len(recorded.begun) < 5:
-        time.sleep(0.001)
+    wait_until(lambda: len(recorded.begun) == 5)
     assert feed.cursor.position == 3
     feed.next(2)
     assert feed.cursor.position == 6
@@ -140,8 +152,7 @@ def test_nothing_is_begun_after_close():
     recorded = Recorded()
     feed = AheadFeed(recorded, max_staleness=1, steps=STEPS)
     feed.next(1)
-    while len(recorded.begun) < 2:
-        time.sleep(0.001)
+    wait_until(lambda: len(recorded.begun) == 2)
     feed.close()
     thread = next((t for t in threading.enumerate() if t is feed._thread), None)
     if thread is not None:
