@@ -6,6 +6,7 @@ import json
 import math
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,10 @@ def test_without_a_cluster_ray_starts_with_the_run_and_stops_with_it(tiny_sft, t
     alone = {k: v for k, v in environment("").items() if k != "RAY_ADDRESS"} | {"RUN_OF_THIS_TEST": str(tmp_path)}
     done = subprocess.run([RL, "run", tiny_sft], env=alone, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "raylet" not in list(left_over())
+    deadline = time.monotonic() + 120  # a raylet that was told to end does so a little later
+    while "raylet" in left_over():
+        assert time.monotonic() < deadline, list(left_over())
+        time.sleep(0.1)
     logs = tmp_path / "run" / "logs"
     assert (logs / "ray").is_dir()
     assert not (logs / "ray").is_symlink(), "Ray's logs are kept with the run"
