@@ -57,7 +57,7 @@ def plain_training(spec: ModelSpec, batch: SequenceBatch) -> tuple[list[float], 
     adapters.initialise(model, spec.adapter)
     allocator = None
     if spec.adapter.kind == "adalora":
-        config = adapters.peft_config(spec.adapter, model)
+        config = adapters.saved_config(spec.adapter, model)
         allocator = peft.tuners.adalora.layer.RankAllocator(model, config, "default")
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=OPTIMIZER.learning_rate, eps=1e-6, weight_decay=0.0

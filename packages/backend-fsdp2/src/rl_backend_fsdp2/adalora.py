@@ -8,8 +8,9 @@ import torch
 from peft.tuners.adalora.layer import RankAllocator
 from rl_core.contracts.model import AdapterSpec
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from rl_backend_fsdp2.adapters import NAME, is_adapter, peft_config
+from rl_backend_fsdp2.adapters import NAME, is_adapter, saved_config
 
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
@@ -21,10 +22,10 @@ class RankSchedule:
         model: with the adapter attached.
     """
 
-    def __init__(self, model: nn.Module, adapter: AdapterSpec) -> None:
+    def __init__(self, model: PreTrainedModel, adapter: AdapterSpec) -> None:
         self._model = model
         self._adapter = adapter
-        self._allocator = _Allocator(model, peft_config(adapter, model), NAME)
+        self._allocator = _Allocator(model, saved_config(adapter, model), NAME)
         self._pattern: dict[str, list[bool]] | None = None
 
     def after_step(self, step: int) -> None:

@@ -7,18 +7,19 @@ peft, 260 modules, is imported where there is an adapter only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rl_core.contracts.model import AdapterSpec
-from rl_core.errors import ConfigError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from rl_backend_fsdp2.layers import decoder_layers
 from rl_backend_fsdp2.placement import gather, write
+from rl_backend_fsdp2.targets import choose_targets, peft_targets
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -28,17 +29,27 @@ NAME = "default"
 
 BASE = ".base_layer"
 
+HEAD = "score"
+"""The scalar head, which is trained whole beside an adapter."""
 
-def peft_config(adapter: AdapterSpec, model: nn.Module) -> PeftConfig:
+_WRAPPER = "base"
+
+
+def peft_config(adapter: AdapterSpec, targets: Mapping[str, list[str]], *, transposed: bool = False) -> PeftConfig:
     """peft's own description of ``adapter``.
 
-    Raises:
-        ConfigError: a target module does not exist.
+    Args:
+        targets: ``target_modules`` and ``target_parameters``.
+        transposed: the layers store their weights as [in, out] (GPT-2's ``Conv1D``).
     """
     from peft import AdaLoraConfig, LoraConfig
 
-    targets = sorted(target_modules(adapter, model))
-    common: dict[str, Any] = {"lora_alpha": adapter.alpha, "target_modules": targets, "lora_dropout": 0.0}
+    common: dict[str, Any] = {
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": transposed,
+        **targets,
+    }
     if adapter.kind == "adalora":
         # The step at which pruning ends is total_step - tfinal, and only the difference is ever used.
         return AdaLoraConfig(
@@ -54,35 +65,32 @@ def peft_config(adapter: AdapterSpec, model: nn.Module) -> PeftConfig:
     return LoraConfig(**common, r=adapter.rank, use_dora=adapter.kind == "dora")
 
 
-def target_modules(adapter: AdapterSpec, model: nn.Module) -> set[str]:
-    """Last parts of the names of the linear layers that get, or have, an adapter."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    linear = {
-        name.rpartition(".")[2]
-        for layer in decoder_layers(model)
-        for name, module in layer.named_modules()
-        if isinstance(module, BaseTunerLayer)
-        or (isinstance(module, nn.Linear) and BASE not in name and not is_adapter(name))
-    }
-    odd = sorted(set(adapter.target_modules) - linear)
-    if odd:
-        raise ConfigError(
-            f"model.adapter.target_modules: the model's layers have no linear module {odd[0]!r}; "
-            f"they have {', '.join(sorted(linear))}"
-        )
-    return set(adapter.target_modules) or linear
+def saved_config(adapter: AdapterSpec, model: PreTrainedModel) -> PeftConfig:
+    """What ``PeftModel.from_pretrained`` reads to put ``model``'s adapter on the base model again."""
+    layers = adapted_layers(model)
+    transposed = any(layer.fan_in_fan_out for layer in layers.values())
+    config = peft_config(adapter, peft_targets(adapter, model, layers), transposed=transposed)
+    if _trained_head(model) is not None:
+        config.modules_to_save = [HEAD]
+    return config
 
 
-def attach(model: nn.Module, adapter: AdapterSpec) -> None:
+def attach(model: PreTrainedModel, adapter: AdapterSpec) -> None:
     """Add the adapter's parameters to ``model`` in place (still to be filled by :func:`initialise`).
 
     The model's own parameters no longer need gradients, except a scalar head's.
+
+    Raises:
+        ConfigError: see :func:`rl_backend_fsdp2.targets.choose_targets`.
     """
     from peft import inject_adapter_in_model
 
-    head = getattr(model, "score", None)
-    inject_adapter_in_model(peft_config(adapter, model), model, NAME)
+    names = choose_targets(adapter, model)
+    transposed = isinstance(model.get_submodule(names[0]), Conv1D)
+    config = peft_config(adapter, {"target_modules": [f"{_WRAPPER}.{n}" for n in names]}, transposed=transposed)
+    # Inside of a plain module, where peft does not know the architecture: it would take some names for experts'.
+    inject_adapter_in_model(config, nn.ModuleDict({_WRAPPER: model}), NAME)
+    head = _trained_head(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name) and not _is_constant(name))
     if head is not None:
@@ -117,8 +125,9 @@ def initialise(model: nn.Module, adapter: AdapterSpec) -> None:
         if not is_adapter(name) or _is_constant(name):
             continue
         if "lora_magnitude_vector" in name:
-            base = model.get_parameter(name.partition(".lora_magnitude_vector")[0] + f"{BASE}.weight")
-            write(parameter, torch.linalg.vector_norm(gather(base).float(), dim=1).cpu())
+            layer: Any = model.get_submodule(name.partition(".lora_magnitude_vector")[0])
+            base = gather(layer.base_layer.weight).float()
+            write(parameter, torch.linalg.vector_norm(base, dim=0 if layer.fan_in_fan_out else 1).cpu())
         else:
             write(parameter, _first_value(name, tuple(parameter.shape), adapter, generator))
     for name, parameter in model.named_parameters():
@@ -139,7 +148,7 @@ def _first_value(name: str, shape: tuple[int, ...], adapter: AdapterSpec, genera
 @contextmanager
 def switched_off(model: nn.Module, off: bool = True) -> Iterator[None]:
     """Compute with the model's own weights inside the block."""
-    layers = _adapted_layers(model) if off else []
+    layers = list(adapted_layers(model).values()) if off else []
     # Not enable_adapters(): that also changes requires_grad, which FSDP has taken note of.
     for layer in layers:
         layer._disable_adapters = True
@@ -150,10 +159,15 @@ def switched_off(model: nn.Module, off: bool = True) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def _adapted_layers(model: nn.Module) -> list[Any]:
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """peft's layers by the names of those they stand for."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def _trained_head(model: nn.Module) -> nn.Module | None:
+    return getattr(model, HEAD, None)
 
 
 def merge(model: nn.Module, name: str, base: Tensor, adapter: AdapterSpec) -> Tensor:
@@ -161,14 +175,20 @@ def merge(model: nn.Module, name: str, base: Tensor, adapter: AdapterSpec) -> Te
 
     Args:
         name: inside peft, ``….base_layer.weight``.
-        base: the gathered weight [out, in].
+        base: the gathered weight [out, in], or [in, out] where the layer is a ``Conv1D``.
     """
     layer: Any = model.get_submodule(name.partition(BASE)[0])
+    if layer.fan_in_fan_out:
+        return _merged(layer, base.float().T, adapter).T.contiguous()
+    return _merged(layer, base.float(), adapter)
+
+
+def _merged(layer: Any, base: Tensor, adapter: AdapterSpec) -> Tensor:
     a, b = _weight(layer.lora_A[NAME]), _weight(layer.lora_B[NAME])
     if adapter.kind == "adalora":
         scale = layer.scaling[NAME] / (float(layer.ranknum[NAME]) + 1e-5)
-        return base.float() + scale * (b @ (a * layer.lora_E[NAME].detach().float()))
-    weight = base.float() + layer.scaling[NAME] * (b @ a)
+        return base + scale * (b @ (a * layer.lora_E[NAME].detach().float()))
+    weight = base + layer.scaling[NAME] * (b @ a)
     if adapter.kind == "dora":
         magnitude = _weight(layer.lora_magnitude_vector[NAME])
         weight = weight * (magnitude / torch.linalg.vector_norm(weight, dim=1))[:, None]

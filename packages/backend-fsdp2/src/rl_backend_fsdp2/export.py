@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from rl_torch.hf_folder import write_config, write_safetensors
+from rl_torch.published import published
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rl_backend_fsdp2.adapters import BASE, is_adapter, merge, outside_name, peft_config, saved_name
+from rl_backend_fsdp2.adapters import BASE, HEAD, is_adapter, merge, outside_name, saved_config, saved_name
 from rl_backend_fsdp2.mesh import Mesh
 from rl_backend_fsdp2.placement import gather
 from rl_backend_fsdp2.sharding import stored_tensors
@@ -33,12 +34,16 @@ def full_weights(loaded: LoadedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def export(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
-    """Rank 0 writes config, safetensors, and where there is one the adapter by itself; every rank takes part."""
+    """Rank 0 writes config, safetensors, and where there is one the adapter by itself; every rank takes part.
+
+    The weights have the names that ``save_pretrained`` would give them.
+    """
     model = loaded.model.model
     if mesh.rank == 0:
         directory.mkdir(parents=True, exist_ok=True)
         write_config(directory, model, dtype=torch.float32)
-        write_safetensors(directory, full_weights(loaded))
+        shapes = {outside_name(n): t.shape for n, t in stored_tensors(loaded.model) if not is_adapter(n)}
+        write_safetensors(directory, published(model, full_weights(loaded), shapes))
     else:
         for _ in full_weights(loaded):  # gathering needs every rank
             continue
@@ -53,9 +58,9 @@ def _export_adapter(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
     state = {
         saved_name(name): gather(tensor).to("cpu").contiguous()
         for name, tensor in stored_tensors(loaded.model)
-        if is_adapter(name) and ".ranknum." not in name
+        if (is_adapter(name) and ".ranknum." not in name) or name.startswith(f"{HEAD}.")
     }
     if mesh.rank == 0:
         directory.mkdir(exist_ok=True)
         save_file(state, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        peft_config(loaded.adapter, loaded.model.model).save_pretrained(str(directory))
+        saved_config(loaded.adapter, loaded.model.model).save_pretrained(str(directory))
