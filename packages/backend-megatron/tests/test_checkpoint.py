@@ -239,7 +239,9 @@ def test_a_folder_that_lacks_weights_is_named_with_them(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors")
     with backend(0, 1, free_port()) as made, pytest.raises(EnvironmentProblem) as caught:
         made.load(POLICY, spec, optimizer_spec())
-    assert str(caught.value) == "the model's folder lacks the weights model.layers.1.mlp.up_proj.weight"
+    assert str(caught.value).startswith(
+        f"the model {tmp_path}: the files lack the weights model.layers.1.mlp.up_proj.weight\n    "
+    )
 
 
 def test_output_ranks_are_the_last_stage_of_each_copy(ranks: Ranks) -> None:

@@ -110,20 +110,20 @@ def test_the_way_through_megatron_and_back_changes_no_bit(ranks: Ranks, tmp_path
 
 
 def test_experts_are_read_stacked_or_one_by_one(tmp_path: Path) -> None:
-    from rl_backend_megatron.source import FolderSource
+    from rl_backend_megatron.source import open_source
+    from rl_backend_megatron.weights import skeleton
+    from rl_torch.models import build_config
 
-    draws = torch.Generator().manual_seed(0)
-    gate, up = torch.randn(2, 3, 6, 4, generator=draws)
-    name = "model.layers.0.mlp.experts"
-    one_by_one = {f"{name}.{i}.gate_proj.weight": gate[i].clone() for i in range(3)}
-    one_by_one |= {f"{name}.{i}.up_proj.weight": up[i].clone() for i in range(3)}
-    stacked = torch.cat([gate, up], 1)
-    for folder, tensors in (("a", one_by_one), ("b", {f"{name}.gate_up_proj": stacked})):
-        path = Path(make_directory(tmp_path / folder))
-        save_file(tensors, path / "model.safetensors")
-        assert torch.equal(FolderSource(path).read(f"{name}.gate_up_proj"), stacked)
-        assert len(load_file(path / "model.safetensors")) == len(tensors)
-    assert FolderSource(path).read(f"{name}.down_proj") is None
+    spec = experts_folder(tmp_path)
+    file = tmp_path / "model.safetensors"
+    want = {n: t.clone() for n, t in plain_model(spec).state_dict().items() if ".experts." in n}
+    assert {n for n in load_file(file) if ".experts." in n}.isdisjoint(want)  # published folders have them one by one
+    for _ in range(2):
+        source = open_source(spec, "lm", skeleton(build_config(spec), "lm"))
+        assert all(torch.equal(source.read(name), tensor) for name, tensor in want.items())
+        assert source.read("model.layers.0.mlp.experts.other") is None
+        stacked = {n: t for n, t in load_file(file).items() if ".experts." not in n} | want
+        save_file(stacked, file, metadata={"format": "pt"})
 
 
 def test_adapters_are_put_on_attention_only(tmp_path: Path) -> None:

@@ -127,9 +127,7 @@ def test_a_reward_model_is_not_taken_for_a_language_model(tmp_path: Path) -> Non
     build_model(spec(tie=False), dtype=torch.float32, head="scalar").save_pretrained(tmp_path)
     with pytest.raises(EnvironmentProblem) as caught:
         build_model(ModelSpec(path=str(tmp_path)), dtype=torch.float32)
-    assert str(caught.value) == (
-        f"cannot build a 'qwen2' model from {str(tmp_path)!r}: the folder lacks the weights lm_head.weight"
-    )
+    assert str(caught.value).startswith(f"the model {tmp_path}: the files lack the weights lm_head.weight\n    ")
 
 
 def test_an_unknown_architecture_is_answered_with_a_near_one() -> None:
@@ -147,7 +145,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem) as caught:
         build_model(ModelSpec(path=str(tmp_path)), dtype=torch.float32)
     text = str(caught.value)
-    assert text.startswith(f"cannot read the model {str(tmp_path)!r}: ")
+    assert text.startswith(f"the folder {tmp_path} is no model: it has no config.json (it holds nothing)\n")
     assert text.endswith(
         "model.path must be a Hugging Face folder with config.json, or a hub id this machine can download"
     )

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import EnvironmentProblem
+from rl_core.foreign import foreign
 from rl_torch.llama.layers import supports_own_layers, use_own_layers
 from rl_torch.models import build_config, build_model
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
 from rl_torch.ragged import supports_ragged_attention, use_ragged_attention
 from rl_torch.varlen import flash_is_available, use_varlen_attention
+from rl_torch.weight_plan import WeightPlan
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from rl_backend_fsdp2 import adapters, loading
@@ -49,7 +51,7 @@ def build_role(
     role: Role, spec: ModelSpec, optimizer: OptimizerSpec | None, *, config: Fsdp2Config, mesh: Mesh
 ) -> LoadedModel:
     """See :meth:`rl_backend_fsdp2.backend.Fsdp2Backend.load`."""
-    model, source, layout = _open(role, spec, config=config, mesh=mesh)
+    model, plan, layout = _open(role, spec, config=config, mesh=mesh)
     if spec.adapter is not None:
         adapters.attach(model, spec.adapter)
     else:
@@ -66,8 +68,9 @@ def build_role(
         use_own_layers(model)
         wrapped.has_own_layers = True
     _split(wrapped, spec, config, mesh)
-    if source is not None:
-        loading.fill(wrapped, source, torch.device("cpu") if config.cpu_offload else mesh.device)
+    if plan is not None:
+        with foreign(str(spec.path)):
+            loading.fill(wrapped, plan, torch.device("cpu") if config.cpu_offload else mesh.device)
     if spec.adapter is not None:
         adapters.initialise(model, spec.adapter)
     loaded = LoadedModel(role=role, model=wrapped, adapter=spec.adapter)
@@ -84,14 +87,14 @@ def build_role(
 
 def _open(
     role: Role, spec: ModelSpec, *, config: Fsdp2Config, mesh: Mesh
-) -> tuple[PreTrainedModel, loading.Source | None, RowLayout]:
-    """The model; without storage, and with the files to read it from, where each rank reads its own part."""
+) -> tuple[PreTrainedModel, WeightPlan | None, RowLayout]:
+    """The model; without storage, and with what to read it from, where each rank reads its own part."""
     found = None if is_plain(mesh, config) else loading.empty_model(spec, role.head)
     if found is None:
-        model, source = build_model(spec, dtype=torch.float32, head=role.head), None
+        model, plan = build_model(spec, dtype=torch.float32, head=role.head), None
         sample = model
     else:
-        model, source = found
+        model, plan = found
         sample = _sample_of(spec, role)
     check_supported(sample, packed=config.packing in ("auto", "packed"))
     if config.parallel.tp > 1:
@@ -104,7 +107,7 @@ def _open(
             f"{type(model).__name__} has an attention of its own, which ragged rows cannot replace\n"
             "    set backend.packing: packed"
         )
-    return model, source, RowLayout(ragged=ragged, own_layers=may_replace and supports_own_layers(sample))
+    return model, plan, RowLayout(ragged=ragged, own_layers=may_replace and supports_own_layers(sample))
 
 
 def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:

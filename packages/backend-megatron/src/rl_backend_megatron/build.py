@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+from rl_core.foreign import foreign
 from rl_torch.models import build_config
 
 from rl_backend_megatron.architecture import Architecture
@@ -31,14 +33,15 @@ def build_role(
         on_cpu=runtime.device.type == "cpu",
         activation_checkpointing=config.activation_checkpointing and role.trainable,
     )
-    source = open_source(model, role.head)
     full = skeleton(hf, role.head)
+    source = open_source(model, role.head, full)
     shapes = {name: tensor.shape for name, tensor in full.state_dict().items()}
     if role.head == "scalar":
         _name_padding(hf, model, is_new=source.read("score.weight") is None or model.init is not None)
     stage = StageModel(megatron, architecture, runtime, head=role.head, max_length=hf.max_position_embeddings)
     weights = WeightMap(architecture, runtime, role.head, shapes)
-    weights.fill(stage, source)
+    with foreign(model.path) if model.path is not None else nullcontext():
+        weights.fill(stage, source)
     stage.requires_grad_(role.trainable)
     adapters = None
     if role.trainable and model.adapter is not None:

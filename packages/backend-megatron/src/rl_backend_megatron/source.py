@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from rl_core.contracts.model import Head, ModelSpec
 from rl_core.errors import EnvironmentProblem
+from rl_core.foreign import foreign
+from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_model
-from safetensors import safe_open
+from rl_torch.weight_plan import WeightPlan
 from torch import Tensor
+from transformers import PreTrainedModel
 
 _SCORE = "score.weight"
-_OF_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 class WeightSource(Protocol):
@@ -24,44 +24,6 @@ class WeightSource(Protocol):
     def read(self, name: str) -> Tensor | None:
         """The tensor on CPU, or None where the source has no such name."""
         ...
-
-
-class FolderSource:
-    """Reads ``model.safetensors``, or the shards of ``model.safetensors.index.json``, lazily."""
-
-    def __init__(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            self._files: Mapping[str, Path] = {
-                name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()
-            }
-        else:
-            path = folder / "model.safetensors"
-            with safe_open(path, framework="pt") as file:
-                self._files = dict.fromkeys(file.keys(), path)
-
-    @staticmethod
-    def fits(folder: Path) -> bool:
-        """Whether the folder has safetensors under the names this class knows."""
-        return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-
-    def read(self, name: str) -> Tensor | None:
-        """One tensor, read now."""
-        if name not in self._files:
-            return self._stacked(name)
-        with safe_open(self._files[name], framework="pt") as file:
-            return file.get_tensor(name)
-
-    def _stacked(self, name: str) -> Tensor | None:
-        """The stacked weights of experts that the folder has one by one, as published folders do."""
-        layer, found, which = name.partition(".experts.")
-        parts = _OF_EXPERTS.get(which, ())
-        experts = []
-        while found and parts and f"{layer}.experts.{len(experts)}.{parts[0]}.weight" in self._files:
-            number = len(experts)
-            own = [self.read(f"{layer}.experts.{number}.{part}.weight") for part in parts]
-            experts.append(torch.cat([tensor for tensor in own if tensor is not None]))
-        return torch.stack(experts) if experts else None
 
 
 class ModelSource:
@@ -75,10 +37,32 @@ class ModelSource:
         return self._state.get(name)
 
 
-def open_source(spec: ModelSpec, head: Head) -> WeightSource:
-    """The source that ``spec`` names."""
-    if spec.path is not None and FolderSource.fits(Path(spec.path)):
-        return FolderSource(Path(spec.path))
+class FolderSource:
+    """The tensors of a folder's safetensors files, converted to the names in memory and read one at a time."""
+
+    def __init__(self, plan: WeightPlan) -> None:
+        self._plan = plan
+
+    def read(self, name: str) -> Tensor | None:
+        """One tensor, read now."""
+        return self._plan.read(name) if name in self._plan else None
+
+
+def open_source(spec: ModelSpec, head: Head, model: PreTrainedModel) -> WeightSource:
+    """The source that ``spec`` names.
+
+    Args:
+        model: has the names and shapes of what is read, and no storage.
+
+    Raises:
+        EnvironmentProblem: the folder is damaged, or does not hold the weights of its config.
+    """
+    if spec.path is not None:
+        with foreign(spec.path):
+            files = open_checkpoint(spec.path)
+            plan = None if files is None else WeightPlan.of(model, files)
+        if plan is not None:
+            return FolderSource(plan)
     return ModelSource(spec, head)
 
 

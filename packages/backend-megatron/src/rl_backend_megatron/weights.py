@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from rl_core.contracts.model import Head
+from rl_torch.pretrained import empty_like
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
@@ -24,8 +25,7 @@ def skeleton(config: PretrainedConfig, head: Head) -> PreTrainedModel:
     auto = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
     if head == "scalar":
         config.num_labels = 1
-    with torch.device("meta"):
-        return auto.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return empty_like(auto, config)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from rl_core.contracts.model import Head, ModelSpec
 from rl_core.errors import EnvironmentProblem
+from rl_core.foreign import foreign
+from rl_core.model_folder import check_files, read_config
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -19,6 +23,8 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+
+from rl_torch.pretrained import forget_quantization, load_pretrained
 
 try:
     from transformers.initialization import no_init_weights
@@ -87,23 +93,22 @@ def build_model(
         else:
             model, new = _initialise(auto, spec, config, dtype, random_init), {"score.weight"}
     except (OSError, ValueError) as error:
-        source = f" from {spec.path!r}" if spec.path is not None else ""
-        raise EnvironmentProblem(f"cannot build a {config.model_type!r} model{source}: {error}") from error
+        raise EnvironmentProblem(f"cannot build a {config.model_type!r} model: {error}") from error
     if head == "scalar":
         _finish_scalar(model, spec, is_new="score.weight" in new)
     return model.to(device).eval()
 
 
 def _read_config(spec: ModelSpec) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(
-            spec.path, trust_remote_code=spec.trust_remote_code, attn_implementation="sdpa"
-        )
-    except (OSError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"cannot read the model {spec.path!r}: {error}\n"
-            "    model.path must be a Hugging Face folder with config.json, or a hub id this machine can download"
-        ) from error
+    path = str(spec.path)
+    advice = "model.path must be a Hugging Face folder with config.json, or a hub id this machine can download"
+    with foreign(path, fix=advice):
+        if os.path.isdir(path):
+            check_files(Path(path))
+            read_config(Path(path))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code, attn_implementation="sdpa")
+        forget_quantization(config)
+    return config
 
 
 def _config_from_shape(spec: ModelSpec) -> PretrainedConfig:
@@ -140,20 +145,7 @@ def _config_from_shape(spec: ModelSpec) -> PretrainedConfig:
 def _load(auto: Any, spec: ModelSpec, config: PretrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of parameters the folder lacks (a new scalar head)."""
     with _seeded(spec.seed):
-        model, info = auto.from_pretrained(
-            spec.path,
-            config=config,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            trust_remote_code=spec.trust_remote_code,
-            output_loading_info=True,
-        )
-    new = set(info["missing_keys"])
-    missing = sorted(new - {"score.weight"})
-    if missing:
-        # transformers would go on with random values.
-        raise ValueError(f"the folder lacks the weights {', '.join(missing)}")
-    return model, new
+        return load_pretrained(auto, str(spec.path), config, dtype=dtype, trust_remote_code=spec.trust_remote_code)
 
 
 def _finish_scalar(model: PreTrainedModel, spec: ModelSpec, *, is_new: bool) -> None:
