@@ -11,12 +11,13 @@ import pytest
 import torch
 from fsdp2_helpers import POLICY, backend, losses_of, model_spec, optimizer_spec, random_batch, train
 from ranks import Ranks
-from rl_backend_fsdp2.loading import empty_model
+from rl_backend_fsdp2.loading import empty_model, fill
 from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import EnvironmentProblem
 from rl_torch.models import build_model
+from rl_torch.policy import wrap_model
 
 
 @pytest.fixture(scope="module", params=["tied", "untied in two files", "bf16"])
@@ -93,3 +94,12 @@ def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
     with backend(0, 1, free_port(), precision="bf16") as made, pytest.raises(EnvironmentProblem) as caught:
         made.load(POLICY, dataclasses.replace(spec, path=str(tmp_path), init=None), OptimizerSpec(learning_rate=1e-3))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_with_parameters_in_host_memory_buffers_are_where_the_model_runs(folder: ModelSpec) -> None:
+    found = empty_model(folder, "lm")
+    assert found is not None
+    model, plan = found
+    fill(wrap_model(model, "lm"), plan, torch.device("cpu"), compute_device=torch.device("meta"))  # for want of a GPU
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert {b.device.type for b in model.buffers()} == {"meta"}

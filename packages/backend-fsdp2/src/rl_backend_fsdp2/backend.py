@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,10 +22,12 @@ from rl_torch.weights import to_buckets
 
 from rl_backend_fsdp2 import checkpoint, export
 from rl_backend_fsdp2.build import build_role
-from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.mesh import Mesh, Sizes
 from rl_backend_fsdp2.microbatches import Layout
 from rl_backend_fsdp2.step import LoadedModel, evaluate_shard, forward_shard, train_shard
+
+if TYPE_CHECKING:  # what computes needs no pydantic: it runs wherever PyTorch and transformers do
+    from rl_backend_fsdp2.config import Fsdp2Config
 
 
 class Fsdp2Backend:

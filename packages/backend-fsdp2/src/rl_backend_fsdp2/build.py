@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
@@ -18,7 +19,6 @@ from rl_torch.weight_plan import WeightPlan
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from rl_backend_fsdp2 import adapters, loading
-from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.context_parallel import use_context_parallel_attention
 from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.mesh import Mesh
@@ -32,6 +32,9 @@ from rl_backend_fsdp2.sharding import (
 )
 from rl_backend_fsdp2.step import LoadedModel
 from rl_backend_fsdp2.tensor_parallel import check_tensor_parallel, split_over_ranks
+
+if TYPE_CHECKING:
+    from rl_backend_fsdp2.config import Fsdp2Config
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ def build_role(
         wrapped.has_own_layers = True
     _split(wrapped, spec, config, mesh)
     if plan is not None:
+        kept_on = torch.device("cpu") if config.cpu_offload else mesh.device
         with foreign(str(spec.path)):
-            loading.fill(wrapped, plan, torch.device("cpu") if config.cpu_offload else mesh.device)
+            loading.fill(wrapped, plan, kept_on, compute_device=mesh.device)
     if spec.adapter is not None:
         adapters.initialise(model, spec.adapter)
     loaded = LoadedModel(role=role, model=wrapped, adapter=spec.adapter)

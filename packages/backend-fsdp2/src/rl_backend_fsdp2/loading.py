@@ -52,12 +52,18 @@ def empty_model(spec: ModelSpec, head: Head) -> tuple[PreTrainedModel, WeightPla
 
 
 @torch.no_grad()
-def fill(model: PolicyModel | ScalarModel, plan: WeightPlan, device: torch.device) -> None:
+def fill(
+    model: PolicyModel | ScalarModel, plan: WeightPlan, device: torch.device, *, compute_device: torch.device
+) -> None:
     """Give a sharded model on the meta device its storage and read this rank's part of every parameter and buffer.
 
     Adapters are given storage only. A scalar head that the files lack is zero.
+
+    Args:
+        device: where parameters are kept.
+        compute_device: where the model runs, and buffers have to be.
     """
-    _allocate(model, device)
+    _allocate(model, device, compute_device)
     for name, parameter in model.model.named_parameters():
         if is_adapter(name):
             continue
@@ -72,8 +78,8 @@ def fill(model: PolicyModel | ScalarModel, plan: WeightPlan, device: torch.devic
     plan.close()
 
 
-def _allocate(model: nn.Module, device: torch.device) -> None:
-    """Storage for everything on the meta device; buffers and the ties between parameters stay as they are."""
+def _allocate(model: nn.Module, device: torch.device, compute_device: torch.device) -> None:
+    """Storage for every parameter on the meta device; buffers and the ties between parameters stay as they are."""
     places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -86,7 +92,7 @@ def _allocate(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = buffer.to(device)
+                module._buffers[name] = buffer.to(compute_device)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             for parameter in module._get_fsdp_state()._fsdp_param_group.fsdp_params:  # as FSDP does at its first use

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rl_torch.policy import PolicyModel, ScalarModel
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from rl_backend_fsdp2.config import Fsdp2Config, Precision, Recompute
 from rl_backend_fsdp2.layers import decoder_layers
 from rl_backend_fsdp2.mesh import Mesh
+
+if TYPE_CHECKING:
+    from rl_backend_fsdp2.config import Fsdp2Config, Precision, Recompute
 
 Wrapped = PolicyModel | ScalarModel
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from rl_torch.profiling import Profiler
 from rl_torch.weights import load_buckets_into
 from transformers import AutoTokenizer, PreTrainedModel
 
-from rl_generation_hf.config import HfGeneratorConfig
 from rl_generation_hf.decoding import Completions, Decoder
 from rl_generation_hf.stopping import StopCondition
+
+if TYPE_CHECKING:  # what computes needs no pydantic: it runs wherever PyTorch and transformers do
+    from rl_generation_hf.config import HfGeneratorConfig
 
 logger = logging.getLogger(__name__)
 

@@ -159,7 +159,8 @@ class MetricSums:
 def _combine(name: str, a: Tensor | float, b: Tensor | float) -> Tensor | float:
     last = name.rpartition("/")[2]
     if last.startswith(("max_", "min_")):
-        pair = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in (a, b)])
+        device = next((v.device for v in (a, b) if isinstance(v, Tensor)), None)
+        pair = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in (a, b)])
         return pair.max() if last.startswith("max_") else pair.min()
     return a + b
 

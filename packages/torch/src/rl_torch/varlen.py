@@ -78,7 +78,7 @@ def flash_is_available() -> bool:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return False
-    return {"window_size", "enable_gqa", "scale"} <= inspect.signature(varlen_attn).parameters.keys()
+    return {"window_size", "scale"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
 def use_varlen_attention(model: Any) -> None:
@@ -91,6 +91,12 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | N
     from torch.nn.attention.varlen import varlen_attn
 
     bounds, longest = segments.bounds, segments.longest
+    options = {}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            options["enable_gqa"] = True
+        else:  # PyTorch 2.11 wants a key head for each query head
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     result = varlen_attn(
         q,
         k,
@@ -101,7 +107,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | N
         longest,
         scale=scale,
         window_size=(window - 1 if window else -1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **options,
     )
     return result if isinstance(result, Tensor) else result[0]
 
