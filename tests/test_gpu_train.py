@@ -7,21 +7,20 @@ import multiprocessing
 import pytest
 from support import ROOT
 
-SCRIPT = ROOT / "benchmarks" / "gpu_train.py"
 TINY_PARAMETERS = 512 * 64 + 64 + 2 * (64 * (64 + 32 + 32) + 64 + 32 + 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64)
 """Embedding, last norm, and two layers: queries, keys and values with biases, output, feed-forward, norms."""
 
 
 @pytest.fixture
 def flops(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    return pytest.importorskip("gpu_train_flops")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return pytest.importorskip("gpu.flops")
 
 
 @pytest.fixture
 def gpu_train(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    return pytest.importorskip("gpu_train")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return pytest.importorskip("gpu.train")
 
 
 @pytest.mark.slow

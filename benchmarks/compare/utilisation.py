@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from gpu_train_flops import TransformerFlops
+from gpu.flops import TransformerFlops
 
 from compare.measuring import Measurement
 from compare.results import Results
@@ -16,7 +16,7 @@ from compare.workloads import SIZES, VOCABULARY, WARMUP_STEPS, WORKLOADS
 def sft_flops(size: str, lengths: list[int], trained_tokens: int) -> float:
     """Operations of an SFT step on sequences of these lengths in tokens; padding does not count.
 
-    See :class:`gpu_train_flops.TransformerFlops`; norms and biases are left out of the parameters.
+    See :class:`gpu.flops.TransformerFlops`; norms and biases are left out of the parameters.
     """
     shape = SIZES[size]
     width, keys = shape.hidden_size, shape.hidden_size // shape.heads * shape.kv_heads

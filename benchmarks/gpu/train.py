@@ -1,11 +1,11 @@
 """Tokens a second, model FLOPs utilisation and peak memory of training steps on a GPU.
 
-``python benchmarks/gpu_train.py`` measures SFT and GRPO steps of two Qwen2-shaped models with random weights in
+``python benchmarks/gpu/train.py`` measures SFT and GRPO steps of two Qwen2-shaped models with random weights in
 bfloat16, on sequences of 4,096 tokens. ``key=value`` arguments set fields of the backend's section:
 
-    python benchmarks/gpu_train.py --size 1.5b activation_checkpointing=selective
-    python benchmarks/gpu_train.py --gpus 8 parallel.tp=2
-    python benchmarks/gpu_train.py --device cpu --size tiny     # does it run? no GPU needed
+    python benchmarks/gpu/train.py --size 1.5b activation_checkpointing=selective
+    python benchmarks/gpu/train.py --gpus 8 parallel.tp=2
+    python benchmarks/gpu/train.py --device cpu --size tiny     # does it run? no GPU needed
 
 See docs/performance.md for what the columns mean.
 """
@@ -30,12 +30,17 @@ from typing import Any
 
 import torch
 import yaml
-from gpu_train_flops import peak_flops
-from gpu_train_steps import GROUP_SIZE, SIZES, Job, Measurement, Size, serve
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rl_backend_fsdp2.config import Fsdp2Config
+
+if __name__ in ("__main__", "__mp_main__"):  # as a script, and in the processes that it starts
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpu.flops import peak_flops
+from gpu.steps import GROUP_SIZE, Job, Measurement, serve
+from gpu.timing import SIZES, Size
 
 PACKAGES = ("rl-backend-fsdp2", "rl-torch", "torch", "transformers", "numpy")
 
@@ -229,7 +234,7 @@ def _report(
     given = sys.argv[1:] if arguments is None else arguments
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/gpu_train.py", *given]),
+        "command": shlex.join(["python", "benchmarks/gpu/train.py", *given]),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},

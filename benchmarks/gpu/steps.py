@@ -7,18 +7,14 @@ and GRPO algorithms, without Ray between them.
 from __future__ import annotations
 
 import os
-import re
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gpu_train_flops import TransformerFlops
 from rl_algo_grpo.config import GrpoConfig
 from rl_algo_grpo.grpo import Grpo
 from rl_algo_sft_rm.config import SftConfig
@@ -30,41 +26,14 @@ from rl_core.contracts.backend import LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
 
+from gpu.flops import TransformerFlops
+from gpu.timing import Size, device_name, time_steps
+
 GROUP_SIZE = 4
 PROMPT_PART = 8
 """GRPO's prompts are this part of a sequence."""
 
 LEARNING_RATE = 1e-6
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model's shape (the fields of ``model.init``), and the batch it is measured on.
-
-    Attributes:
-        sequences: per data-parallel rank and step.
-    """
-
-    init: Mapping[str, Any]
-    vocab_size: int
-    sequence_length: int = 4096
-    sequences: int = 16
-    max_tokens_per_microbatch: int = 16384
-
-
-_QWEN2 = {"architecture": "qwen2", "kv_heads": 2, "tie_embeddings": True}
-SIZES: Mapping[str, Size] = {
-    "tiny": Size(
-        {**_QWEN2, "hidden_size": 64, "layers": 2, "heads": 4, "ffn": 128},
-        vocab_size=512,
-        sequence_length=128,
-        sequences=8,
-        max_tokens_per_microbatch=512,
-    ),
-    "0.5b": Size({**_QWEN2, "hidden_size": 896, "layers": 24, "heads": 14, "ffn": 4864}, vocab_size=151936),
-    "1.5b": Size({**_QWEN2, "hidden_size": 1536, "layers": 28, "heads": 12, "ffn": 8960}, vocab_size=151936),
-}
-"""The last two have the shapes of Qwen2.5-0.5B and Qwen2.5-1.5B."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +61,7 @@ class Measurement:
         parameters: of the model.
         seconds: of every timed step.
         tokens: of a step, over all ranks, prompts included.
-        flops: of a step, over all ranks; see :class:`gpu_train_flops.TransformerFlops`.
+        flops: of a step, over all ranks; see :class:`gpu.flops.TransformerFlops`.
         attention_flops: the part of them that is attention.
         peak_bytes: the most memory that was in use: PyTorch's on a GPU, the resident set of the process on CPU (with
             Python and its libraries); None where the system does not tell.
@@ -224,16 +193,7 @@ def _measure(
     Args:
         copies: ranks that each hold such a batch.
     """
-    for _ in range(job.warmup):
-        step()
-    _reset_peak(job.device)
-    seconds = []
-    for _ in range(job.steps):
-        _synchronize(job.device)
-        start = time.perf_counter()
-        step()
-        _synchronize(job.device)
-        seconds.append(time.perf_counter() - start)
+    timing = time_steps(step, device=job.device, warmup=job.warmup, steps=job.steps)
     init, lengths = job.size.init, batch.lengths.tolist()
     flops = TransformerFlops(
         parameters=info.parameters,
@@ -246,30 +206,10 @@ def _measure(
     return Measurement(
         step=name,
         parameters=info.parameters,
-        seconds=tuple(seconds),
+        seconds=timing.seconds,
         tokens=len(batch.tokens) * copies,
         flops=flops.train(lengths, scored) * passes * copies,
         attention_flops=flops.attention(lengths) * passes * copies,
-        peak_bytes=_peak_bytes(job.device),
-        device_name=torch.cuda.get_device_name() if job.device == "cuda" else "CPU",
+        peak_bytes=timing.peak_bytes,
+        device_name=device_name(job.device),
     )
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif (marks := Path("/proc/self/clear_refs")).exists():
-        marks.write_text("5")
-
-
-def _peak_bytes(device: str) -> int | None:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
-    return int(found[1]) * 1024 if found else None
