@@ -38,6 +38,7 @@ def test_every_case_holds_on_the_cpu_without_pydantic_or_ray(tmp_path):
     results = json.loads((tmp_path / "found.json").read_text())
     assert {c["name"] for c in results["cases"] if c["status"] == "skipped"} == {
         "compiled",
+        "train_compiled",
         "train_1.5b",
         "generate_1.5b",
     }
@@ -229,3 +230,12 @@ def test_rounding_follows_the_dtype_and_the_number_of_roundings():
     assert rounding(torch.bfloat16, layers=4, width=256) == pytest.approx(2**-7 * 40**0.5)
     assert rounding(torch.float32, layers=4, width=256) == pytest.approx(2**-23 * (40 * 256) ** 0.5)
     assert rounding(torch.float16, layers=1, width=1, passes=2) == pytest.approx(2**-10 * 20**0.5)
+
+
+@pytest.mark.slow
+def test_without_a_gpu_the_check_says_so(tmp_path):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path / "found.json")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 3
+    assert " sees no GPU\n    add --device cpu, or see nvidia-smi\n" in ended.stderr

@@ -176,7 +176,7 @@ def _started(worker: Worker, options: argparse.Namespace) -> tuple[dict[str, Any
     """What the first process says of the machine, and the cases asked for."""
     word, detail = worker.start(START_S)
     if word != "facts":
-        raise NotStarted(f"{options.device} cannot be used here\n{detail}", 3)
+        raise NotStarted(detail, 3)
     cases = {case["name"]: case for case in detail["cases"]}
     if unknown := [name for name in options.only if name not in cases]:
         raise NotStarted(f"no case {unknown[0]!r}\n    --list shows them all", 2)

@@ -35,6 +35,11 @@ def serve(connection: Connection, device: str, size: str) -> None:
         from gpu.registry import CASES, Machine, Skip
 
         logging.disable_progress_bar()
+        if device == "cuda" and not torch.cuda.is_available():
+            connection.send(
+                ("broken", f"PyTorch {torch.__version__} sees no GPU\n    add --device cpu, or see nvidia-smi")
+            )
+            return
 
         if device == "cpu":
             torch.set_num_threads(1)

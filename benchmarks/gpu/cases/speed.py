@@ -33,19 +33,23 @@ CHUNK_TOKENS = 2048
 REFERENCE = Role("reference", trainable=False)
 
 
-def _train(machine: Machine, name: str) -> Iterator[Speed]:
+def train(machine: Machine, name: str, *, only_sft: bool = False, **more: Any) -> Iterator[Speed]:
+    """Steps of the three algorithms with the model ``name``; ``more`` are settings of the backend."""
     size = SIZES[name if machine.is_cuda else "tiny"]
     spec = ModelSpec(init=size.init, vocab_size=size.vocab_size, max_length=size.sequence_length)
     settings: dict[str, Any] = {
         "precision": "bf16",
         "max_tokens_per_microbatch": size.max_tokens_per_microbatch,
         "logprob_chunk_tokens": CHUNK_TOKENS,
+        **more,
     }
     with product.backend(machine, **settings) as trainer:
         info = trainer.load(product.POLICY, spec, OptimizerSpec(learning_rate=1e-6))
         timed = partial(_timed, machine, size, info, name if machine.is_cuda else "tiny")
         texts = mixed_lengths(size)
         yield timed("sft", texts, lambda: product.train(trainer, texts, batches.NLL), passes=1.0)
+        if only_sft:
+            return
         rollouts = _rollouts(trainer, texts)
         yield timed("grpo", rollouts, lambda: _grpo_step(trainer, rollouts), passes=4 / 3)
         trainer.load(REFERENCE, spec, None)
@@ -170,7 +174,7 @@ for _name in ("0.5b", "1.5b"):
         """Training steps of SFT, GRPO and DPO."""
         if not machine.is_cuda and name != "0.5b":
             raise Skip("one tiny model stands for both on the CPU")
-        yield from _train(machine, name)
+        yield from train(machine, name)
 
     def _sampling(machine: Machine, name: str = _name) -> Iterator[Speed]:
         """Tokens that the generator hf samples."""

@@ -81,6 +81,14 @@ def flash_is_available() -> bool:
     return {"window_size", "scale"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
+@torch.compiler.assume_constant_result
+def _takes_shared_keys() -> bool:
+    """Whether several query heads may have one key head; PyTorch 2.11 wants a key head for each."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
 def use_varlen_attention(model: Any) -> None:
     """Have ``model`` (a transformers model) use :func:`attention`; its forward then needs ``segments=``."""
     AttentionInterface.register(ATTENTION, attention)
@@ -93,9 +101,9 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | N
     bounds, longest = segments.bounds, segments.longest
     options = {}
     if q.shape[1] != k.shape[1]:
-        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        if _takes_shared_keys():
             options["enable_gqa"] = True
-        else:  # PyTorch 2.11 wants a key head for each query head
+        else:
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     result = varlen_attn(
         q,
