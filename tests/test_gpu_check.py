@@ -191,9 +191,25 @@ def test_a_case_that_fails_dies_or_hangs_leaves_the_others_their_results(tmp_pat
     assert "| cannot | 0 | | | skipped: no such device | " in ended.stdout
 
 
-def test_without_time_nothing_is_run_and_nothing_holds(tmp_path):
+class Worker:
+    """Knows one case, and runs none."""
+
+    is_running = True
+
+    def __init__(self, device, size):
+        self.facts = {"device": "CPU", "versions": {}}
+
+    def start(self, seconds):
+        return "facts", {"facts": self.facts, "cases": [{"name": "losses", "part": "equality", "limit_s": 9}]}
+
+    def stop(self):
+        pass
+
+
+def test_without_time_nothing_is_run_and_nothing_holds(tmp_path, monkeypatch):
     from gpu import check
 
+    monkeypatch.setattr(check, "Worker", Worker)
     output = tmp_path / "found.json"
     arguments = ["--device", "cpu", "--only", "losses", "--budget-minutes", "0", "--output", str(output)]
     assert check.main(arguments) == 1
@@ -216,9 +232,10 @@ def test_what_packages_lack_is_said_before_anything_starts(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: not installed: peft, safetensors\n    pip install peft safetensors\n"
 
 
-def test_an_unknown_case_is_refused(capsys):
+def test_an_unknown_case_is_refused(monkeypatch, capsys):
     from gpu import check
 
+    monkeypatch.setattr(check, "Worker", Worker)
     assert check.main(["--device", "cpu", "--only", "no_such_case"]) == 2
     assert capsys.readouterr().err == "error: no case 'no_such_case'\n    --list shows them all\n"
 
