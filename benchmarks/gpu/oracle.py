@@ -121,7 +121,7 @@ def train(
         norm = nn.utils.clip_grad_norm_(trained, spec.max_grad_norm or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
-        history.append((float(value), float(norm)))
+        history.append((float(value.detach()), float(norm)))
     return history
 
 
