@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import EnvironmentProblem
 from rl_torch.models import build_model
 from rl_torch.policy import wrap_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
 
 
 @pytest.fixture(scope="module", params=["tied", "untied in two files", "bf16"])
@@ -86,6 +89,58 @@ def test_a_new_scalar_head_starts_at_zero(pair: Ranks, folder: ModelSpec) -> Non
         loss=LossSpec("fsdp2_helpers:squared_scores", outputs=("scores", "values")),
     )
     assert not ranks[0]["before"]["score.weight"].any()
+
+
+@pytest.mark.parametrize("config", [{"precision": "bf16"}, {"cpu_offload": True}, {}])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_experts_and_their_buffers_are_those_of_transformers(
+    config: dict[str, Any], quantised: bool, tmp_path: Path
+) -> None:
+    small = Glm4MoeConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        head_dim=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    model = Glm4MoeForCausalLM(small)
+    correction = "model.layers.1.mlp.gate.e_score_correction_bias"  # a buffer
+    model.get_buffer(correction).normal_()
+    model.save_pretrained(tmp_path)
+    if quantised:
+        quantise(tmp_path)
+    want = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
+    assert correction in want
+    spec = ModelSpec(path=str(tmp_path), max_length=64)
+    with backend(0, 1, free_port(), **config) as made:
+        made.load(POLICY, spec, OptimizerSpec(learning_rate=1e-3))
+        got = dict(made.named_weights("policy"))
+        made.export("policy", str(tmp_path / "export"))
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32).state_dict()
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+        assert torch.equal(exported[name], tensor), name
+
+
+def quantise(folder: Path) -> None:
+    """Make the feed-forward weights of a saved model float8, with a scale each."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    for name in [n for n in weights if n.endswith("_proj.weight") and ".mlp." in n]:
+        scale = weights[name].abs().max() / 448
+        weights |= {name: (weights[name] / scale).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale.reshape(1, 1)}
+    save_file(weights, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:

@@ -124,5 +124,5 @@ def test_a_damaged_tokenizer_is_an_error_that_names_the_folder(folder: str, conf
     (path / "tokenizer.json").write_text("{")
     with pytest.raises(EnvironmentProblem) as caught:
         Encoder(config(path=str(path)))
-    assert str(caught.value).startswith(f"the tokenizer of the reward model {path} cannot be loaded: ")
+    assert str(caught.value).startswith(f"cannot read the tokenizer of the reward model {path}: ")
     assert str(caught.value).endswith("\n    check path; a hub id needs the network or a cached copy")

@@ -72,7 +72,7 @@ def test_a_damaged_config_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     assert str(folder_problem(str(tmp_path))) == (
         f"{tmp_path}/config.json is not JSON: Expecting property name enclosed in double quotes: "
-        "line 1 column 2 (char 1)\n    copy the model again"
+        "line 1 column 2 (char 1)\n    copy or download it again"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
@@ -26,7 +26,8 @@ def build_role(
 ) -> LoadedModel:
     """This rank's part of ``role``, with the weights of ``model``."""
     hf = build_config(model)
-    architecture = Architecture.of(hf, config.parallel)
+    with _boundary(model):
+        architecture = Architecture.of(hf, config.parallel)
     megatron = architecture.transformer_config(
         config.parallel,
         precision=config.precision,
@@ -40,7 +41,7 @@ def build_role(
         _name_padding(hf, model, is_new=source.read("score.weight") is None or model.init is not None)
     stage = StageModel(megatron, architecture, runtime, head=role.head, max_length=hf.max_position_embeddings)
     weights = WeightMap(architecture, runtime, role.head, shapes)
-    with foreign(model.path) if model.path is not None else nullcontext():
+    with _boundary(model):
         weights.fill(stage, source)
     stage.requires_grad_(role.trainable)
     adapters = None
@@ -75,6 +76,11 @@ def share_base(role: Role, policy: LoadedModel) -> LoadedModel:
     if policy.adapters is None:
         raise ValueError(f"role {role.name!r} is the base of {policy.role.name!r}, which has no adapter")
     return replace(policy, role=role, trainer=None, base_of=policy.role.name, saving=None)
+
+
+def _boundary(model: ModelSpec) -> AbstractContextManager[None]:
+    """Around code that reads the model's folder."""
+    return foreign(model.path) if model.path is not None else nullcontext()
 
 
 def _name_padding(config: object, model: ModelSpec, *, is_new: bool) -> None:

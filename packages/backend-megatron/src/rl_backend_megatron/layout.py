@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.config.problems import Problem
+from rl_core.errors import EnvironmentProblem
+from rl_core.foreign import read_json_object
+from rl_core.model_folder import check_config
 
 if TYPE_CHECKING:
     from rl_backend_megatron.config import ParallelConfig
@@ -60,7 +62,12 @@ class Shape:
         path = Path(model.path) / "config.json"
         if not path.is_file():
             return None
-        return cls.of_config(json.loads(path.read_text()), source=str(path))
+        try:
+            config = read_json_object(path)
+            check_config(config, where=path)
+        except EnvironmentProblem:
+            return None  # the check of the model's folder reports it
+        return cls.of_config(config, source=str(path))
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], *, source: str) -> Shape:

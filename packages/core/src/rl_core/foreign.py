@@ -14,6 +14,9 @@ from rl_core.errors import EnvironmentProblem, RLError
 MAX_JSON_BYTES = 64 * 2**20
 """Of a JSON file about a model. The largest index of a published model has 30 MB."""
 
+MAX_TOKENIZER_BYTES = 512 * 2**20
+"""Of a ``tokenizer.json``; Gemma's has 33 MB."""
+
 MAX_JSON_DEPTH = 64
 
 _COPY_AGAIN = "copy or download it again"

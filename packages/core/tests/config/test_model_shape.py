@@ -116,9 +116,11 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path):
     file = tmp_path / "config.json"
     assert shape_at(str(tmp_path)).unknown == f"{file} does not describe a decoder: 'hidden_size' is missing"
     file.write_text("{")
-    assert shape_at(str(tmp_path)).unknown.startswith(f"{file} does not describe a decoder: Expecting property name")
+    assert shape_at(str(tmp_path)).unknown.startswith(
+        f"{file} does not describe a decoder: is not JSON: Expecting property"
+    )
     file.write_text("[]")
-    assert shape_at(str(tmp_path)).unknown == f"{file} does not describe a decoder: it is not a mapping"
+    assert shape_at(str(tmp_path)).unknown == f"{file} does not describe a decoder: does not hold an object, but a list"
 
 
 def test_a_hub_id_is_looked_up_in_the_cache(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rl_core.errors import DataError
+from rl_core.errors import DataError, EnvironmentProblem
 
 
 def test_a_saved_tokenizer_is_loaded_from_the_model_folder(bpe: Callable, hf: Callable, tmp_path: Path) -> None:
@@ -42,10 +42,10 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(hf: Callable, tmp_path: P
 def test_a_damaged_tokenizer_is_an_error_that_names_the_folder(bpe: Callable, hf: Callable, tmp_path: Path) -> None:
     bpe([{"prompt": "some clips"}]).save(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(EnvironmentProblem) as caught:
         hf(str(tmp_path))
     first, last = str(caught.value).split("\n", 1)[0], str(caught.value).rsplit("\n", 1)[1]
-    assert first.startswith(f"the tokenizer of {tmp_path} cannot be loaded: ")
+    assert first.startswith(f"cannot read the tokenizer of {tmp_path}: ")
     assert last == "    check model.path (or tokenizer.path); a hub id needs the network or a cached copy"
 
 

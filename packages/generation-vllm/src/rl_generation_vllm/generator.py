@@ -14,10 +14,14 @@ from rl_core.contracts.backend import WeightBucket, WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import EnvironmentProblem, RLError
+from rl_core.foreign import foreign
 from rl_core.rollout.request_checks import check_requests, check_sampling
 from rl_core.rollout.weight_updates import WeightUpdates
+from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_config
-from transformers import CONFIG_NAME, PretrainedConfig
+from rl_torch.pretrained import empty_like
+from rl_torch.weight_plan import WeightPlan
+from transformers import CONFIG_NAME, AutoModelForCausalLM, PretrainedConfig
 
 from rl_generation_vllm.batches import to_batch
 from rl_generation_vllm.config import VllmConfig
@@ -65,6 +69,8 @@ class VllmGenerator:
         config = build_config(model)
         self._check_shape(config)
         layout = ParameterLayout.of(config, trust_remote_code=model.trust_remote_code)
+        if model.path is not None:
+            _check_weights(model.path, config, trust_remote_code=model.trust_remote_code)
         context, context_from = _context(config, model)
         folder = tempfile.TemporaryDirectory(prefix="rl-vllm-")
         _write_folder(folder.name, config, layout, tokenizer_path)
@@ -222,6 +228,23 @@ class _Loaded:
     context: int
     context_from: str
     vocab_size: int
+
+
+def _check_weights(path: str, config: PretrainedConfig, *, trust_remote_code: bool) -> None:
+    """Refuse a folder whose weights are not the model's, and one that vLLM would keep quantised.
+
+    Raises:
+        EnvironmentProblem: see there.
+    """
+    with foreign(path):
+        files = open_checkpoint(path)
+        if files is not None and files.is_quantized:
+            raise EnvironmentProblem(
+                f"the weights of {path} are quantised; vLLM would keep them so, and training's do not fit in\n"
+                "    use generator: {name: hf}, or give a copy of the model with float weights"
+            )
+        if files is not None and not trust_remote_code:
+            WeightPlan.of(empty_like(AutoModelForCausalLM, config), files)
 
 
 def _context(config: PretrainedConfig, model: ModelSpec) -> tuple[int, str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rl_core.errors import EnvironmentProblem
+from rl_core.foreign import read_json_object
+from rl_core.model_folder import check_config
 
 if TYPE_CHECKING:
     from rl_core.config.sections import InitConfig, ModelConfig
@@ -52,7 +56,7 @@ def shape_of_config(config: Mapping[str, Any]) -> ModelShape | None:
         head_size = int(text.get("head_dim") or text["hidden_size"] // heads)
         kv_heads = int(text.get("num_key_value_heads") or heads)
         return ModelShape(int(text["num_hidden_layers"]), heads, kv_heads, head_size, _experts(text))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
 
 
@@ -68,11 +72,11 @@ def shape_of_model(model: ModelConfig) -> ModelShape | None:
         return shape_of_init(model.init)
     file = os.path.join(model.path or "", "config.json")
     try:
-        with open(file, encoding="utf-8") as handle:
-            config = json.load(handle)
-    except (OSError, ValueError):
-        return None
-    return shape_of_config(config) if isinstance(config, dict) else None
+        config = read_json_object(file)
+        check_config(config, where=Path(file))
+    except EnvironmentProblem:
+        return None  # the check of the model's folder reports what is wrong with it
+    return shape_of_config(config)
 
 
 def cpu_cache_bytes(shape: ModelShape, *, sequences: int, length: int, dtype: str) -> int:

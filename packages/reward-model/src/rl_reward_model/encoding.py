@@ -6,15 +6,17 @@ Prompt and completion are tokenized separately and closed with the end token: wh
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, EnvironmentProblem
+from rl_core.foreign import foreign, read_json_object
+from rl_core.model_folder import check_files, check_model_folder
 
 from rl_reward_model.config import ModelRewardConfig
 from rl_reward_model.folder import learned_positions
@@ -136,17 +138,14 @@ def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     local = os.path.isdir(path)
-    try:
+    advice = "check path; a hub id needs the network or a cached copy"
+    with foreign(path, what="the tokenizer of the reward model", fix=advice):
+        if local:
+            check_files(Path(path))
         # AutoTokenizer would rebuild a tokenizer saved under this class as the one usual for the model type.
         if local and _saved_class(path) == PreTrainedTokenizerFast.__name__:
             return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
         return AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
-    # transformers reports a bad tokenizer with whatever its file parsing raised.
-    except Exception as error:
-        raise EnvironmentProblem(
-            f"the tokenizer of the reward model {path} cannot be loaded: {type(error).__name__}: {error}\n"
-            "    check path; a hub id needs the network or a cached copy"
-        ) from error
 
 
 def place_of(sample: Sample) -> str:
@@ -158,8 +157,7 @@ def _saved_class(path: str) -> str | None:
     file = os.path.join(path, "tokenizer_config.json")
     if not os.path.isfile(file) or not os.path.isfile(os.path.join(path, "tokenizer.json")):
         return None
-    with open(file, encoding="utf-8") as opened:
-        fields = json.load(opened)
+    fields = read_json_object(file)
     return None if "auto_map" in fields else fields.get("tokenizer_class")
 
 
@@ -185,10 +183,8 @@ def _limit(config: ModelRewardConfig) -> int | None:
 def _model_fields(path: str, *, trust_remote_code: bool) -> Mapping[str, Any]:
     from transformers import AutoConfig
 
-    try:
+    advice = "path must be a Hugging Face folder with config.json, or a hub id this machine can download"
+    with foreign(path, what="the reward model", fix=advice):
+        if os.path.isdir(path):
+            check_model_folder(path)
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).to_dict()
-    except (OSError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"cannot read the reward model {path}: {error}\n"
-            "    path must be a Hugging Face folder with config.json, or a hub id this machine can download"
-        ) from error

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from rl_core.errors import EnvironmentProblem
+from rl_core.foreign import foreign
+from rl_core.model_folder import check_model_folder, read_config
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _HEAD = "ForSequenceClassification"
@@ -28,19 +32,17 @@ def folder_problem(path: str) -> Finding | None:
     """Why the local folder ``path`` cannot be a reward model; None if nothing speaks against it."""
     if not os.path.isdir(path):
         return Finding(f"there is no folder {path}", _TRAIN_ONE)
-    file = os.path.join(path, "config.json")
     names = sorted(os.listdir(path))
     shown = (", ".join(names[:6]) + (", …" if len(names) > 6 else "")) or "nothing"
-    if not os.path.isfile(file):
+    if "config.json" not in names:
         return Finding(f"the folder {path} is no model: it has no config.json (it holds {shown})", _TRAIN_ONE)
     try:
-        with open(file, encoding="utf-8") as opened:
-            fields = json.load(opened)
-    except ValueError as error:
-        return Finding(f"{file} is not JSON: {error}", "copy the model again")
-    if not isinstance(fields, dict):
-        return Finding(f"{file} does not hold an object", "copy the model again")
-    found = config_problem(fields, path)
+        with foreign(path, what="the reward model"):
+            check_model_folder(path)
+            found = config_problem(read_config(Path(path)), path)
+    except EnvironmentProblem as error:
+        message, _, fix = str(error).partition("\n")
+        return Finding(message, fix.strip() or "copy the model again")
     if found is None and not any(name in _TOKENIZER_FILES or name.endswith(".tiktoken") for name in names):
         return Finding(
             f"the folder {path} has no tokenizer (no tokenizer.json; it holds {shown})",

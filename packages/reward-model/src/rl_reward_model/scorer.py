@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import numpy as np
 import torch
 from rl_core.batch import SequenceBatch
 from rl_core.errors import EnvironmentProblem, RLError
+from rl_core.foreign import foreign
+from rl_core.model_folder import check_model_folder
+from rl_torch.pretrained import forget_quantization, load_pretrained
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
@@ -91,26 +95,28 @@ class Scorer:
 
 def _load(config: ModelRewardConfig) -> Any:
     transformers_logging.disable_progress_bar()
-    trust = config.trust_remote_code
-    try:
+    trust, what = config.trust_remote_code, f"the model of the reward {config.name!r},"
+    advice = "path must be a Hugging Face folder or a hub id this machine can download"
+    with foreign(config.path, what=what, fix=advice):
+        if os.path.isdir(config.path):
+            check_model_folder(config.path)
         shape = AutoConfig.from_pretrained(config.path, trust_remote_code=trust)
         found = config_problem(shape.to_dict(), config.path)
         if found is not None:
             raise EnvironmentProblem(f"reward {config.name!r}: {found}")
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            config.path, dtype=getattr(torch, config.dtype), trust_remote_code=trust, output_loading_info=True
+        forget_quantization(shape)
+        model, new = load_pretrained(
+            AutoModelForSequenceClassification,
+            config.path,
+            shape,
+            dtype=getattr(torch, config.dtype),
+            trust_remote_code=trust,
+            what=what,
         )
-    except (OSError, ValueError) as error:
+    if new:
         raise EnvironmentProblem(
-            f"reward {config.name!r}: the model {config.path} cannot be loaded: {error}\n"
-            "    path must be a Hugging Face folder or a hub id this machine can download"
-        ) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        # transformers would go on with random values.
-        raise EnvironmentProblem(
-            f"reward {config.name!r}: {config.path} lacks the weights {', '.join(missing[:5])}"
-            f"{', …' if len(missing) > 5 else ''}\n    copy the model again, or export it again"
+            f"reward {config.name!r}: {config.path} lacks the weights {', '.join(sorted(new))}\n"
+            "    copy the model again, or export it again"
         )
     model.config.use_cache = False
     _score_in_float32(model)

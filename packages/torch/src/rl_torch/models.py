@@ -6,7 +6,6 @@ import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import transformers
 from rl_core.contracts.model import Head, ModelSpec
 from rl_core.errors import EnvironmentProblem
 from rl_core.foreign import foreign
-from rl_core.model_folder import check_files, read_config
+from rl_core.model_folder import check_model_folder
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -104,8 +103,7 @@ def _read_config(spec: ModelSpec) -> PretrainedConfig:
     advice = "model.path must be a Hugging Face folder with config.json, or a hub id this machine can download"
     with foreign(path, fix=advice):
         if os.path.isdir(path):
-            check_files(Path(path))
-            read_config(Path(path))
+            check_model_folder(path)
         config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code, attn_implementation="sdpa")
         forget_quantization(config)
     return config

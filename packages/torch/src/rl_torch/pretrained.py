@@ -12,7 +12,8 @@ from rl_core.errors import EnvironmentProblem
 from rl_core.foreign import foreign
 from rl_core.model_folder import PICKLES, StoredTensor, check_files, files_of_index
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from rl_torch.checkpoint_files import CheckpointFiles, open_checkpoint
 from rl_torch.weight_plan import NEW_HEAD, WeightPlan, check_shapes, check_types, check_unread
@@ -35,13 +36,19 @@ def forget_quantization(config: PretrainedConfig) -> None:
 def empty_like(auto: Any, config: PretrainedConfig) -> PreTrainedModel:
     """The model of ``config`` without storage: parameters and buffers on the meta device."""
     with torch.device("meta"):
-        model = auto.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model = auto.from_config(config, dtype=torch.float32)
     model.tie_weights()
     return model
 
 
 def load_pretrained(
-    auto: Any, path: str, config: PretrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool = False
+    auto: Any,
+    path: str,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    what: str = "the model",
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model of a folder or hub id in evaluation mode, and the names its files lack (of a new scalar head).
 
@@ -49,27 +56,25 @@ def load_pretrained(
         auto: an ``AutoModelFor…`` class.
         config: describes the model; without a ``quantization_config``.
         dtype: of the parameters; quantised weights are dequantised in float32 and then rounded.
+        what: names the model in messages.
 
     Raises:
         EnvironmentProblem: the files are damaged, or do not hold this model's weights.
     """
-    with foreign(path):
+    with foreign(path, what=what):
         files = open_checkpoint(path)
         if (trust_remote_code or not _is_compared(auto, path, config, files)) and files is not None:
             check_types({name: name for name in files.names if name.endswith(".weight")}, {}, files)
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {
+            "config": config,
+            "dtype": dtype,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # which are refused here, with both shapes
+        }
         if files is not None and files.is_quantized:
-            options["state_dict"] = {name: files.read(name) for name in files.names}
-        model, info = auto.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # which are refused here, with both shapes
-            **options,
-        )
+            model, info = _dequantised(auto, path, files, options)
+        else:
+            model, info = auto.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
         mismatched = {name: (found, model.state_dict()[name]) for name, found, *_ in info["mismatched_keys"]}
         check_shapes({n: own for n, (_, own) in mismatched.items()}, {n: found for n, (found, _) in mismatched.items()})
         if info.get("conversion_errors"):
@@ -85,6 +90,20 @@ def load_pretrained(
                 "    copy the model again, or give one with this head"
             )
     return model, new
+
+
+def _dequantised(
+    auto: Any, path: str, files: CheckpointFiles, options: Mapping[str, Any]
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """What ``from_pretrained`` makes of the float weights that the files stand for."""
+    kind = type(empty_like(auto, options["config"]))
+    model, info = kind.from_pretrained(None, state_dict={name: files.read(name) for name in files.names}, **options)
+    model.config.name_or_path = path
+    if model.can_generate() and cached_file(
+        path, "generation_config.json", _raise_exceptions_for_missing_entries=False
+    ):
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model, info
 
 
 def _is_compared(auto: Any, path: str, config: PretrainedConfig, files: CheckpointFiles | None) -> bool:
@@ -114,7 +133,8 @@ def _pickled(file: Path) -> dict[str, StoredTensor]:
     try:
         content = torch.load(file, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise EnvironmentProblem(f"{file} is damaged, or no file of tensors: {error}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise EnvironmentProblem(f"{file} is damaged, or holds more than tensors: {reason}") from error
     if not isinstance(content, Mapping) or not all(isinstance(one, Tensor) for one in content.values()):
         raise EnvironmentProblem(f"{file} holds other things than tensors by name")
     return {name: StoredTensor(file, _name_of(one), tuple(one.shape)) for name, one in content.items()}

@@ -33,6 +33,8 @@ NEW_HEAD = "score.weight"
 
 _ADVICE = "    give the config.json that belongs to these weights, or copy the model again"
 _SHOWN = 3
+_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"\.(attn|attention)\.(masked_bias|bias|causal_mask)$")
+"""Tables and masks that older folders hold; models compute them."""
 
 
 @dataclass
@@ -227,7 +229,7 @@ def check_unread(model: PreTrainedModel, names: Iterable[str]) -> None:
     inside = {_numberless(name)[0] for name in model.state_dict()} - {""}
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     extra = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None) or 0
-    harmless = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
+    harmless = [*(model._keys_to_ignore_on_load_unexpected or ()), *_BUFFERS]
     prefix = f"{model.base_model_prefix}."
     wrong = []
     for name in names:

@@ -18,6 +18,8 @@ from rl_core.config.redaction import MASKS, REDACTED, hide_url_passwords, is_sec
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
 from rl_core.config.turn_limits import turn_limit_problems
+from rl_core.errors import EnvironmentProblem
+from rl_core.model_folder import check_model_folder
 
 if TYPE_CHECKING:
     from rl_core.plugins.registry import Registry
@@ -153,6 +155,19 @@ def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) ->
             f"the backend {stage.backend.name!r} cannot train {adapter.name} adapters",
             fix=f"choose {' or '.join(sorted(can))}" if can else "remove model.adapter, or choose another backend",
         )
+
+
+def check_model(selected: Selected, stage: StageConfig, findings: Findings) -> None:
+    """A model's folder on this machine is whole; one that an earlier stage will write is not looked at."""
+    path, run = stage.model.path, stage.run.directory
+    if path is None or not os.path.isdir(path) or (run is not None and path.startswith(os.path.join(run, ""))):
+        return
+    try:
+        check_model_folder(path)
+    except EnvironmentProblem as error:
+        node = selected.nodes["model"].get("path") or selected.nodes["model"]
+        message, _, fix = str(error).partition("\n")
+        findings.add(node.where, node.path, message, fix=fix.strip() or "copy or download the model again")
 
 
 def check_ahead(selected: Selected, stage: StageConfig, findings: Findings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,9 @@ from typing import Any
 
 from rl_core.config.sections import InitConfig, ModelConfig
 from rl_core.contracts.rating import ModelShape
+from rl_core.errors import EnvironmentProblem
+from rl_core.foreign import MAX_TOKENIZER_BYTES, read_json, read_json_object
+from rl_core.model_folder import check_config
 
 ASSUMED_VOCABULARY = 32_768
 """Entries of a vocabulary that is only known when the data have been read."""
@@ -67,12 +69,12 @@ def shape_at(path: str, *, exports: Mapping[str, FoundShape] | None = None) -> F
         where = "has no config.json" if os.path.isabs(path) else "is not in the local Hugging Face cache"
         return FoundShape(None, unknown=f"{path} {where}")
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is not a mapping")
+        content = read_json_object(config)
+        check_config(content, where=config)
         return FoundShape(shape_of_config(content))
-    except (OSError, ValueError, TypeError) as error:
-        return FoundShape(None, unknown=f"{config} does not describe a decoder: {error}")
+    except (EnvironmentProblem, ValueError, TypeError, ArithmeticError) as error:
+        reason = str(error).partition("\n")[0].removeprefix(str(config)).lstrip(": ")
+        return FoundShape(None, unknown=f"{config} does not describe a decoder: {reason}")
 
 
 def shape_of_config(config: Mapping[str, Any]) -> ModelShape:
@@ -153,11 +155,11 @@ def _vocabulary(tokenizer: object | None) -> int | None:
 def _size_of_tokenizer(file: Path) -> int | None:
     """One more than the highest id in a tokenizer.json."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, max_bytes=MAX_TOKENIZER_BYTES)
         vocabulary = content["model"]["vocab"]
         ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
         return 1 + max([*ids, *(token["id"] for token in content.get("added_tokens", ()))])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (EnvironmentProblem, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
+from pathlib import Path
 from typing import Any
 
 from rl_core.errors import DataError
+from rl_core.foreign import foreign, read_json_object
+from rl_core.model_folder import check_files
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
@@ -15,21 +17,19 @@ def load_pretrained(path: str, *, trust_remote_code: bool) -> Any:
     """The Hugging Face tokenizer of a folder or hub id.
 
     Raises:
-        DataError: the folder does not exist or has no tokenizer, or it cannot be loaded.
+        DataError: the folder does not exist or has no tokenizer.
+        EnvironmentProblem: it cannot be loaded.
     """
     local = os.path.isdir(path)
     if local:
         _check_folder(path)
     elif os.path.isabs(path):
         raise DataError(f"the tokenizer folder {path} does not exist\n    check model.path (or tokenizer.path)")
-    try:
+    advice = "check model.path (or tokenizer.path); a hub id needs the network or a cached copy"
+    with foreign(path, what="the tokenizer of", fix=advice):
+        if local:
+            check_files(Path(path))
         return _load(path, local=local, trust_remote_code=trust_remote_code)
-    # transformers reports a bad tokenizer with whatever its file parsing raised.
-    except Exception as error:
-        raise DataError(
-            f"the tokenizer of {path} cannot be loaded: {type(error).__name__}: {error}\n"
-            "    check model.path (or tokenizer.path); a hub id needs the network or a cached copy"
-        ) from error
 
 
 def _load(path: str, *, local: bool, trust_remote_code: bool) -> Any:
@@ -48,8 +48,7 @@ def _saved_class(path: str) -> str | None:
     config = os.path.join(path, "tokenizer_config.json")
     if not os.path.isfile(config) or not os.path.isfile(os.path.join(path, "tokenizer.json")):
         return None
-    with open(config, encoding="utf-8") as file:
-        fields = json.load(file)
+    fields = read_json_object(config)
     return None if "auto_map" in fields else fields.get("tokenizer_class")
 
 
