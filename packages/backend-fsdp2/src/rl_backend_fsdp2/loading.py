@@ -46,7 +46,7 @@ def empty_model(spec: ModelSpec, head: Head) -> tuple[PreTrainedModel, WeightPla
             return None
         # Buffers (rotary frequencies) are computed, so they keep their storage. Only now: their size is the config's.
         with init_empty_weights(include_buffers=False):
-            model = auto.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+            model = auto.from_config(config, dtype=torch.float32)
         model.tie_weights()
     return model.eval(), plan
 

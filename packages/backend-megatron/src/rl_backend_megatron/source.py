@@ -30,7 +30,15 @@ class ModelSource:
     """The weights of a whole model in memory: drawn from a seed, or from a format only transformers reads."""
 
     def __init__(self, spec: ModelSpec, head: Head) -> None:
-        self._state = build_model(spec, dtype=torch.float32, head=head).state_dict()
+        model = build_model(spec, dtype=torch.float32, head=head)
+        output = model.get_output_embeddings()
+        tied = model.config.tie_word_embeddings and output is not None
+        if tied and output.weight is not model.get_input_embeddings().weight:
+            raise EnvironmentProblem(
+                f"the files of {spec.path} have two different embeddings, which its config.json ties\n"
+                "    set tie_word_embeddings: false in its config.json"
+            )
+        self._state = model.state_dict()
 
     def read(self, name: str) -> Tensor | None:
         """One of its tensors."""

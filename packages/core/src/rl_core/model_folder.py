@@ -91,7 +91,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / CONFIG
     if not os.path.lexists(file):
-        raise EnvironmentProblem(f"the folder {folder} is no model: it has no {CONFIG} (it holds {_shown(folder)})")
+        raise EnvironmentProblem(
+            f"the folder {folder} is no model: it has no {CONFIG} (it holds {_shown(folder)})\n"
+            f"    give a Hugging Face folder with {CONFIG}, or a hub id this machine can download"
+        )
     config = read_json_object(file)
     check_config(config, where=file)
     return config
@@ -101,9 +104,9 @@ def check_config(config: Mapping[str, Any], *, where: Path) -> None:
     """Raise EnvironmentProblem for sizes and numbers that describe no model."""
     parts = [config, *(part for key in ("text_config", "llm_config") if isinstance(part := config.get(key), Mapping))]
     for part in parts:
-        for key, value in _numbers(part):
-            if not math.isfinite(value):
-                raise EnvironmentProblem(f"{where}: {key} is {value}, not a finite number")
+        for key, number in _numbers(part):
+            if not math.isfinite(number):
+                raise EnvironmentProblem(f"{where}: {key} is {number}, not a finite number")
         for key in (*_SIZES, *_LAYERS, *_MAY_BE_ZERO):
             value = part.get(key)
             for one in value if isinstance(value, list) else () if value is None else (value,):
