@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from rl_core.contracts.backend import WeightBucket, WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import RLError
+from rl_core.foreign import foreign
+from rl_core.model_folder import check_files
 from rl_core.rollout.request_checks import check_requests, check_sampling
 from rl_core.rollout.weight_updates import WeightUpdates
 from rl_torch.models import build_model
@@ -163,7 +167,11 @@ class _Loaded:
     @cached_property
     def tokenizer(self) -> Any:
         """Read on first use: most runs have no stop strings."""
-        return AutoTokenizer.from_pretrained(self.tokenizer_path, trust_remote_code=self.spec.trust_remote_code)
+        path = str(self.tokenizer_path)
+        with foreign(path, what="the tokenizer of"):
+            if os.path.isdir(path):
+                check_files(Path(path))
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=self.spec.trust_remote_code)
 
     @cached_property
     def context(self) -> tuple[int, str]:
