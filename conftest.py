@@ -7,6 +7,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,11 @@ from support import EXAMPLES, environment
 settings.register_profile("any machine", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+# Compiled layers are kept apart by the vector instructions that PyTorch is told to use; its own cache mixes them.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    f"{tempfile.gettempdir()}/torchinductor-{os.getuid()}-{os.environ.get('ATEN_CPU_CAPABILITY', 'own')}",
+)
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # No driver prints what workers write, so nothing has to look ten times a second into the logs of hundreds of them.

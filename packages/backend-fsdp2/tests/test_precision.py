@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fsdp2_helpers import losses_of, optimizer_spec, random_batch, train
+from fsdp2_helpers import losses_of, model_spec, optimizer_spec, plain_model, random_batch, train
 from ranks import Ranks
 from rl_backend_fsdp2.loss_scale import LossScale
-from rl_backend_fsdp2.sharding import COMPUTE_DTYPE
+from rl_backend_fsdp2.sharding import COMPUTE_DTYPE, compile_layers
 from rl_core.contracts.backend import LossSpec
 
 STEPS = 5
@@ -23,7 +25,8 @@ def plain(single: Ranks) -> list[dict[str, float]]:
 
 
 def run(ranks: Ranks, **config: Any) -> list[dict[str, Any]]:
-    return ranks(train, batch=random_batch(), steps=STEPS, optimizer=optimizer_spec(), config=config)
+    # With Adam's usual eps of 1e-8 a gradient that is nothing but rounding moves its weight as far as any other.
+    return ranks(train, batch=random_batch(), steps=STEPS, optimizer=optimizer_spec(eps=1e-4), config=config)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -34,9 +37,10 @@ def test_five_steps_in_16_bits_stay_close_to_float32(
     pair: Ranks, plain: list[dict[str, float]], precision: str, parallel: dict[str, Any]
 ) -> None:
     ranks = run(pair, precision=precision, parallel=parallel)
-    for ours, theirs in zip(losses_of(ranks), plain, strict=True):
+    found = losses_of(ranks)
+    assert [ours["loss"] for ours in found] != [theirs["loss"] for theirs in plain]  # a single one may be, by chance
+    for ours, theirs in zip(found, plain, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-2)
-        assert ours["loss"] != theirs["loss"]
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-2)
     assert {w.dtype for w in ranks[0]["weights"].values()} == {np.dtype(np.float32)}
 
@@ -71,6 +75,16 @@ def test_attention_sequence_by_sequence_changes_no_number(
 def test_compiled_layers_give_the_same_losses(single: Ranks, plain: list[dict[str, float]]) -> None:
     for ours, theirs in zip(losses_of(run(single, compile=True)), plain, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_compiled_layers_are_kept_by_the_vector_instructions_they_are_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compile_layers(plain_model(model_spec()))
+    folder = tmp_path / "rl" / "inductor" / torch.backends.cpu.get_cpu_capability()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
 
 
 def test_a_float16_overflow_lowers_the_scale_and_repeats_the_batch(single: Ranks) -> None:

@@ -103,7 +103,9 @@ def _keep_expensive(_context: object, operation: object, *_args: object, **_kwar
 def compile_layers(model: nn.Module) -> None:
     """torch.compile each decoder layer; they share one compiled graph, cached on disk for later runs."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "rl" / "inductor"))
+    # A home may be shared by machines, and PyTorch takes what was compiled for other vector instructions: it crashes.
+    folder = cache / "rl" / "inductor" / torch.backends.cpu.get_cpu_capability()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 
