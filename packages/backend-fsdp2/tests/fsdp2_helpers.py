@@ -266,3 +266,39 @@ def make_directory(path: Path) -> str:
     """Create and name a directory."""
     path.mkdir(parents=True, exist_ok=True)
     return str(path)
+
+
+def train_with_adapter(
+    rank: int,
+    world: int,
+    port: int,
+    *,
+    batch: SequenceBatch,
+    spec: ModelSpec,
+    steps: int,
+    directory: str,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train an adapter beside its reference, save and export it in ``directory``, and restore it in a new role.
+
+    ``config`` holds backend fields, ``role`` another role than the policy, ``loss`` its loss.
+    """
+    saved = make_directory(Path(directory, "saved"))
+    role, loss = options.get("role", POLICY), options.get("loss", NLL)
+    optimizer = optimizer_spec(eps=1e-6, weight_decay=0.0)
+    found: dict[str, Any] = {}
+    with backend(rank, world, port, **options.get("config", {})) as made:
+        made.load(role, spec, optimizer)
+        shard = own_part(made, batch)
+        found["losses"] = [made.train(role.name, shard, loss, Scale.of(batch)).partial["loss"] for _ in range(steps)]
+        found["weights"] = weights_of(made, role.name)
+        if role.head == "lm":
+            made.load(Role("reference", trainable=False, base_of=role.name), spec, None)
+            found["reference"] = made.forward("reference", batch, ("logprobs",), 1.0)["logprobs"]
+            found["reference weights"] = weights_of(made, "reference")
+        made.save(role.name, saved)
+        made.export(role.name, f"{directory}/export")
+        made.load(role, spec, optimizer)
+        made.restore(role.name, saved)
+        found["restored"] = weights_of(made, role.name)
+    return found

@@ -30,6 +30,7 @@ from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import AdapterSpec, ModelSpec
 from rl_core.errors import ConfigError
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 STEPS = 5
 LORA = AdapterSpec("lora", rank=4, alpha=8.0)
@@ -107,6 +108,22 @@ def test_the_way_through_megatron_and_back_changes_no_bit(ranks: Ranks, tmp_path
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert json.loads(Path(path, "config.json").read_text())["architectures"] == ["Qwen3MoeForCausalLM"]
+    written, read = (load_file(Path(p, "model.safetensors")) for p in (path, spec.path))
+    assert {name: t.shape for name, t in written.items()} == {name: t.shape for name, t in read.items()}
+
+
+def test_an_export_with_an_adapter_has_the_names_that_save_pretrained_writes(ranks: Ranks, tmp_path: Path) -> None:
+    spec = experts_folder(tmp_path / "model")
+    assert spec.path is not None
+    path = make_directory(tmp_path / "export")
+    options = {"batch": random_batch(4), "steps": 2, "optimizer": optimizer_spec(), "export": path}
+    ranks(train, 2, **options, spec=replace(spec, adapter=LORA), config={"parallel": {"dp": 2, "ep": 2}})
+    _, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not any(info.values())
+    written, read = (load_file(Path(p, "model.safetensors")) for p in (path, spec.path))
+    assert written.keys() == read.keys()
+    changed = {name.split(".")[-2] for name in read if not torch.equal(written[name], read[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def test_experts_are_read_stacked_or_one_by_one(tmp_path: Path) -> None:

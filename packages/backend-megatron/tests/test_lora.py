@@ -207,6 +207,17 @@ def test_adapters_that_cannot_be_trained_are_refused(adapter: AdapterSpec, messa
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("target", "adapted"),
+    [("q_proj", [0, 1]), ("self_attn.q_proj", [0, 1]), ("layers.1.self_attn.q_proj", [1])],
+)
+def test_layers_are_chosen_by_the_ends_of_their_names(target: str, adapted: list[int]) -> None:
+    with backend(0, 1, free_port()) as made:
+        made.load(POLICY, replace(model_spec(), adapter=replace(LORA, target_modules=(target,))), optimizer_spec())
+        pairs = made._role("policy").adapters.pairs
+    assert sorted(pairs) == [f"model.layers.{i}.self_attn.q_proj.weight" for i in adapted]
+
+
 def test_a_role_without_an_adapter_has_no_base() -> None:
     with backend(0, 1, free_port()) as made:
         made.load(POLICY, model_spec(), optimizer_spec())

@@ -95,8 +95,10 @@ def attach(model: PreTrainedModel, adapter: AdapterSpec) -> None:
         parameter.requires_grad_(is_adapter(name) and not _is_constant(name))
     if head is not None:
         head.requires_grad_(True)
-    # DoRA caches its norms in evaluation mode, where it expects no training; there is no dropout.
-    model.train()
+    for layer in adapted_layers(model).values():
+        # DoRA caches its norms in evaluation mode, where it expects no training. The rest of the model stays in it:
+        # some routers draw random numbers in training mode.
+        layer.train()
 
 
 def is_adapter(name: str) -> bool:

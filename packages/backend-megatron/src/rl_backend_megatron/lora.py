@@ -188,16 +188,10 @@ def add_adapters(
     """
     if spec.kind != "lora":
         raise ConfigError(f"model.adapter.name: the megatron backend trains lora, not {spec.kind}")
-    unknown = [name for name in spec.target_modules if name not in TARGETS]
-    if unknown:
-        raise ConfigError(f"model.adapter.target_modules: no layer {unknown[0]!r}; choose from {', '.join(TARGETS)}")
-    wanted = spec.target_modules or TARGETS
-    if architecture.experts and any(name.partition("_")[0] in ("gate", "up", "down") for name in spec.target_modules):
-        raise ConfigError(
-            "model.adapter.target_modules: experts get no adapters; choose from " + ", ".join(TARGETS[:4])
-        )
-    stage.requires_grad_(False)
     scalar = stage.head == "scalar"
+    _check_targets(spec.target_modules, architecture, scalar=scalar)
+    wanted = spec.target_modules or TARGETS
+    stage.requires_grad_(False)
     if scalar and runtime.is_last_stage:
         stage.output_layer.requires_grad_(True)
     if stage.pre_process:
@@ -205,13 +199,37 @@ def add_adapters(
         stage.embedding.register_forward_hook(_with_gradient)
     layers, pairs = [], {}
     for entry in stage_entries(architecture, stage=runtime.pp_rank, stages=runtime.pp_size, scalar=scalar):
-        names = {_last(name): name for name in entry.hf if name.endswith(".weight") and _last(name) in wanted}
-        if not names or entry.kind not in ("qkv", "gate_up", "row"):
+        names = {_last(name): name for name in _linear_names(entry) if _is_wanted(name, wanted)}
+        if not names:
             continue
         layer = _replace(stage, entry, names, spec, architecture, runtime, shapes)
         layers.append(layer)
         pairs |= {name: layer.pairs[part] for part, name in names.items()}
     return Adapters(tuple(layers), pairs, spec.alpha / spec.rank)
+
+
+def _check_targets(targets: tuple[str, ...], architecture: Architecture, *, scalar: bool) -> None:
+    """Refuse the first of ``targets`` that names no layer."""
+    entries = stage_entries(architecture, stage=0, stages=1, scalar=scalar)
+    names = [name for entry in entries for name in _linear_names(entry)]
+    for target in targets:
+        if any(_is_wanted(name, (target,)) for name in names):
+            continue
+        where, last = "model.adapter.target_modules: ", target.rpartition(".")[2]
+        if architecture.experts and last in TARGETS[4:]:
+            raise ConfigError(f"{where}experts get no adapters; choose from {', '.join(TARGETS[:4])}")
+        raise ConfigError(f"{where}no layer {target!r}; choose from {', '.join(TARGETS)}")
+
+
+def _linear_names(entry: Entry) -> list[str]:
+    """Hugging Face names of the weights in ``entry`` that can have a pair."""
+    return [n for n in entry.hf if n.endswith(".weight")] if entry.kind in ("qkv", "gate_up", "row") else []
+
+
+def _is_wanted(name: str, targets: tuple[str, ...]) -> bool:
+    """Whether one of ``targets`` is the layer's name, or its end at a dot."""
+    layer = name.removesuffix(".weight")
+    return any(layer == target or layer.endswith(f".{target}") for target in targets)
 
 
 def _replace(

@@ -37,7 +37,7 @@ ROOM = 0.9
 
 def adapter_layers(shape: ModelShape, adapter: AdapterSpec) -> dict[str, tuple[int, int]]:
     """Linear layers of a block that get an adapter: name → (inputs, outputs)."""
-    targets = adapter.target_modules
+    targets = {target.rpartition(".")[2] for target in adapter.target_modules}
     return {name: sizes for name, sizes in shape.linears().items() if not targets or name in targets}
 
 

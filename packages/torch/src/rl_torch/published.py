@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 try:
+    from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import revert_weight_conversion
 except ImportError:  # transformers 4 has no such differences
-    revert_weight_conversion = None
+    get_model_conversion_mapping = revert_weight_conversion = None
 
 
 def published(
@@ -36,45 +37,57 @@ def published(
         ValueError: ``named`` lacks tensors of ``shapes`` that others are joined with.
     """
     ignored = set(model._keys_to_ignore_on_save or ())
-    if revert_weight_conversion is None:
-        yield from ((name, tensor) for name, tensor in named if name not in ignored)
-        return
-    joined = _joined(model, [name for name in shapes if name not in ignored], shapes)
+    changed = _changed(model, [name for name in shapes if name not in ignored])
+    joined = _joined(model, changed, shapes)
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in named:
         if name in ignored:
             continue
-        block = _block(name)
-        if name not in joined:
-            yield from _reverted(model, {name: tensor})
+        if name not in changed:
+            yield name, tensor
             continue
-        waiting.setdefault(block, {})[name] = tensor
-        if len(waiting[block]) == sum(_block(other) == block for other in joined):
-            yield from _reverted(model, waiting.pop(block))
+        block = joined.get(name, {name})
+        first = min(block)
+        waiting.setdefault(first, {})[name] = tensor
+        if len(waiting[first]) == len(block):
+            yield from revert_weight_conversion(model, waiting.pop(first)).items()
     if waiting:
-        raise ValueError(f"weights that are saved together never came together: {', '.join(sorted(waiting))}")
+        names = sorted(name for block in waiting.values() for name in block)
+        raise ValueError(f"weights are to be joined with others that did not come: {', '.join(names)}")
 
 
-def _joined(model: PreTrainedModel, names: list[str], shapes: Mapping[str, torch.Size]) -> set[str]:
-    """The names that are saved differently beside others of their block than alone."""
-    empty = {name: torch.empty(shapes[name], device="meta") for name in names}
-    blocks: dict[str, dict[str, Tensor]] = {}
+def _changed(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    """Names that have another name, or other numbers, in files."""
+    if get_model_conversion_mapping is None:
+        return set()
+    # Those that the model was read with, if it was read; else those that transformers has for its class.
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:
+        conversions = get_model_conversion_mapping(model, add_legacy=False)
+    back = [conversion.reverse_transform() for conversion in conversions]
+    return {name for name in names if any(step.rename_source_key(name)[1] is not None for step in back)}
+
+
+def _joined(model: PreTrainedModel, names: Iterable[str], shapes: Mapping[str, torch.Size]) -> dict[str, set[str]]:
+    """Name → all of its block that are saved in another way together than alone."""
+    blocks: dict[str, list[str]] = {}
     for name in names:
-        blocks.setdefault(_block(name), {})[name] = empty[name]
-    together = {name: tensor.shape for block in blocks.values() for name, tensor in _reverted(model, block)}
-    return {name for name in names if not _same(model, {name: empty[name]}, together)}
+        blocks.setdefault(_block(name), []).append(name)
+    found: dict[str, set[str]] = {}
+    for block in blocks.values():
+        empty = {name: torch.empty(shapes[name], device="meta") for name in block}
+        together = {name: tensor.shape for name, tensor in revert_weight_conversion(model, empty).items()}
+        joined = {name for name in block if not _same(model, {name: empty[name]}, together)}
+        found |= dict.fromkeys(joined, joined)
+    return found
 
 
 def _same(model: PreTrainedModel, alone: dict[str, Tensor], together: Mapping[str, torch.Size]) -> bool:
     try:
-        found = list(_reverted(model, alone))
+        found = revert_weight_conversion(model, alone)
     except Exception:  # noqa: BLE001 - an operation may fail in any way without the others
         return False
-    return all(together.get(name) == tensor.shape for name, tensor in found)
-
-
-def _reverted(model: PreTrainedModel, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    yield from revert_weight_conversion(model, tensors).items()
+    return all(together.get(name) == tensor.shape for name, tensor in found.items())
 
 
 def _block(name: str) -> str:

@@ -17,7 +17,9 @@ class AdapterConfig(Section):
         None, gt=0, description="The matrices' product is multiplied by alpha / rank; default: 2 × rank."
     )
     target_modules: tuple[str, ...] = Field(
-        (), description="Linear layers that get one, e.g. [q_proj, v_proj]; default: all in the decoder blocks."
+        (),
+        description="Linear layers that get one, by names or ends of names: [q_proj, mlp.down_proj]; default: all in "
+        "the decoder blocks but routers. Experts that are fused into one parameter get none.",
     )
     initial_rank: int | None = Field(None, ge=1, description="adalora: rank at the start; default: 1.5 × rank.")
     prune_from_step: int | None = Field(

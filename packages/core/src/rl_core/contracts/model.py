@@ -19,8 +19,8 @@ class AdapterSpec:
             trained row norms) or ``adalora`` (Zhang et al. 2023: P·Λ·Q whose rank is pruned in training).
         rank: of the matrices; for ``adalora`` the average rank that is left at the end.
         alpha: the numerator of LoRA's factor.
-        target_modules: last parts of the names of the linear layers that get one, under their Hugging
-            Face names; empty for every linear layer of the decoder blocks.
+        target_modules: Hugging Face names of the linear layers that get one, or ends of them, cut at a dot
+            (``q_proj``, ``shared_experts.down_proj``); empty for every linear layer of the decoder blocks but routers.
         initial_rank: rank that AdaLoRA starts from.
         prune_from_step, prune_to_step, prune_every: optimizer steps between which AdaLoRA lowers its budget, and
             how often.
