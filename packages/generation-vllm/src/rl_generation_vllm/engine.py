@@ -17,6 +17,7 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import WeightBucket
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import EnvironmentProblem, RLError
+from transformers import PretrainedConfig
 from vllm import LLM, RequestOutput, TokensPrompt
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory, model_parallel_is_initialized
@@ -132,19 +133,25 @@ class Engine:
             raise
         return [_completion(output) for output in outputs]
 
-    def update_weights(self, buckets: Sequence[WeightBucket], renamed: dict[str, str | None]) -> None:
+    def update_weights(
+        self,
+        buckets: Sequence[WeightBucket],
+        renamed: dict[str, str | None],
+        published_as: PretrainedConfig | None = None,
+    ) -> None:
         """Replace all weights in place and forget what was computed with the old ones.
 
         Args:
             buckets: weights that were found to fit.
             renamed: see :meth:`rl_generation_vllm.layout.ParameterLayout.renamed`.
+            published_as: see :class:`rl_generation_vllm.layout.ParameterLayout`.
 
         Raises:
             RLError: vLLM did not take some of the weights, which keep their old values.
         """
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        for lost in self._llm.collective_rpc("rl_load_weights", args=(list(buckets), renamed)):
+        for lost in self._llm.collective_rpc("rl_load_weights", args=(list(buckets), renamed, published_as)):
             if lost:
                 raise RLError(
                     f"generator vllm: vLLM found no value for {', '.join(lost)} among the trained weights; it knows "

@@ -120,7 +120,8 @@ class VllmGenerator:
 
         def replace() -> None:
             loaded.has_weights = False  # should it fail half-way
-            loaded.engine.update_weights(buckets, loaded.layout.renamed(buckets))
+            layout = loaded.layout
+            loaded.engine.update_weights(buckets, layout.renamed(buckets), layout.published_as)
             loaded.has_weights = True
             self._version = version
 

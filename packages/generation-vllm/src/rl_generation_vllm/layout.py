@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from rl_core.contracts.backend import WeightBucket
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from rl_torch.published import changed_names, published
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -18,18 +20,19 @@ class ParameterLayout:
         architecture: the model's class, as vLLM's registry knows it.
         shapes: Hugging Face name → shape.
         first_name: name → the first name of the same parameter; only tied parameters have several.
+        published_as: the model's config where its files have other names than its parameters (experts one by one); vLLM
+            reads the files' names. None where they are the same.
     """
 
     architecture: str
     shapes: dict[str, tuple[int, ...]]
     first_name: dict[str, str]
+    published_as: PretrainedConfig | None = None
 
     @classmethod
     def of(cls, config: PretrainedConfig, *, trust_remote_code: bool) -> ParameterLayout:
         """The layout of the causal language model of ``config``."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        model.tie_weights()
+        model = _empty(config, trust_remote_code=trust_remote_code)
         state = model.state_dict(keep_vars=True)
         first: dict[int, str] = {}
         for name, tensor in state.items():
@@ -38,6 +41,7 @@ class ParameterLayout:
             architecture=type(model).__name__,
             shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
             first_name={name: first[id(tensor)] for name, tensor in state.items()},
+            published_as=config if changed_names(model, state) else None,
         )
 
     def check(self, buckets: Sequence[WeightBucket]) -> None:
@@ -77,6 +81,19 @@ class ParameterLayout:
                 taken = first in given or first in renamed.values()
                 renamed[name] = None if taken else first
         return renamed
+
+
+def as_published(config: PretrainedConfig, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """``named`` under the names of the model's files; see :func:`rl_torch.published.published`."""
+    model = _empty(config, trust_remote_code=False)
+    return published(model, named, {name: tensor.shape for name, tensor in model.state_dict().items()})
+
+
+def _empty(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model.tie_weights()
+    return model
 
 
 def _shapes(buckets: Sequence[WeightBucket]) -> dict[str, tuple[int, ...]]:

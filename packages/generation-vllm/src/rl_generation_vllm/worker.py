@@ -12,10 +12,12 @@ from typing import Any
 from rl_core.contracts.backend import WeightBucket
 from rl_torch.weights import from_buckets
 from torch import Tensor
+from transformers import PretrainedConfig
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rl_generation_vllm.environment import quiet
+from rl_generation_vllm.layout import as_published
 
 
 class WorkerExtension:
@@ -39,12 +41,18 @@ class WorkerExtension:
             model.compute_logits = scale
         scale.temperature = temperature
 
-    def rl_load_weights(self, buckets: list[WeightBucket], renamed: dict[str, str | None]) -> list[str]:
+    def rl_load_weights(
+        self,
+        buckets: list[WeightBucket],
+        renamed: dict[str, str | None],
+        published_as: PretrainedConfig | None = None,
+    ) -> list[str]:
         """Replace all weights, layer by layer, in the storage and the kernel format they have.
 
         Args:
             buckets: every parameter once, except those ``renamed`` to None.
             renamed: names that vLLM knows under another name, or (None) must not be given.
+            published_as: see :class:`rl_generation_vllm.layout.ParameterLayout`.
 
         Returns:
             parameters of the model that got no value; empty when all is well.
@@ -53,10 +61,13 @@ class WorkerExtension:
         model = self.model_runner.get_model()
         names = {name for name, _ in model.named_parameters()}
         tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
-        weights = ((renamed.get(name, name), tensor) for name, tensor in from_buckets(buckets))
+        given = ((renamed.get(name, name), tensor) for name, tensor in from_buckets(buckets))
+        weights = ((name, tensor) for name, tensor in given if name is not None)
+        if published_as is not None:
+            weights = as_published(published_as, weights)
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(model)
-            loaded = model.load_weights((name, tensor) for name, tensor in weights if name is not None)
+            loaded = model.load_weights(weights)
             finalize_layerwise_reload(model, self.model_config)
             for name in tied:
                 # It got its values with the first name, but on the CPU it also keeps a packed copy.

@@ -37,7 +37,7 @@ def published(
         ValueError: ``named`` lacks tensors of ``shapes`` that others are joined with.
     """
     ignored = set(model._keys_to_ignore_on_save or ())
-    changed = _changed(model, [name for name in shapes if name not in ignored])
+    changed = changed_names(model, [name for name in shapes if name not in ignored])
     joined = _joined(model, changed, shapes)
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in named:
@@ -56,8 +56,8 @@ def published(
         raise ValueError(f"weights are to be joined with others that did not come: {', '.join(names)}")
 
 
-def _changed(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
-    """Names that have another name, or other numbers, in files."""
+def changed_names(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    """Those of ``names`` that have another name, or other numbers, in files than in ``model``."""
     if get_model_conversion_mapping is None:
         return set()
     # Those that the model was read with, if it was read; else those that transformers has for its class.
