@@ -13,14 +13,20 @@ from typing import Any
 import numpy as np
 import rl_torch.shards
 import torch
+from architectures import tiny_model
+from rl_backend_fsdp2 import adapters
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
+from rl_backend_fsdp2.export import export
+from rl_backend_fsdp2.mesh import Mesh, Sizes
+from rl_backend_fsdp2.step import LoadedModel
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
-from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
 from rl_core.errors import StorageError
 from rl_core.model import reduce_metrics
 from rl_torch.models import build_model
+from rl_torch.policy import wrap_model
 from rl_torch.weights import from_buckets
 
 VOCAB = 96
@@ -302,3 +308,19 @@ def train_with_adapter(
         made.restore(role.name, saved)
         found["restored"] = weights_of(made, role.name)
     return found
+
+
+def export_random_adapter(
+    rank: int, world: int, port: int, *, adapter: AdapterSpec, architecture: str, directory: str
+) -> None:
+    """Export an adapter whose numbers are all drawn at random, on a model that is not loaded by the backend."""
+    model = tiny_model(architecture, attn_implementation="eager")
+    adapters.attach(model, adapter)
+    adapters.initialise(model, adapter)
+    draws = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=draws) * 0.05
+    mesh = Mesh(WorkerContext(rank, world, "127.0.0.1", port, threads=1), Sizes(replicate=1, dp=1, cp=1, tp=1))
+    export(LoadedModel(role=POLICY, model=wrap_model(model, "lm"), adapter=adapter), Path(directory), mesh)
+    mesh.close()

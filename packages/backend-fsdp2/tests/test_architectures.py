@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 from architectures import FIELDS, VOCABULARY, tiny_model
-from fsdp2_helpers import random_batch, train, train_with_adapter
+from fsdp2_helpers import export_random_adapter, random_batch, train, train_with_adapter
 from ranks import Ranks
 from rl_backend_fsdp2.targets import choose_targets
 from rl_core.batch import SequenceBatch
@@ -144,6 +144,22 @@ def test_an_adapter_is_the_same_everywhere_on_every_architecture(
 ) -> None:
     ranks = single if world == 1 else pair
     check_everything(lambda **options: ranks(train_with_adapter, **options)[0], kind, architecture, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("architecture", EAGER)
+def test_an_adapter_is_the_same_in_exports_and_peft_where_attention_is_eager(
+    single: Ranks, kind: str, architecture: str, tmp_path: Path
+) -> None:
+    base = tiny_model(architecture, attn_implementation="eager")
+    base.save_pretrained(tmp_path / "base")
+    single(export_random_adapter, adapter=ADAPTERS[kind], architecture=architecture, directory=str(tmp_path / "export"))
+    merged = read(tmp_path / "export")
+    with_adapter = with_peft(read(tmp_path / "base"), tmp_path / "export" / "adapter")
+    assert difference(logprobs(with_adapter), logprobs(merged)) < REORDERED
+    assert difference(logprobs(with_adapter.merge_and_unload()), logprobs(merged)) < SAME
+    assert difference(logprobs(base), logprobs(merged)) > 100 * SAME
+    assert names_and_shapes(tmp_path / "export") == names_and_shapes(tmp_path / "base")
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen3_moe"])
