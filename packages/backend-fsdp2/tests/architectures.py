@@ -61,6 +61,18 @@ FIELDS: dict[str, dict[str, Any]] = {
     "deepseek_v3": _LATENT | _DEEPSEEK | {"head_dim": None, "num_key_value_heads": 4},
     "glm4_moe": _DEEPSEEK,
     "dots1": _DEEPSEEK,
+    "llama4_text": _LOCAL_EXPERTS | {"intermediate_size_mlp": 48, "moe_layers": [1], "attention_chunk_size": 16},
+    "jamba": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
     "ernie4_5_moe": {
         "moe_num_experts": 4,
         "moe_k": 2,

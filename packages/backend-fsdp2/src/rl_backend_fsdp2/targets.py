@@ -24,11 +24,14 @@ _ROUTER = re.compile(r"(^|[._])(gate|router|wg)$|(^|\.)router\.")
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers in ``model``'s decoder blocks that compute ``x W + b`` and no more, by their whole names.
 
-    A subclass that does something else (a router that returns scores and choices) is not one of them.
+    A subclass that does something else (a router that returns scores and choices) is not one of them, nor are those of
+    a state-space mixer (Gu & Dao 2023) but its ``in_proj``: kernels read their weights, and would miss an adapter.
     """
     inside = {module for layer in decoder_layers(model) for module in layer.modules()}
+    mixers = [n for n, m in model.named_modules() if hasattr(m, "A_log") and hasattr(m, "D")]
+    read_by_kernels = {f"{mixer}.{part}" for mixer in mixers for part in ("x_proj", "dt_proj", "out_proj")}
     linear = {n: m for n, m in model.named_modules() if m in inside and isinstance(m, nn.Linear | Conv1D)}
-    return {name: module for name, module in linear.items() if _is_plain(module)}
+    return {name: module for name, module in linear.items() if name not in read_by_kernels and _is_plain(module)}
 
 
 @torch.no_grad()
