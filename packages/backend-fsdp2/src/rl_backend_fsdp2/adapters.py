@@ -95,10 +95,11 @@ def attach(model: PreTrainedModel, adapter: AdapterSpec) -> None:
         parameter.requires_grad_(is_adapter(name) and not _is_constant(name))
     if head is not None:
         head.requires_grad_(True)
-    for layer in adapted_layers(model).values():
-        # DoRA caches its norms in evaluation mode, where it expects no training. The rest of the model stays in it:
-        # some routers draw random numbers in training mode.
-        layer.train()
+    for module in model.modules():
+        if type(module).__module__.startswith("peft."):
+            # DoRA caches its norms in evaluation mode, where it expects no training. Not model.train(): some models'
+            # own layers are random there.
+            module.training = True
 
 
 def is_adapter(name: str) -> bool:
