@@ -136,6 +136,16 @@ class TextTokenizerConfig(ComponentConfig):
     chat_template: ChatTemplate | None = Field(
         None, description="Jinja chat template, or the path of a file with one; default: the tokenizer's own."
     )
+    chat_template_name: str | None = Field(
+        None,
+        description="Which of the tokenizer's several chat templates to use; default: tool_use where a row has tools, "
+        "else default.",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Variables for the chat template, such as enable_thinking: false; those of a row's column "
+        "chat_template_kwargs come on top.",
+    )
 
 
 class HfTokenizerConfig(TextTokenizerConfig):

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rl_core.errors import DataError
-from rl_data_text.tokenizers.chat import reply
 
 CHAT = [
     {"role": "user", "content": "1"},
@@ -107,10 +106,11 @@ def test_a_template_that_changes_earlier_turns_is_refused(characters: Callable) 
     with pytest.raises(DataError) as caught:
         tokenizer.encode_example({"messages": CHAT, "__where__": "chat.jsonl:4"}, "completion")
     assert str(caught.value) == (
-        "chat.jsonl:4: the chat template is not prefix-stable: message 1 is rendered differently when more messages "
-        "follow, so the assistant's tokens cannot be told apart\n"
-        "    set tokenizer.chat_template to one that renders every turn on its own, or that marks the assistant's "
-        "parts with {% generation %} … {% endgeneration %}"
+        "chat.jsonl:4: the chat template is not prefix-stable: what it asks the model to go on with at message 3, "
+        "'x1x22user3', is not how it renders the conversation with that message, so the assistant's tokens cannot be "
+        "told apart\n"
+        "    give the answer as text (prompt and completion: it is trained on to the letter), set "
+        "chat_template_kwargs, or set tokenizer.chat_template to one that renders every turn on its own"
     )
 
 
@@ -264,9 +264,10 @@ CHATML_WITH_TOOLS = (
 def test_replies_follow_a_template_that_gathers_results_and_renders_the_last_answer_differently(
     characters: Callable,
 ) -> None:
-    tokenizer = characters([{"prompt": "1"}], chat_template=CHATML_WITH_TOOLS)
     results = [{"role": "tool", "content": "42"}, {"role": "tool", "content": "43"}]
-    assert reply(tokenizer._tokenizer, results) == (
+    talk = [*TOOL_TALK[:2], *results, TOOL_TALK[3]]
+    tokenizer = characters([{"messages": talk}], alphabet="01234", chat_template=CHATML_WITH_TOOLS)
+    assert tokenizer.decode(tokenizer.encode_reply(results, chat=True, ended=False)) == (
         "<|im_end|>\n<|im_start|>user\n<tool_response>\n42\n</tool_response>\n<tool_response>\n43\n</tool_response>"
         "<|im_end|>\n<|im_start|>assistant\n"
     )

@@ -1,8 +1,9 @@
 """The tokenizer every component of this package is, whatever way it was obtained.
 
-Prompt and completion are tokenized separately and joined, so that a prompt's tokens are the same
-in training and in rollouts. (Tokenizers that put a space in front of every text, such as Llama 2's,
-therefore see one in front of the completion.)
+A sequence has the tokens of its whole text, except where a token would straddle the beginning of what the model
+writes: there the prompt's tokens are those of the prompt alone, as in rollouts, and the model's text begins anew.
+What follows is tokenized as a continuation: tokenizers that put a space in front of every text (SentencePiece, such as
+Llama 2's) put none in front of it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rl_core.chat import row_template_kwargs, row_tools
 from rl_core.contracts.data import Row
 from rl_core.contracts.tokenizer import LossOn, Message, Text
 from rl_core.errors import DataError
 
 from rl_data_text.config import TextTokenizerConfig
-from rl_data_text.tokenizers.chat import Segment, render, reply, segments
+from rl_data_text.tokenizers.chat import ChatTemplate, Extras, Segment, continues
+from rl_data_text.tokenizers.messages import is_trained
+
+_CONTEXT = 64
+"""Characters in front of a text that decide how it is tokenized: more than any special token has."""
+
+_NEUTRAL = ("\n", ".", "0")
+"""Texts to put in front of a continuation whose own context merges with it."""
 
 
 class TextTokenizer(ABC):
@@ -30,6 +39,7 @@ class TextTokenizer(ABC):
         self._backend: Any = None
         self._unknown: int | None = None
         self._prefix: list[int] = []
+        self._prepends = False
         self._eos = -1
         self._size = 0
 
@@ -66,6 +76,8 @@ class TextTokenizer(ABC):
         self._unknown = _unexpressible(self._backend)
         opening = list(tokenizer("")["input_ids"])
         self._prefix = opening[:1] if opening and opening[0] == tokenizer.bos_token_id else []
+        self._prepends = any(self._raw(before + "a")[-len(self._raw("a")) :] != self._raw("a") for before in _NEUTRAL)
+        self._chat = chat_template(tokenizer, self.config)
 
     @property
     def vocab_size(self) -> int:
@@ -80,16 +92,33 @@ class TextTokenizer(ABC):
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         return {name: getattr(self._tokenizer, name) for name in names}
 
-    def encode_prompt(self, prompt: Text, *, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
+    def encode_prompt(
+        self,
+        prompt: Text,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
         """int32 [P]: text behind the tokenizer's opening token if it has one; messages through the chat template.
 
         Raises:
             DataError: a character the tokenizer cannot express, or a chat template that is missing or refuses.
         """
         self._check_loaded()
-        return np.array(self._prompt_ids(prompt, tools), np.int32)
+        if isinstance(prompt, str):
+            return np.array(self._text_prompt(prompt), np.int32)
+        text = self._chat.prompt(prompt, Extras(tools, template_kwargs or {}))
+        return np.array(self._encode(text), np.int32)
 
-    def encode_reply(self, messages: Sequence[Message], *, chat: bool, ended: bool) -> np.ndarray:
+    def encode_reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        chat: bool,
+        ended: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
         """int32 [E]: the tokens between the end of a model's turn and the beginning of its next one.
 
         Text prompts are continued with the messages' contents alone; chat prompts with what the template puts after
@@ -100,10 +129,13 @@ class TextTokenizer(ABC):
                 messages, or changes what the assistant wrote.
         """
         self._check_loaded()
-        if not chat:
-            return np.array(self._encode("".join(str(m["content"]) for m in messages)), np.int32)
-        tokens = self._encode(reply(self._tokenizer, messages))
-        return np.array(tokens[1:] if ended and tokens[:1] == [self._eos] else tokens, np.int32)
+        if chat:
+            closing, text = self._chat.reply(messages, Extras(tools, template_kwargs or {}))
+        else:
+            closing, text = "", "".join(str(m["content"]) for m in messages)
+        if ended:
+            return np.array(self._after(closing or str(self._tokenizer.eos_token), text), np.int32)
+        return np.array(self._after(_NEUTRAL[0], closing + text), np.int32)
 
     def shorten(self, text: str, max_tokens: int) -> str:
         """``text``, cut at its end where it has more than ``max_tokens`` tokens."""
@@ -147,49 +179,98 @@ class TextTokenizer(ABC):
     def _example(self, row: Row) -> tuple[list[int], list[int]]:
         prompt, completion = row.get("prompt"), row.get("completion")
         if isinstance(completion, str):
-            ids = self._prompt_ids(prompt if prompt is not None else "")
-            trained = [*self._encode(completion), self._eos]
-            return ids + trained, [0] * len(ids) + [1] * len(trained)
+            return self._text_completion(row, completion)
+        extras = Extras(row_tools(row), row_template_kwargs(row))
         if completion is not None:
-            given = _as_messages(prompt)
-            return self._conversation([*given, *completion], given=len(given))
+            return self._message_completion(_as_messages(prompt), list(completion), extras)
         if row.get("messages") is not None:
-            return self._conversation(row["messages"], given=0)
+            return self._conversation(row["messages"], extras)
         columns = ", ".join(name for name in row if not name.startswith("__"))
         raise DataError(
             f"there is no 'completion' and no 'messages' (columns: {columns})\n"
             "    map one in the data section, e.g. completion: answer"
         )
 
-    def _conversation(self, messages: Sequence[Message], *, given: int) -> tuple[list[int], list[int]]:
-        return self._join(segments(self._tokenizer, messages, given=given), messages[-1].get("role") == "assistant")
+    def _text_completion(self, row: Row, completion: str) -> tuple[list[int], list[int]]:
+        """A completion to the letter, whatever the template makes of messages, and the end that the template writes."""
+        prompt = row.get("prompt")
+        if prompt is None or isinstance(prompt, str):
+            ids, ending = self._text_prompt(prompt or ""), ""
+            before = prompt or ""
+        else:
+            extras = Extras(row_tools(row), row_template_kwargs(row))
+            before, ending = self._chat.prompt(prompt, extras), self._chat.ending(extras)
+            ids = self._encode(before)
+        if ending and completion.rstrip().endswith(ending.strip()):
+            ending = ""
+        trained = self._after(before, completion + ending)
+        if not ending and (not trained or trained[-1] != self._eos):
+            trained.append(self._eos)
+        return ids + trained, [0] * len(ids) + [1] * len(trained)
 
-    def _join(self, parts: Sequence[Segment], ends_with_answer: bool) -> tuple[list[int], list[int]]:
-        """Tokenize each part; every trained one is masked up to its end token."""
+    def _message_completion(
+        self, prompt: list[Message], completion: list[Message], extras: Extras
+    ) -> tuple[list[int], list[int]]:
+        if not (continues(prompt) and completion and completion[0].get("role") == "assistant"):
+            return self._conversation([*prompt, *completion], extras, given=len(prompt))
+        # The prompt's last message is continued, as in rollouts: the two are one message.
+        opening = self._chat.prompt(prompt, extras)
+        first = {**prompt[-1], **completion[0], "content": prompt[-1]["content"] + (completion[0].get("content") or "")}
+        messages = [*prompt[:-1], first, *completion[1:]]
+        return self._conversation(messages, extras, given=len(prompt), opening=opening)
+
+    def _conversation(
+        self, messages: Sequence[Message], extras: Extras, *, given: int = 0, opening: str | None = None
+    ) -> tuple[list[int], list[int]]:
+        last = messages[-1]
+        ends_with_answer = last.get("role") == "assistant" and is_trained(last)
+        parts = self._chat.segments(messages, extras, given=given, opening=opening)
+        return self._join(parts, ends_with_answer, {self._eos, *self._encode(self._chat.ending(extras))[-1:]})
+
+    def _join(self, parts: Sequence[Segment], ends_with_answer: bool, ends: set[int]) -> tuple[list[int], list[int]]:
+        """Tokenize each part behind those before it; an end token right behind a trained part belongs to it."""
         tokens: list[int] = []
         mask: list[int] = []
-        open_turn = False
+        before, open_turn, closed = "", False, False
         for part in parts:
-            ids = self._encode(part.text)
+            ids = self._after(before, part.text)
             tokens += ids
             if part.trained:
-                mask += _up_to_last(ids, self._eos)
-            else:
-                closes = open_turn and ids[:1] == [self._eos]
-                mask += [int(closes), *[0] * (len(ids) - 1)] if ids else []
-            open_turn = part.trained and self._eos not in ids
+                mask += [1] * len(ids)
+                closed = part.closed
+            elif ids:
+                closes = open_turn and ids[0] in ends
+                mask += [int(closes), *[0] * (len(ids) - 1)]
+                closed = closed or closes
+            open_turn = part.trained and not part.closed
+            before = (before + part.text)[-_CONTEXT:]
         if 1 not in mask:
             raise DataError("the assistant's messages are empty")
-        if ends_with_answer:
+        if ends_with_answer and not closed:
             last = len(mask) - mask[::-1].index(1)
-            if tokens[last - 1] != self._eos:
-                tokens, mask = [*tokens[:last], self._eos], [*mask[:last], 1]
+            tokens, mask = [*tokens[:last], self._eos], [*mask[:last], 1]
         return tokens, mask
 
-    def _prompt_ids(self, prompt: Text, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        if isinstance(prompt, str):
-            return self._prefix + self._encode(prompt) if prompt else list(self._prefix)
-        return self._encode(render(self._tokenizer, prompt, ask=True, tools=tools))
+    def _text_prompt(self, prompt: str) -> list[int]:
+        """A text behind the opening token, which a text that was rendered elsewhere may have already."""
+        ids = self._encode(prompt) if prompt else []
+        return ids if self._prefix and ids[:1] == self._prefix else [*self._prefix, *ids]
+
+    def _after(self, before: str, text: str) -> list[int]:
+        """The tokens of ``text`` where it continues ``before``, whose own tokens stand already."""
+        if not before or not text or not self._prepends:
+            return self._encode(text) if text else []
+        for context in (before[-_CONTEXT:], *_NEUTRAL):
+            known, both = self._raw(context), self._encode(context + text)
+            if both[: len(known)] == known:
+                return both[len(known) :]
+        return self._encode(text)
+
+    def _raw(self, text: str) -> list[int]:
+        """Tokens, unknown ones included."""
+        if self._backend is None:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def _encode(self, text: str) -> list[int]:
         if self._backend is None:
@@ -229,18 +310,15 @@ def read_template(value: str | None) -> str | None:
         return file.read()
 
 
+def chat_template(tokenizer: Any, config: TextTokenizerConfig) -> ChatTemplate:
+    """The tokenizer's chat template, as the config says."""
+    return ChatTemplate(tokenizer, name=config.chat_template_name, kwargs=config.chat_template_kwargs)
+
+
 def _as_messages(prompt: Text | None) -> list[Message]:
     if prompt is None:
         return []
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def _up_to_last(ids: list[int], end: int) -> list[int]:
-    """A mask of ones up to the last ``end``, or everywhere if there is none."""
-    if end not in ids:
-        return [1] * len(ids)
-    trained = len(ids) - ids[::-1].index(end)
-    return [1] * trained + [0] * (len(ids) - trained)
 
 
 def _unexpressible(backend: Any) -> int | None:

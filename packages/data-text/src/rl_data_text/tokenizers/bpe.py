@@ -41,7 +41,9 @@ class BpeTokenizer(TextTokenizer):
             initial_alphabet=sorted(ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(texts(rows, read_template(self.config.chat_template)), trainer)
+        tokenizer.train_from_iterator(
+            texts(rows, read_template(self.config.chat_template), self.config.chat_template_kwargs), trainer
+        )
         size = tokenizer.get_vocab_size()
         if size < self.config.vocab_size:
             logger.info(

@@ -7,12 +7,13 @@ rebuilds that one, and a tokenizer of another make would silently lose spaces an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rl_core.chat import row_template_kwargs, row_tools
 from rl_core.contracts.data import Row
 
-from rl_data_text.tokenizers.chat import render
+from rl_data_text.tokenizers.chat import ChatTemplate, Extras
 
 PAD, EOS, UNK, BOS = "<pad>", "<eos>", "<unk>", "<bos>"
 
@@ -62,7 +63,7 @@ def wrap(tokenizer: Any, *, unk: bool = False, bos: bool = False) -> Any:
     return wrapped
 
 
-def texts(rows: Sequence[Row], chat_template: str | None) -> Iterator[str]:
+def texts(rows: Sequence[Row], chat_template: str | None, kwargs: Mapping[str, Any]) -> Iterator[str]:
     """All text of the rows' canonical columns; messages as the chat template renders them."""
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
@@ -70,6 +71,7 @@ def texts(rows: Sequence[Row], chat_template: str | None) -> Iterator[str]:
     renderer = wrap(Tokenizer(BPE()))
     if chat_template is not None:
         renderer.chat_template = chat_template
+    chat = ChatTemplate(renderer, kwargs=kwargs)
     for row in rows:
         for column in _TEXT_COLUMNS:
             value = row.get(column)
@@ -78,4 +80,6 @@ def texts(rows: Sequence[Row], chat_template: str | None) -> Iterator[str]:
             elif isinstance(value, int | float) and column == "answer":
                 yield str(value)
             elif isinstance(value, list | tuple) and value and column != "answer":
-                yield render(renderer, value, ask=column == "prompt").replace(EOS, "")
+                extras = Extras(row_tools(row), row_template_kwargs(row))
+                text = chat.prompt(value, extras) if column == "prompt" else chat.whole(value, extras)
+                yield text.replace(EOS, "")

@@ -26,7 +26,9 @@ class CharacterTokenizer(TextTokenizer):
     def obtain(self, model_path: str | None, rows: Sequence[Row], *, trust_remote_code: bool) -> Any:
         if model_path is not None:
             return load_pretrained(model_path, trust_remote_code=trust_remote_code)
-        alphabet = set(self.config.alphabet).union(*texts(rows, read_template(self.config.chat_template)))
+        alphabet = set(self.config.alphabet).union(
+            *texts(rows, read_template(self.config.chat_template), self.config.chat_template_kwargs)
+        )
         if not alphabet:
             raise DataError("tokenizer 'characters': the rows have no text\n    set tokenizer.alphabet")
         special = [PAD, EOS, UNK, *([BOS] if self.config.bos else [])]

@@ -1,18 +1,25 @@
-"""Cutting a rendered conversation into what the model reads and what it is trained to write.
+"""From a conversation to text that is cut into what the model reads and what it is trained to write.
 
-Two ways to find the assistant's parts: the template marks them itself (``{% generation %}``), or
-the conversation is rendered turn by turn and the differences are taken, which needs a template
-whose rendering of a conversation's start is a prefix of its rendering of the whole.
+What is trained on is what the model writes in rollouts: a turn begins where the template's generation prompt ends, and
+ends with the end token that the template puts there. Two ways to find the assistant's parts: the template marks them
+itself (``{% generation %}``), or the conversation is rendered up to each turn and up to its end.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rl_core.errors import DataError
+
+from rl_data_text.tokenizers.messages import OWN_KEYS, cleaned, is_trained
+from rl_data_text.tokenizers.rendering import Form, Rendered, TemplateFacts, shared_renderer
+
+logger = logging.getLogger(__name__)
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -25,114 +32,351 @@ NO_TEMPLATE = (
 )
 
 _UNSTABLE = (
-    "the chat template is not prefix-stable: message INDEX is rendered differently when more messages follow, "
-    "so the assistant's tokens cannot be told apart\n"
-    "    set tokenizer.chat_template to one that renders every turn on its own, or that marks the assistant's parts "
-    "with {% generation %} … {% endgeneration %}"
+    "the chat template is not prefix-stable: what it asks the model to go on with at message {index}, {asked!r}, is "
+    "not how it renders the conversation with that message, so the assistant's tokens cannot be told apart\n"
+    "    give the answer as text (prompt and completion: it is trained on to the letter), set chat_template_kwargs, or "
+    "set tokenizer.chat_template to one that renders every turn on its own"
 )
+
+_RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of rendered text; ``trained`` where the assistant wrote it."""
+    """A stretch of rendered text.
+
+    Attributes:
+        trained: the assistant wrote it.
+        closed: it ends with an end token.
+    """
 
     text: str
     trained: bool
+    closed: bool = False
 
 
-def render(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, ask: bool, tools: Sequence[Mapping[str, Any]] = ()
-) -> str:
-    """The conversation as text; with ``ask`` it ends where the assistant begins to write.
+@dataclass(frozen=True)
+class Extras:
+    """What a template gets besides the messages: JSON schemas of ``tools``, and variables by name."""
 
-    ``tools`` are JSON schemas of functions that the template may describe to the model.
-
-    Raises:
-        DataError: no chat template, or the template refuses these messages.
-    """
-    if not tokenizer.chat_template:
-        raise DataError(NO_TEMPLATE)
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(
-            [dict(m) for m in messages],
-            tools=[dict(tool) for tool in tools] or None,
-            tokenize=False,
-            add_generation_prompt=ask,
-        )
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise DataError(f"the chat template refuses the messages: {error}") from error
+    tools: Sequence[Mapping[str, Any]] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def reply(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    """What the template puts after an assistant's text: its end, ``messages``, and where the assistant begins again.
-
-    Raises:
-        DataError: no chat template, one that refuses the messages, or one that changes what the assistant wrote.
-    """
-    before = [{"role": "user", "content": "user"}, {"role": "assistant", "content": _TURN}]
-    whole = render(tokenizer, [*before, *messages], ask=True)
-    if whole.count(_TURN) != 1:
-        raise DataError(
-            "the chat template does not render an assistant's message as it is, once, so an environment's messages "
-            "cannot be put after it\n    set tokenizer.chat_template to one that does"
-        )
-    return whole.partition(_TURN)[2]
-
-
-def segments(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, given: int = 0) -> list[Segment]:
-    """The conversation in order, cut at the boundaries of the assistant's parts.
+class ChatTemplate:
+    """The chat template of a tokenizer, or its several ones.
 
     Args:
-        given: this many messages at the start are the prompt; nothing in them is trained on.
+        tokenizer: a Hugging Face tokenizer.
+        name: which of its named templates to use; without it ``tool_use`` where there are tools, else ``default``,
+            as transformers chooses.
+        kwargs: variables for every conversation; a row's own come on top of them.
 
     Raises:
-        DataError: no assistant message after ``given``, no template, or one that is not prefix-stable.
+        DataError: no template of that name, or ``kwargs`` that no template reads.
     """
-    if not any(m.get("role") == "assistant" for m in messages[given:]):
-        raise DataError("there is no assistant message to learn from")
-    if _GENERATION.search(tokenizer.chat_template or ""):
-        return _marked_segments(tokenizer, messages, given)
-    return _turn_by_turn(tokenizer, messages, given)
 
+    def __init__(self, tokenizer: Any, *, name: str | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
+        self._templates = _named(tokenizer.chat_template)
+        self._special = {key: _as_text(value) for key, value in tokenizer.special_tokens_map.items()}
+        added = tokenizer.added_tokens_decoder.values()
+        self._added = tuple(str(token) for token in added)
+        self._end_tokens = {str(token) for token in added if token.special} | {str(tokenizer.eos_token)}
+        self._sizes = sorted({len(token) for token in self._end_tokens})
+        self._name = name
+        self._kwargs = dict(kwargs or {})
+        self._endings: dict[str, str] = {}
+        self._reported: set[str] = set()
+        if name is not None and name not in self._templates:
+            raise DataError(
+                f"tokenizer.chat_template_name: there is no chat template {name!r}\n"
+                f"    the tokenizer has {', '.join(self._templates) or 'none'}"
+            )
+        self._check_kwargs()
 
-def _turn_by_turn(tokenizer: Any, messages: Sequence[Mapping[str, Any]], given: int) -> list[Segment]:
-    whole = render(tokenizer, messages, ask=False)
-    found: list[Segment] = []
-    done = 0
-    for index in range(given, len(messages)):
-        if messages[index].get("role") != "assistant":
-            continue
-        before = render(tokenizer, messages[:index], ask=True) if index else ""
-        after = whole if index == len(messages) - 1 else render(tokenizer, messages[: index + 1], ask=False)
-        if len(before) < done or not (whole.startswith(after) and after.startswith(before)):
-            raise DataError(_UNSTABLE.replace("INDEX", str(index)))
-        found += [Segment(whole[done : len(before)], False), Segment(whole[len(before) : len(after)], True)]
-        done = len(after)
-    return [s for s in [*found, Segment(whole[done:], False)] if s.text]
+    def prompt(self, messages: Sequence[Mapping[str, Any]], extras: Extras) -> str:
+        """The conversation up to where the model goes on: after the template's generation prompt, or, where its last
+        message is the assistant's, after that message's text.
 
+        Raises:
+            DataError: no chat template, or the template refuses these messages.
+        """
+        (found,) = self._views(messages, extras, [(len(messages), "continue" if continues(messages) else "ask")])
+        return found.text
 
-def _marked_segments(tokenizer: Any, messages: Sequence[Mapping[str, Any]], given: int) -> list[Segment]:
-    from transformers.utils.chat_template_utils import render_jinja_template
+    def whole(self, messages: Sequence[Mapping[str, Any]], extras: Extras) -> str:
+        """The conversation as it is.
 
-    prompt = render(tokenizer, messages[:given], ask=True) if given else ""
-    whole = render(tokenizer, messages, ask=False)
-    if not whole.startswith(prompt):
-        raise DataError(_UNSTABLE.replace("INDEX", str(given - 1)))
-    rendered: Any = render_jinja_template(
-        [[dict(m) for m in messages]],
-        chat_template=tokenizer.chat_template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
-    found: list[Segment] = []
-    done = 0
-    for first, last in rendered[1][0]:
-        first = max(first, len(prompt))
-        if first < last:
-            found += [Segment(whole[done:first], False), Segment(whole[first:last], True)]
+        Raises:
+            DataError: no chat template, or the template refuses these messages.
+        """
+        return self._views(messages, extras, [(len(messages), "whole")])[0].text
+
+    def ending(self, extras: Extras) -> str:
+        """What the template ends an assistant's last message with, up to a token of its own; empty where it has none."""
+        key = json.dumps([bool(extras.tools), extras.kwargs], sort_keys=True, default=repr)
+        if key not in self._endings:
+            try:
+                whole = self.whole([{"role": "user", "content": "user"}, _turn()], extras)
+            except DataError:  # it does not like these messages; with real ones it will say so
+                whole = ""
+            found = whole.partition(_TURN)[2].rstrip() if whole.count(_TURN) == 1 else ""
+            self._endings[key] = found if found.endswith(self._added) else ""
+        return self._endings[key]
+
+    def reply(self, messages: Sequence[Mapping[str, Any]], extras: Extras) -> tuple[str, str]:
+        """What the template puts after an assistant's text, in two parts: the end of its turn, and the rest.
+
+        The rest is ``messages`` and where the assistant begins again.
+
+        Raises:
+            DataError: no chat template, one that refuses the messages, or one that changes what the assistant wrote.
+        """
+        before = [{"role": "user", "content": "user"}, _turn()]
+        whole = self.prompt([*before, *messages], extras)
+        if whole.count(_TURN) != 1:
+            raise DataError(
+                "the chat template does not render an assistant's message as it is, once, so an environment's messages "
+                "cannot be put after it\n    set tokenizer.chat_template to one that does"
+            )
+        after, ending = whole.partition(_TURN)[2], self.ending(extras)
+        if after.startswith(ending):
+            return ending, after[len(ending) :]
+        # Some templates end a last turn with another token than an earlier one (gpt-oss).
+        closing = next((after[:n] for n in self._sizes if after[:n] in self._end_tokens), "")
+        return closing, after[len(closing) :]
+
+    def segments(
+        self, messages: Sequence[Mapping[str, Any]], extras: Extras, *, given: int = 0, opening: str | None = None
+    ) -> list[Segment]:
+        """The conversation in order, cut at the boundaries of what is trained on.
+
+        Args:
+            given: this many messages at the start are the prompt; nothing in them is trained on.
+            opening: the last of those is the assistant's and goes on after this text.
+
+        Raises:
+            DataError: no assistant message to train on, no template, or one that is not prefix-stable.
+        """
+        start = given if opening is None else given - 1
+        assistant = [i for i in range(start, len(messages)) if messages[i].get("role") == "assistant"]
+        if not assistant:
+            raise DataError("there is no assistant message to learn from")
+        trained = [i for i in assistant if is_trained(messages[i])]
+        if not trained:
+            raise DataError("every assistant message is marked as not to be trained on\n    remove the row")
+        if _GENERATION.search(self._select(extras)):
+            return self._marked(messages, extras, given, opening, [i for i in assistant if i not in trained])
+        return self._turn_by_turn(messages, extras, trained, opening)
+
+    def closed(self, text: str, ending: str) -> int | None:
+        """The length of ``text`` up to and with the end token it ends with; None where it ends otherwise."""
+        body = text.rstrip()
+        if (ending and body.endswith(ending)) or any(body[-n:] in self._end_tokens for n in self._sizes):
+            return len(body)
+        return None
+
+    def _turn_by_turn(
+        self, messages: Sequence[Mapping[str, Any]], extras: Extras, trained: list[int], opening: str | None
+    ) -> list[Segment]:
+        views: list[tuple[int, Form]] = [(len(messages), "whole")]
+        for index in trained:
+            views += [(index, "ask"), (index + 1, "whole")] if index else [(1, "whole")]
+        found = iter([view.text for view in self._views(messages, extras, views)])
+        whole, ending = next(found), self.ending(extras)
+        turns = []
+        for index in trained:
+            before = next(found) if index else ""
+            after = next(found)
+            if index == trained[0] and opening is not None:
+                before = opening
+            elif not index:
+                before = self._header(messages[0], after, extras)
+            size = self.closed(after[len(before) :], ending)
+            turns.append((index, before, after, size))
+        index, before, after, _ = turns[-1]
+        if not after.startswith(before):
+            raise DataError(_UNSTABLE.format(index=index, asked=before[-60:]))
+        whole = whole if whole.startswith(after) else after  # what follows the last turn is nothing to learn
+        segments, done, left_out = [], 0, 0
+        for _index, before, after, size in turns:
+            end = len(after) if size is None else len(before) + size
+            if len(before) < done or not (after.startswith(before) and whole.startswith(after[:end])):
+                left_out += 1
+                continue
+            segments += [
+                Segment(whole[done : len(before)], False),
+                Segment(whole[len(before) : end], True, closed=size is not None),
+            ]
+            done = end
+        if left_out:
+            self._report_left_out(left_out, len(turns))
+        return [s for s in [*segments, Segment(whole[done:], False)] if s.text]
+
+    def _marked(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        extras: Extras,
+        given: int,
+        opening: str | None,
+        left_out: list[int],
+    ) -> list[Segment]:
+        views: list[tuple[int, Form]] = [(len(messages), "whole")]
+        views += [(given, "ask")] if given and opening is None else []
+        for index in left_out:
+            views += [(index, "whole"), (index + 1, "whole")] if index else [(1, "whole")]
+        whole, *others = self._views(messages, extras, views)
+        prompt = opening if opening is not None else others.pop(0).text if given else ""
+        if not whole.text.startswith(prompt):
+            raise DataError(_UNSTABLE.format(index=given, asked=prompt[-60:]))
+        excluded = []
+        for index in left_out:
+            before = others.pop(0).text if index else ""
+            after = others.pop(0).text
+            if not (whole.text.startswith(before) and whole.text.startswith(after.rstrip())):
+                raise DataError(_UNSTABLE.format(index=index, asked=before[-60:]))
+            excluded.append(range(len(before), len(after)))
+        ending = self.ending(extras)
+        found: list[Segment] = []
+        done = 0
+        for first, last in whole.spans:
+            first = max(first, len(prompt))
+            if first >= last or any(first in part for part in excluded):
+                continue
+            size = self.closed(whole.text[first:last], ending)
+            last = last if size is None else first + size
+            found += [
+                Segment(whole.text[done:first], False),
+                Segment(whole.text[first:last], True, closed=size is not None),
+            ]
             done = last
-    if not found:
-        raise DataError("the chat template marks nothing in these messages with {% generation %}")
-    return [s for s in [*found, Segment(whole[done:], False)] if s.text]
+        if not found:
+            raise DataError("the chat template marks nothing in these messages with {% generation %}")
+        return [s for s in [*found, Segment(whole.text[done:], False)] if s.text]
+
+    def _header(self, message: Mapping[str, Any], after: str, extras: Extras) -> str:
+        """What ``after``, a conversation of this one assistant's message, has in front of what the assistant wrote."""
+        question = [{"role": "user", "content": "user"}]
+        try:
+            whole, asked = self._views(question, extras, [(1, "whole"), (1, "ask")])
+            prompt = asked.text.removeprefix(whole.text) if asked.text.startswith(whole.text) else ""
+        except DataError:
+            prompt = ""
+        if prompt and prompt in after:
+            return after[: after.index(prompt) + len(prompt)]
+        if message.get("content"):
+            header = self.whole([{**message, "content": _TURN}], extras).partition(_TURN)[0]
+            if after.startswith(header):
+                return header
+        raise DataError(_UNSTABLE.format(index=0, asked=prompt[-60:]))
+
+    def _views(
+        self, messages: Sequence[Mapping[str, Any]], extras: Extras, views: Sequence[tuple[int, Form]]
+    ) -> list[Rendered]:
+        template = self._select(extras)
+        clean = cleaned(messages)
+        variables = {
+            **self._special,
+            "tools": [dict(tool) for tool in extras.tools] or None,
+            "documents": None,
+            **self._kwargs,
+            **extras.kwargs,
+        }
+        self._check_reads(template, clean, extras)
+        return shared_renderer().render(template, clean, variables, views)
+
+    def _select(self, extras: Extras) -> str:
+        named = self._templates
+        if not named:
+            raise DataError(NO_TEMPLATE)
+        if self._name is not None:
+            return named[self._name]
+        if extras.tools and "tool_use" in named:
+            return named["tool_use"]
+        if "default" not in named:
+            raise DataError(
+                f"the tokenizer has several chat templates ({', '.join(named)}) and none of them is the default\n"
+                "    set tokenizer.chat_template_name to one of them"
+            )
+        return named["default"]
+
+    def _check_kwargs(self) -> None:
+        """Every variable of the config is one that some template reads."""
+        reserved = sorted(_RESERVED & set(self._kwargs))
+        if reserved:
+            raise DataError(f"tokenizer.chat_template_kwargs: {reserved[0]!r} is not for the config to set")
+        if not self._kwargs or not self._templates:
+            return
+        reads = frozenset().union(*(shared_renderer().facts(t).variables for t in self._templates.values()))
+        unread = sorted(set(self._kwargs) - reads)
+        if unread:
+            own = sorted(reads - _RESERVED - set(self._special))
+            raise DataError(
+                f"tokenizer.chat_template_kwargs: the chat template does not read {unread[0]!r}\n"
+                f"    it reads {', '.join(own) or 'no variables of its own'}"
+            )
+
+    def _check_reads(self, template: str, messages: Sequence[Mapping[str, Any]], extras: Extras) -> None:
+        """Report, once each, what the data has and the template does not read; refuse calls it would leave out."""
+        keys = frozenset().union(*messages)
+        if keys <= OWN_KEYS and not extras.tools and not extras.kwargs:
+            return
+        facts: TemplateFacts = shared_renderer().facts(template)
+        if "tool_calls" in keys and "tool_calls" not in facts.words:
+            raise DataError(
+                "a message has tool_calls, but the chat template does not render them\n"
+                "    set tokenizer.chat_template to one that does, or write the calls into the messages' content"
+            )
+        reserved = sorted(_RESERVED & set(extras.kwargs))
+        if reserved:
+            raise DataError(f"'chat_template_kwargs': {reserved[0]!r} is not a variable for a row to set")
+        for key in keys - OWN_KEYS - facts.words:
+            self._report_unread(f"the message key {key!r}")
+        for name in extras.kwargs.keys() - facts.variables:
+            self._report_unread(f"{name!r} of chat_template_kwargs")
+        if extras.tools and "tools" not in facts.variables:
+            self._report_unread("'tools'")
+
+    def _report_unread(self, what: str) -> None:
+        if what not in self._reported:
+            self._reported.add(what)
+            logger.warning("the chat template does not read %s: it has no effect", what)
+
+    def _report_left_out(self, left_out: int, turns: int) -> None:
+        first = "left out" not in self._reported
+        self._reported.add("left out")
+        logger.log(
+            logging.WARNING if first else logging.INFO,
+            "%d of a conversation's %d assistant turns are read, not trained on: the chat template renders them "
+            "otherwise once more messages follow (it drops their reasoning, for example), so the model would not have "
+            "written them like that. To train on them, give each a row of its own that ends with it (further ones at "
+            "level INFO)",
+            left_out,
+            turns,
+        )
+
+
+def continues(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a prompt's last message is one that the model goes on with: the assistant's, with a text."""
+    last = messages[-1] if messages else {}
+    content = last.get("content")
+    return last.get("role") == "assistant" and isinstance(content, str) and bool(content) and not last.get("tool_calls")
+
+
+def _turn() -> dict[str, str]:
+    return {"role": "assistant", "content": _TURN}
+
+
+def _named(templates: Any) -> dict[str, str]:
+    """Templates by name, whatever form the tokenizer has them in."""
+    if not templates:
+        return {}
+    if isinstance(templates, str):
+        return {"default": templates}
+    if isinstance(templates, Mapping):
+        return dict(templates)
+    return {one["name"]: one["template"] for one in templates}
+
+
+def _as_text(value: Any) -> Any:
+    return [str(one) for one in value] if isinstance(value, list | tuple) else str(value)

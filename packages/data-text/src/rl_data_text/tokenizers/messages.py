@@ -1,0 +1,63 @@
+"""Keys of chat messages: which of them say what is trained on, and nulls that stand for no key at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rl_core.errors import DataError
+
+TRAINED_KEYS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
+"""True or 1: the assistant's message is trained on. (OpenAI and axolotl, axolotl, ms-swift, this project's batches.)"""
+
+MASKED_KEYS = ("masked",)
+"""True or 1: it is not (torchtune)."""
+
+OWN_KEYS = frozenset({"role", "content", "tool_call_id", *TRAINED_KEYS, *MASKED_KEYS})
+"""Keys that mean something without a template that reads them; an id only links a result to its call."""
+
+
+def is_trained(message: Mapping[str, Any]) -> bool:
+    """Whether an assistant's message is to be trained on: yes, unless one of its keys says no.
+
+    Raises:
+        DataError: a value other than true, false, 1 and 0, or two keys that contradict each other.
+    """
+    said = {}
+    for key in (*TRAINED_KEYS, *MASKED_KEYS):
+        value = message.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise DataError(
+                f"a message has {key} {value!r}; it is trained on or not: true, false, 1 or 0\n"
+                "    to weigh a row more than others, repeat it"
+            )
+        said[key] = bool(value) != (key in MASKED_KEYS)
+    if len(set(said.values())) > 1:
+        raise DataError(f"a message's {' and '.join(said)} contradict each other\n    remove all but one of them")
+    return all(said.values())
+
+
+def cleaned(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages without the keys that are null, in tool calls as well. A null ``content`` stays: templates ask for it.
+
+    What is inside a call's ``arguments`` is the row's own and stays.
+    """
+    return [_cleaned(message) for message in messages]
+
+
+def _cleaned(message: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in message.items() if value is not None or key == "content"}
+    calls = kept.get("tool_calls")
+    if isinstance(calls, Sequence) and not isinstance(calls, str):
+        kept["tool_calls"] = [_without_nulls(call, depth=2) for call in calls]
+        if not calls:
+            del kept["tool_calls"]
+    return kept
+
+
+def _without_nulls(value: Any, depth: int) -> Any:
+    if not isinstance(value, Mapping) or not depth:
+        return value
+    return {key: _without_nulls(item, depth - 1) for key, item in value.items() if item is not None}
