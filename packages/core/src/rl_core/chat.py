@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rl_core.errors import DataError
@@ -58,6 +59,17 @@ def template_options(row: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] 
     offered = [*tools, *(tool for tool in row_tools(row) if _name(tool) not in known)]
     kwargs = row_template_kwargs(row)
     return ({"tools": offered} if offered else {}) | ({"template_kwargs": kwargs} if kwargs else {})
+
+
+def taken(method: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those ``options`` that ``method`` takes: tokenizers may have been written before there were any."""
+    if not options:
+        return {}
+    parameters = inspect.signature(method).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return dict(options)
+    names = {one.name for one in parameters}
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _parsed(value: Any, name: str) -> Any:

@@ -111,7 +111,7 @@ class RowEncoder:
         self, row: Mapping[str, Any], side: str, tokenizer: Tokenizer, where: str
     ) -> tuple[np.ndarray, np.ndarray] | None:
         where = f"{where} ({side})"
-        example = {"prompt": row["prompt"], "completion": row[side], "__where__": where}
+        example = {**row, "completion": row[side], "__where__": where}
         return self._encode(example, tokenizer, "completion", where)
 
     def _encode(

@@ -35,15 +35,33 @@ class Tokenizer(Protocol):
         """``bos_token_id``, ``eos_token_id``, ``pad_token_id``."""
         ...
 
-    def encode_prompt(self, prompt: Text, *, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
+    def encode_prompt(
+        self,
+        prompt: Text,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
         """int32 [P]: the prompt as the model sees it before it answers (chat template applied to messages).
 
-        ``tools`` are JSON schemas of functions for the chat template; a text prompt has no place for them. They
-        are only given where an environment has some.
+        A last message of the assistant's is continued: the prompt ends with its text.
+
+        Args:
+            tools: JSON schemas of functions for the chat template, the environment's and the row's; a text prompt
+                has no place for them. Only given where there are some.
+            template_kwargs: the row's variables for the chat template. Only given where there are some.
         """
         ...
 
-    def encode_reply(self, messages: Sequence[Message], *, chat: bool, ended: bool) -> np.ndarray:
+    def encode_reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        chat: bool,
+        ended: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
         """int32 [E]: what the model reads between the end of its turn and the beginning of its next one.
 
         Only called where there is an environment. The tokens of the turn itself are kept as they were sampled.
@@ -54,6 +72,7 @@ class Tokenizer(Protocol):
                 after an assistant's text, around ``messages``, and where the assistant begins again. Else they
                 are those of the messages' contents, one after the other, and nothing else.
             ended: whether the turn ended with the end-of-sequence token, so that it is not to be closed again.
+            tools, template_kwargs: what the prompt was encoded with; only given where there are some.
         """
         ...
 
@@ -64,8 +83,9 @@ class Tokenizer(Protocol):
     def encode_example(self, row: Row, loss_on: LossOn) -> tuple[np.ndarray, np.ndarray]:
         """``(tokens int32 [T], loss_mask float32 [T])`` for ``prompt``+``completion`` or ``messages``.
 
-        The end-of-sequence token closes the completion and is trained on. With
-        ``loss_on="completion"`` the mask covers the completion, or the assistant turns.
+        An end token closes the completion and is trained on. With ``loss_on="completion"`` the mask covers the
+        completion, or the assistant turns. The row's columns ``tools`` and ``chat_template_kwargs``
+        (:mod:`rl_core.chat`) go to the chat template.
         """
         ...
 

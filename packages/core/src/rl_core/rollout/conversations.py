@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_core.batch import SequenceBatch
+from rl_core.chat import taken, template_options
 from rl_core.contracts.data import Row
 from rl_core.contracts.environment import Turn, tools_of
 from rl_core.contracts.generator import SamplingParams
@@ -185,7 +186,10 @@ class Conversations:
             messages = [{**m, "content": self._tokenizer.shorten(m["content"], limit)} for m in messages]
             conversation.said += messages
             tokens = self._tokenizer.encode_reply(
-                messages, chat=conversation.chat, ended=conversation.last_token in sampling.stop_token_ids
+                messages,
+                chat=conversation.chat,
+                ended=conversation.last_token in sampling.stop_token_ids,
+                **taken(self._tokenizer.encode_reply, template_options(conversation.row, self.tools)),
             )
         except DataError as error:
             raise DataError(f"{self._calls.name}, {conversation.place}: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rl_core.batch import SequenceBatch
+from rl_core.chat import taken, template_options
 from rl_core.contracts.data import Row
 from rl_core.contracts.reward import Sample
 from rl_core.contracts.tokenizer import Message, Tokenizer
@@ -27,7 +28,7 @@ def encode_prompt(
     """int32 [P]: a row's prompt, checked to leave room for a completion.
 
     Args:
-        tools: JSON schemas of functions for the chat template.
+        tools: JSON schemas of the environment's functions for the chat template; the row may have more.
         section: the config section that the row comes from, for messages.
         limit_name: the field that ``max_new_tokens`` comes from, for messages.
     """
@@ -37,7 +38,14 @@ def encode_prompt(
             f"{where}: there is no 'prompt' column (columns: {', '.join(k for k in row if not k.startswith('__'))})\n"
             f"    map one in the {section} section, e.g. prompt: question"
         )
-    tokens = tokenizer.encode_prompt(row["prompt"], tools=tools) if tools else tokenizer.encode_prompt(row["prompt"])
+    try:
+        options = template_options(row, tools)
+        lacking = options.keys() - taken(tokenizer.encode_prompt, options)
+        if lacking:
+            raise DataError(f"the tokenizer takes no {min(lacking)}, which the row or the environment has")
+        tokens = tokenizer.encode_prompt(row["prompt"], **options)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error.__cause__
     if not len(tokens):
         raise DataError(f"{where}: the prompt is empty")
     if len(tokens) + max_new_tokens > max_length:

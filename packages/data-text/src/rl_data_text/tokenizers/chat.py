@@ -113,7 +113,7 @@ class ChatTemplate:
         return self._views(messages, extras, [(len(messages), "whole")])[0].text
 
     def ending(self, extras: Extras) -> str:
-        """What the template ends an assistant's last message with, up to a token of its own; empty where it has none."""
+        """What the template ends an assistant's last message with, up to a token of its own; often nothing."""
         key = json.dumps([bool(extras.tools), extras.kwargs], sort_keys=True, default=repr)
         if key not in self._endings:
             try:
