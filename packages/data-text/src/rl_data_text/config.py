@@ -57,6 +57,12 @@ class TextSourceConfig(ComponentConfig):
     chosen: ColumnSpec | None = Field(None, description="Column or template of the preferred completion.")
     rejected: ColumnSpec | None = Field(None, description="Column or template of the completion it is preferred to.")
     label: ColumnSpec | None = Field(None, description="Column that says whether a completion is desirable (KTO).")
+    tools: ColumnSpec | None = Field(
+        None, description="Column of the tools that a conversation has: a list of JSON schemas, or its JSON text."
+    )
+    chat_template_kwargs: ColumnSpec | None = Field(
+        None, description="Column of variables for the chat template, such as enable_thinking: an object or JSON text."
+    )
     format: Literal["columns", "hh", "hh_messages"] = Field(
         "columns",
         description="Form of preference pairs: columns of their own, or two whole HH-RLHF transcripts that are split "

@@ -35,7 +35,7 @@ def test_pairs_of_texts_stay_as_they_are(write_lines: Callable, jsonl: Callable)
 def test_conversations_are_split_at_their_last_message(write_lines: Callable, jsonl: Callable) -> None:
     shared = [user("Hi"), assistant("Hello"), user("1+1?")]
     path = write_lines([{"chosen": [*shared, assistant("2")], "rejected": [*shared, assistant("3")]}])
-    assert pair_of(jsonl(path).load()[0]) == (shared, "2", "3")
+    assert pair_of(jsonl(path).load()[0]) == (shared, [assistant("2")], [assistant("3")])
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def test_a_prompt_next_to_conversations_is_not_doubled_nor_lost(
 ) -> None:
     row = {"question": prompt, "chosen": [*before, assistant("2")], "rejected": [*before, assistant("3")]}
     path = write_lines([row])
-    assert pair_of(jsonl(path, prompt="question").load()[0]) == (expected, "2", "3")
+    assert pair_of(jsonl(path, prompt="question").load()[0]) == (expected, [assistant("2")], [assistant("3")])
 
 
 def test_supervised_training_on_the_chosen_conversation_gets_its_answer(write_lines: Callable, jsonl: Callable) -> None:
     path = write_lines([{"chosen": [user("1+1?"), assistant("2")], "rejected": [user("1+1?"), assistant("3")]}])
     (row,) = jsonl(path, completion="chosen", system="Be brief.").load()
-    assert row["completion"] == "2"
+    assert row["completion"] == [assistant("2")]
     assert row["prompt"] == [{"role": "system", "content": "Be brief."}, user("1+1?")]
 
 

@@ -19,6 +19,15 @@ ROWS = [
 ]
 
 
+def text_of(answer: str | list[dict[str, str]]) -> str:
+    """An answer as text: it is one, or the assistant's one message."""
+    if isinstance(answer, str):
+        return answer
+    (message,) = answer
+    assert message["role"] == "assistant"
+    return message["content"]
+
+
 def reason(source, path: str) -> str:
     with pytest.raises(DataError) as caught:
         source.load()
@@ -45,8 +54,8 @@ def test_the_prompt_can_become_chat_messages(write_lines: Callable, jsonl: Calla
         {"role": "assistant", "content": "Which animal?"},
         {"role": "user", "content": "A bear."},
     ]
-    assert (first["chosen"], first["rejected"]) == ("Better not.", "Sure, go on!")
-    assert (second["chosen"], second["rejected"]) == ("Hello.", "Hello, you fool.")
+    assert (text_of(first["chosen"]), text_of(first["rejected"])) == ("Better not.", "Sure, go on!")
+    assert (text_of(second["chosen"]), text_of(second["rejected"])) == ("Hello.", "Hello, you fool.")
 
 
 def test_zipped_files_and_other_column_names_work(tmp_path: Path, jsonl: Callable) -> None:
@@ -126,6 +135,6 @@ def test_the_real_file_is_read_but_for_eight_rows(form: str, jsonl: Callable, ca
         "    and 5 more",
     ]
     for row in rows:
-        assert row["chosen"].strip() != row["rejected"].strip()
+        assert text_of(row["chosen"]).strip() != text_of(row["rejected"]).strip()
         last = row["prompt"][-1]["role"] if form == "hh_messages" else row["prompt"].rpartition("\n\n")[2]
         assert last == ("user" if form == "hh_messages" else "Assistant:")

@@ -13,7 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from rl_core.contracts.data import Row
@@ -22,6 +22,7 @@ from rl_core.errors import DataError
 from rl_data_text.config import TextSourceConfig
 from rl_data_text.sources.checks import check_row
 from rl_data_text.sources.columns import CANONICAL, BadRow, compile_mapping, kind_of
+from rl_data_text.sources.conversations import as_roles, chat_columns, without_nulls
 from rl_data_text.sources.preference import normalize_label, normalize_pair
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 WHERE = "__where__"
 _SHOWN_SKIPS = 3
 _PAIR = ("prompt", "messages", "chosen", "rejected")
+_LATER = ("tools", "chat_template_kwargs")
 _KTO = ("prompt", "completion", "label")
 
 
@@ -49,6 +51,9 @@ class Record:
 
 class TextSource(ABC):
     """Implements :class:`rl_core.contracts.data.DataSource` on top of :meth:`records`."""
+
+    fills_with_nulls: ClassVar[bool] = False
+    """Whether all rows have one schema, so that an object's key may be null only because another row has it (Arrow)."""
 
     def __init__(self, config: TextSourceConfig) -> None:
         self.config = config
@@ -95,6 +100,8 @@ class TextSource(ABC):
     def fingerprint(self) -> str:
         """SHA-256 over the content and the fields that change which rows come out."""
         fields = self.config.model_dump(mode="json", exclude=set(self.config.location_fields))
+        # Columns that came later do not change the fingerprints of runs without them.
+        fields = {key: value for key, value in fields.items() if value is not None or key not in _LATER}
         text = json.dumps([self.content_digest(), fields], sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -127,14 +134,18 @@ class TextSource(ABC):
             raise BadRow(f"a row must be an object with named columns, this is {kind_of(raw)}")
         row = dict(raw)
         self._map(row, raw, _PAIR)
+        self._tidy(row, _PAIR)
         changed = normalize_pair(row, self.config.format)
         row |= changed
-        self._map(row, self._with_changes(raw, changed), [key for key in CANONICAL if key not in _PAIR])
+        others = [key for key in CANONICAL if key not in _PAIR]
+        self._map(row, self._with_changes(raw, changed), others)
+        self._tidy(row, others)
         if self._has_label(raw):
             row["label"] = normalize_label(row["label"])
         if self._answer_pattern is not None:
             row["answer"] = self._extract_answer(row)
         check_row(row)
+        row |= chat_columns(row)
         if self.config.system is not None:
             _prepend_system(row, self.config.system)
         row[WHERE] = record.where
@@ -144,6 +155,12 @@ class TextSource(ABC):
         for key in keys:
             if key in self._mapping:
                 row[key] = self._mapping[key](source)
+
+    def _tidy(self, row: dict[str, Any], keys: Iterable[str]) -> None:
+        """Messages in the form with roles, and no keys that only Arrow's schema put there."""
+        for key in keys:
+            if isinstance(row.get(key), list | tuple | Mapping):
+                row[key] = as_roles(without_nulls(row[key]) if self.fills_with_nulls else row[key])
 
     def _with_changes(self, raw: Mapping[str, Any], changed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The raw row, where a pair's columns hold what became of them: ``completion: chosen`` is the answer alone."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rl_core.errors import DataError
+
 from rl_data_text.sources.columns import BadRow, kind_of, missing_column
+from rl_data_text.tokenizers.messages import is_trained
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles a chat message may have."""
@@ -52,6 +55,10 @@ def check_messages(key: str, messages: Any) -> None:
                 raise BadRow(f"{place}: {missing_column(message, part, 'message')}")
         if message["role"] not in ROLES:
             raise BadRow(f"{place} has role {message['role']!r}; roles are {', '.join(ROLES)}")
+        try:
+            is_trained(message)
+        except DataError as error:
+            raise BadRow(f"{place}: {error}") from None
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             continue

@@ -11,7 +11,17 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
-CANONICAL = ("prompt", "completion", "answer", "messages", "chosen", "rejected", "label")
+CANONICAL = (
+    "prompt",
+    "completion",
+    "answer",
+    "messages",
+    "chosen",
+    "rejected",
+    "label",
+    "tools",
+    "chat_template_kwargs",
+)
 """Columns with a meaning, in the order they are mapped."""
 
 Getter = Callable[[Mapping[str, Any]], Any]

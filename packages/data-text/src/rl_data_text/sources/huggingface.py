@@ -22,6 +22,7 @@ class HuggingFaceSource(TextSource):
     """
 
     config: HuggingFaceConfig
+    fills_with_nulls = True
 
     def __init__(self, config: HuggingFaceConfig) -> None:
         super().__init__(config)

@@ -27,6 +27,7 @@ class ParquetSource(TextSource):
     """
 
     config: ParquetConfig
+    fills_with_nulls = True
 
     def records(self) -> Iterator[Record]:
         import pyarrow

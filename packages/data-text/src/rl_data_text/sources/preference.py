@@ -1,7 +1,7 @@
 """Preference data: the forms pairs and labels come in, brought to one.
 
-Whatever the file's form, a pair leaves here as ``prompt`` (text or chat messages) with the texts
-``chosen`` and ``rejected``, and a KTO label as a bool.
+Whatever the file's form, a pair leaves here as ``prompt`` (text or chat messages) with ``chosen`` and ``rejected``
+(texts, or the one message of the answer), and a KTO label as a bool.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def _from_transcripts(row: Mapping[str, Any], form: Format) -> dict[str, Any]:
     prompt, chosen, rejected = split_transcripts(row["chosen"], row["rejected"])
     if form == "hh":
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    return {"prompt": as_messages(prompt), "chosen": chosen.strip(), "rejected": rejected.strip()}
+    answers = {"chosen": chosen, "rejected": rejected}
+    return {"prompt": as_messages(prompt)} | {
+        key: [{"role": "assistant", "content": text.strip()}] for key, text in answers.items()
+    }
 
 
 def _from_conversations(prompt: Any, chosen: Sequence[Any], rejected: Sequence[Any]) -> dict[str, Any]:
@@ -80,19 +83,18 @@ def _from_conversations(prompt: Any, chosen: Sequence[Any], rejected: Sequence[A
             f"'chosen' ({len(chosen)} messages) and 'rejected' ({len(rejected)}) must share all but their last "
             f"message, but they share the first {shared}"
         )
-    texts = {"chosen": _last_text("chosen", chosen), "rejected": _last_text("rejected", rejected)}
-    if texts["chosen"] == texts["rejected"]:
-        raise BadRow("'chosen' and 'rejected' are the same")
-    return {"prompt": _full_prompt(prompt, list(chosen[:-1])), **texts}
+    answers = {"chosen": _answer("chosen", chosen), "rejected": _answer("rejected", rejected)}
+    return {"prompt": _full_prompt(prompt, list(chosen[:-1])), **answers}
 
 
-def _last_text(key: str, conversation: Sequence[Mapping[str, Any]]) -> str:
+def _answer(key: str, conversation: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The last message, with all its keys: reasoning and tool calls are part of an answer."""
     last = conversation[-1]
     if last["role"] != "assistant":
         raise BadRow(f"the last message of {key!r} is the {last['role']}'s, not the assistant's")
-    if not last.get("content"):
+    if not last.get("content") and not last.get("tool_calls"):
         raise BadRow(f"the last message of {key!r} is empty")
-    return last["content"]
+    return [last]
 
 
 def _full_prompt(prompt: Any, before: list[Any]) -> list[Any]:
