@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import public_tokenizers
 import pytest
 from rl_core.errors import DataError, EnvironmentProblem
 
@@ -89,3 +90,20 @@ def test_truncation_settings_of_a_tokenizer_file_do_not_cut_texts(bpe: Callable,
     fields["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
     assert hf(str(tmp_path)).decode(hf(str(tmp_path)).encode_prompt("zyx wvu tsr")) == "zyx wvu tsr"
+
+
+def test_a_byte_level_tokenizer_under_the_class_name_of_another_kind_keeps_its_spaces(
+    hf: Callable, tmp_path: Path
+) -> None:
+    """As DeepSeek-R1's distillations have it: class LlamaTokenizerFast, model type llama, a byte-level tokenizer."""
+    from tokenizers import Tokenizer
+
+    for file in public_tokenizers.folder("deepseek_v3").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    expected = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(
+        "It is 7.\n\nAnd 8", add_special_tokens=False
+    )
+    loaded = hf(str(tmp_path))
+    assert loaded.encode_prompt("It is 7.\n\nAnd 8").tolist()[-len(expected.ids) :] == expected.ids
+    assert loaded.decode(expected.ids) == "It is 7.\n\nAnd 8"

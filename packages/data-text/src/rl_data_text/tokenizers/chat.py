@@ -71,21 +71,28 @@ class ChatTemplate:
         name: which of its named templates to use; without it ``tool_use`` where there are tools, else ``default``,
             as transformers chooses.
         kwargs: variables for every conversation; a row's own come on top of them.
+        end_tokens: tokens that end a turn besides the tokenizer's own and the one that the template puts there.
 
     Raises:
         DataError: no template of that name, or ``kwargs`` that no template reads.
     """
 
-    def __init__(self, tokenizer: Any, *, name: str | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        end_tokens: Sequence[str] = (),
+    ) -> None:
         self._templates = _named(tokenizer.chat_template)
         self._special = {key: _as_text(value) for key, value in tokenizer.special_tokens_map.items()}
-        added = tokenizer.added_tokens_decoder.values()
-        self._added = tuple(str(token) for token in added)
-        self._end_tokens = {str(token) for token in added if token.special} | {str(tokenizer.eos_token)}
-        self._sizes = sorted({len(token) for token in self._end_tokens})
+        self._added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+        self._sizes = sorted({len(token) for token in self._added}, reverse=True)
+        self._end_tokens = (str(tokenizer.eos_token), *end_tokens)
         self._name = name
         self._kwargs = dict(kwargs or {})
-        self._endings: dict[str, str] = {}
+        self._endings: dict[str, tuple[str, str]] = {}
         self._reported: set[str] = set()
         if name is not None and name not in self._templates:
             raise DataError(
@@ -113,16 +120,31 @@ class ChatTemplate:
         return self._views(messages, extras, [(len(messages), "whole")])[0].text
 
     def ending(self, extras: Extras) -> str:
-        """What the template ends an assistant's last message with, up to a token of its own; often nothing."""
+        """What the template ends an assistant's last message with: a token of its own, often nothing."""
+        return self._after_turn(extras)[0]
+
+    def _after_turn(self, extras: Extras) -> tuple[str, str]:
+        """What follows an assistant's last message: the token that ends it, and what is more than white space then.
+
+        (Some templates ask for the next answer whether they are told to or not.)
+        """
         key = json.dumps([bool(extras.tools), extras.kwargs], sort_keys=True, default=repr)
         if key not in self._endings:
             try:
                 whole = self.whole([{"role": "user", "content": "user"}, _turn()], extras)
             except DataError:  # it does not like these messages; with real ones it will say so
                 whole = ""
-            found = whole.partition(_TURN)[2].rstrip() if whole.count(_TURN) == 1 else ""
-            self._endings[key] = found if found.endswith(self._added) else ""
+            after = whole.partition(_TURN)[2] if whole.count(_TURN) == 1 else ""
+            ending = self._leading_token(after)
+            more = after[len(ending) :]
+            self._endings[key] = ending, more if more.strip() else ""
         return self._endings[key]
+
+    def _leading_token(self, text: str) -> str:
+        """The added token that ``text`` begins with, and the white space in front of it; empty where it has none."""
+        stripped = text.lstrip()
+        token = next((stripped[:n] for n in self._sizes if stripped[:n] in self._added), "")
+        return text[: len(text) - len(stripped)] + token if token else ""
 
     def reply(self, messages: Sequence[Mapping[str, Any]], extras: Extras) -> tuple[str, str]:
         """What the template puts after an assistant's text, in two parts: the end of its turn, and the rest.
@@ -143,7 +165,7 @@ class ChatTemplate:
         if after.startswith(ending):
             return ending, after[len(ending) :]
         # Some templates end a last turn with another token than an earlier one (gpt-oss).
-        closing = next((after[:n] for n in self._sizes if after[:n] in self._end_tokens), "")
+        closing = self._leading_token(after)
         return closing, after[len(closing) :]
 
     def segments(
@@ -172,9 +194,7 @@ class ChatTemplate:
     def closed(self, text: str, ending: str) -> int | None:
         """The length of ``text`` up to and with the end token it ends with; None where it ends otherwise."""
         body = text.rstrip()
-        if (ending and body.endswith(ending)) or any(body[-n:] in self._end_tokens for n in self._sizes):
-            return len(body)
-        return None
+        return len(body) if body.endswith((*self._end_tokens, *([ending.strip()] if ending else []))) else None
 
     def _turn_by_turn(
         self, messages: Sequence[Mapping[str, Any]], extras: Extras, trained: list[int], opening: str | None
@@ -183,11 +203,11 @@ class ChatTemplate:
         for index in trained:
             views += [(index, "ask"), (index + 1, "whole")] if index else [(1, "whole")]
         found = iter([view.text for view in self._views(messages, extras, views)])
-        whole, ending = next(found), self.ending(extras)
+        whole, (ending, more) = next(found), self._after_turn(extras)
         turns = []
         for index in trained:
             before = next(found) if index else ""
-            after = next(found)
+            after = next(found).removesuffix(more)
             if index == trained[0] and opening is not None:
                 before = opening
             elif not index:

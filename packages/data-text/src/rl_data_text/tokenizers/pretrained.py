@@ -11,6 +11,7 @@ from rl_core.foreign import foreign, read_json_object
 from rl_core.model_folder import check_files
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_PROBE = "It is 7.\n\nAnd now?"
 
 
 def load_pretrained(path: str, *, trust_remote_code: bool) -> Any:
@@ -41,7 +42,18 @@ def _load(path: str, *, local: bool, trust_remote_code: bool) -> Any:
         return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
+    loaded = AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
+    if not getattr(loaded, "is_fast", False) or _keeps_text(loaded):
+        return loaded
+    # AutoTokenizer rebuilds some tokenizers as the kind that the class in their config once was: those of
+    # DeepSeek-R1's distillations, byte-level ones of class LlamaTokenizerFast, then lose every space.
+    as_published = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=local)
+    return as_published if _keeps_text(as_published) else loaded
+
+
+def _keeps_text(tokenizer: Any) -> bool:
+    """Whether a simple text is the same after tokenizing and decoding; not so for those that fold case or spaces."""
+    return tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False)).strip() == _PROBE
 
 
 def _saved_class(path: str) -> str | None:
