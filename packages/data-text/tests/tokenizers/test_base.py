@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from chat_models import LLAMA2, MISTRAL, PHI3, ZEPHYR, ChatModel, tokenizer_of
 from rl_core.errors import DataError
+from tokenizers.processors import TemplateProcessing
 
 CHAT = [
     {"role": "user", "content": "1"},
@@ -271,3 +274,132 @@ def test_replies_follow_a_template_that_gathers_results_and_renders_the_last_ans
         "<|im_end|>\n<|im_start|>user\n<tool_response>\n42\n</tool_response>\n<tool_response>\n43\n</tool_response>"
         "<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def chatml() -> Any:
+    """A Hugging Face tokenizer whose turns end with another token than its texts."""
+    return tokenizer_of(ChatModel(special=("<s>", "</s>", "<pad>", "<|end|>"), template=PHI3))
+
+
+def loaded(tokenizer: Any, folder: Path, hf: Callable, **fields: Any) -> Any:
+    tokenizer.save_pretrained(folder)
+    return hf(str(folder), **fields)
+
+
+def test_a_text_that_was_rendered_elsewhere_gets_no_second_opening_or_end_token(hf: Callable, tmp_path: Path) -> None:
+    made = chatml()
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = loaded(made, tmp_path, hf)
+    ids = tokenizer.encode_prompt("hi").tolist()
+    assert ids == made("hi")["input_ids"]
+    assert tokenizer.encode_prompt("<s>hi").tolist() == ids
+    for prompt in ("hi", "<s>hi"):
+        for completion in (" 42", " 42</s>"):
+            tokens, mask = tokenizer.encode_example({"prompt": prompt, "completion": completion}, "completion")
+            assert tokens.tolist() == [*ids, *made.encode(" 42</s>", add_special_tokens=False)]
+            assert mask[: len(ids)].sum() == 0
+            assert mask[len(ids) :].all()
+
+
+def test_a_completion_that_ends_with_the_templates_end_token_is_not_ended_twice(hf: Callable, tmp_path: Path) -> None:
+    made = chatml()
+    tokenizer = loaded(made, tmp_path, hf)
+    for completion in ("42", "42<|end|>", "42<|end|>\n"):
+        row = {"prompt": [{"role": "user", "content": "hi"}], "completion": completion}
+        assert trained_text(tokenizer, row) == ["42<|end|>"]
+
+
+def test_named_templates_are_chosen_as_transformers_chooses_them(hf: Callable, tmp_path: Path) -> None:
+    made = chatml()
+    named = {"default": PHI3, "tool_use": "{{ tools[0].function.name }}" + PHI3, "rag": "RAG" + PHI3}
+    made.chat_template = named
+    talk, tools = [{"role": "user", "content": "hi"}], [{"type": "function", "function": {"name": "add"}}]
+    tokenizer = loaded(made, tmp_path, hf)
+    for options in ({}, {"tools": tools}):
+        expected = made.apply_chat_template(talk, add_generation_prompt=True, return_dict=False, **options)
+        assert tokenizer.encode_prompt(talk, **options).tolist() == expected
+    expected = made.apply_chat_template(talk, chat_template="rag", add_generation_prompt=True, return_dict=False)
+    assert hf(str(tmp_path), chat_template_name="rag").encode_prompt(talk).tolist() == expected
+    with pytest.raises(DataError) as caught:
+        hf(str(tmp_path), chat_template_name="rog")
+    assert str(caught.value) == (
+        "tokenizer.chat_template_name: there is no chat template 'rog'\n    the tokenizer has default, rag, tool_use"
+    )
+    del named["default"]
+    made.chat_template = named
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match="several chat templates"):
+        loaded(made, tmp_path / "other", hf).encode_prompt(talk)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"weight": 0}, {"train": False}, {"training": 0.0}, {"loss": False}, {"loss_mask": 0}, {"masked": True}]
+)
+def test_turns_are_left_out_by_the_keys_of_other_programs(keys: dict[str, Any], characters: Callable) -> None:
+    tokenizer = characters([{"messages": CHAT}])
+    assert trained_text(tokenizer, {"messages": [CHAT[0], {**CHAT[1], **keys}, *CHAT[2:]]}) == ["44<eos>"]
+    assert trained_text(tokenizer, {"messages": [*CHAT[:3], {**CHAT[3], **keys}]}) == ["22<eos>"]
+    marked = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    other = characters([{"messages": CHAT}], chat_template=marked)
+    assert trained_text(other, {"messages": [CHAT[0], {**CHAT[1], **keys}, *CHAT[2:]]}) == ["44<eos>"]
+    with pytest.raises(DataError) as caught:
+        tokenizer.encode_example({"messages": [CHAT[0], {**CHAT[1], **keys}]}, "completion")
+    assert str(caught.value).startswith("a row: every assistant message is marked as not to be trained on\n")
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("template", [ZEPHYR, MISTRAL, LLAMA2])
+def test_sentencepiece_tokenizers_give_the_tokens_of_the_whole(
+    scheme: str, template: str, hf: Callable, tmp_path: Path
+) -> None:
+    made = metaspace(scheme)
+    made.chat_template = template
+    tokenizer = loaded(made, tmp_path, hf)
+    expected = made.apply_chat_template(CHAT, return_dict=False)
+    tokens, mask = tokenizer.encode_example({"messages": CHAT}, "all")
+    assert tokens.tolist() == expected
+    prompt = tokenizer.encode_prompt(CHAT[:3])
+    assert prompt.tolist() == made.apply_chat_template(CHAT[:3], add_generation_prompt=True, return_dict=False)
+    assert tokens[: len(prompt)].tolist() == prompt.tolist()
+    tokens, mask = tokenizer.encode_example({"messages": CHAT}, "completion")
+    first, second = (np.flatnonzero(np.diff([0, *mask, 0]))[i : i + 2] for i in (0, 2))
+    turns = [tokens[a:b] for a, b in (first, second)]
+    reply = tokenizer.encode_reply(CHAT[2:3], chat=True, ended=True)
+    rolled_out = np.concatenate([tokenizer.encode_prompt(CHAT[:1]), turns[0], reply, turns[1]])
+    assert rolled_out.tolist() == expected[: len(rolled_out)]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_a_text_goes_on_without_a_space_that_it_does_not_have(scheme: str, hf: Callable, tmp_path: Path) -> None:
+    made = metaspace(scheme)
+    tokenizer = loaded(made, tmp_path, hf)
+    tokens, mask = tokenizer.encode_example({"prompt": "q: ab", "completion": "cd ef"}, "completion")
+    assert made.convert_ids_to_tokens(tokens[mask == 1]) == ["c", "d", "▁", "e", "f", "</s>"]
+    assert tokens[:-1].tolist() == made.encode("q: abcd ef", add_special_tokens=False)
+
+
+def test_where_a_token_straddles_the_boundary_the_prompt_is_that_of_rollouts(bpe: Callable) -> None:
+    tokenizer = bpe([{"prompt": "many clips", "completion": "many clips"}] * 9)
+    row = {"prompt": "many cl", "completion": "ips"}
+    prompt = tokenizer.encode_prompt("many cl").tolist()
+    assert tokenizer.encode_prompt("many clips")[: len(prompt)].tolist() != prompt
+    tokens, _ = tokenizer.encode_example(row, "completion")
+    assert tokens[: len(prompt)].tolist() == prompt
+    assert tokenizer.decode(tokens) == "many clips"
+
+
+def metaspace(scheme: str) -> Any:
+    """A tokenizer of letters that treats spaces as SentencePiece does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "▁abcdefghijklmnopqrstuvwxyz|<>[]/\n:0123456789IANST"
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", "<unk>", *dict.fromkeys(letters)])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    raw.decoder = decoders.Metaspace(prepend_scheme=scheme, split=False)
+    raw.add_special_tokens(["<s>", "</s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

@@ -201,10 +201,9 @@ class TextTokenizer(ABC):
             extras = Extras(row_tools(row), row_template_kwargs(row))
             before, ending = self._chat.prompt(prompt, extras), self._chat.ending(extras)
             ids = self._encode(before)
-        if ending and completion.rstrip().endswith(ending.strip()):
-            ending = ""
-        trained = self._after(before, completion + ending)
-        if not ending and (not trained or trained[-1] != self._eos):
+        has_ended = bool(ending) and completion.rstrip().endswith(ending.strip())
+        trained = self._after(before, completion.rstrip() if has_ended else completion + ending)
+        if not ending and trained[-1:] != [self._eos]:
             trained.append(self._eos)
         return ids + trained, [0] * len(ids) + [1] * len(trained)
 

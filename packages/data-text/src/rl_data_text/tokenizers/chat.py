@@ -97,7 +97,7 @@ class ChatTemplate:
         if name is not None and name not in self._templates:
             raise DataError(
                 f"tokenizer.chat_template_name: there is no chat template {name!r}\n"
-                f"    the tokenizer has {', '.join(self._templates) or 'none'}"
+                f"    the tokenizer has {', '.join(sorted(self._templates)) or 'none'}"
             )
         self._check_kwargs()
 
@@ -315,7 +315,7 @@ class ChatTemplate:
             return named["tool_use"]
         if "default" not in named:
             raise DataError(
-                f"the tokenizer has several chat templates ({', '.join(named)}) and none of them is the default\n"
+                f"the tokenizer has several chat templates ({', '.join(sorted(named))}) and none of them is the default\n"
                 "    set tokenizer.chat_template_name to one of them"
             )
         return named["default"]
