@@ -37,6 +37,32 @@ def test_texts_and_messages_have_the_tokens_of_training(folder: str, config: Cal
         assert tokens.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [*MESSAGES, {"role": "assistant", "content": "Well,"}]},
+        {"prompt": MESSAGES, "tools": [{"function": {"name": "add"}}], "chat_template_kwargs": {"mood": "good"}},
+        {"prompt": MESSAGES, "tools": '[{"function": {"name": "add"}}]', "chat_template_kwargs": '{"mood": "good"}'},
+    ],
+)
+def test_tools_template_variables_and_begun_answers_have_the_tokens_of_training(
+    row: dict, folder: str, config: Callable, tmp_path: Path
+) -> None:
+    text = pytest.importorskip("rl_data_text.tokenizers.hf")
+    configs = pytest.importorskip("rl_data_text.config")
+    path = tmp_path / "with-tools"
+    shutil.copytree(folder, path)
+    template = path / "chat_template.jinja"
+    shows = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{{ mood }}"
+    template.write_text(shows + template.read_text())
+    trained = text.HfTokenizer(configs.HfTokenizerConfig(name="hf"))
+    trained.load(str(path), [])
+    expected, _ = trained.encode_example({**row, "completion": " yes."}, "all")
+    sample = Sample(row=row, prompt="", completion=" yes.")
+    assert Encoder(config(path=str(path))).encode([sample])[0].tolist() == expected.tolist()
+    assert ("tools" in row) == (trained.decode(expected).startswith("addgood"))
+
+
 def test_an_opening_token_is_kept(folder: str, config: Callable, tmp_path: Path) -> None:
     path = tmp_path / "llama-like"
     shutil.copytree(folder, path)

@@ -21,13 +21,16 @@ def row_tools(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     value = _parsed(row.get(TOOLS), TOOLS)
     if value is None:
         return []
-    tools = [_parsed(tool, f"{TOOLS}[{i}]") for i, tool in enumerate(value)] if _is_list(value) else [None]
-    if not all(isinstance(tool, Mapping) for tool in tools):
-        raise DataError(
-            f"{TOOLS!r} must be a list of JSON schemas (objects), or the JSON text of one\n"
-            "    where the column is something else, rename it in the file"
-        )
-    return [dict(tool) for tool in tools]
+    tools = []
+    for index, one in enumerate(value if isinstance(value, list | tuple) else [None]):
+        tool = _parsed(one, f"{TOOLS}[{index}]")
+        if not isinstance(tool, Mapping):
+            raise DataError(
+                f"{TOOLS!r} must be a list of JSON schemas (objects), or the JSON text of one\n"
+                "    where the column is something else, rename it in the file"
+            )
+        tools.append(dict(tool))
+    return tools
 
 
 def row_template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +89,3 @@ def _parsed(value: Any, name: str) -> Any:
 def _name(tool: Mapping[str, Any]) -> Any:
     function = tool.get("function", tool)
     return function.get("name") if isinstance(function, Mapping) else None
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)

@@ -71,3 +71,17 @@ def test_a_row_of_eval_data_names_its_own_section():
         "eval.jsonl:4: there is no 'prompt' column (columns: prompt, messages, answer)\n"
         "    map one in the eval_data section, e.g. prompt: question"
     )
+
+
+def test_a_rows_template_variables_reach_the_tokenizer_or_are_refused() -> None:
+    class Shows(Letters):
+        def encode_prompt(self, prompt, *, tools=(), template_kwargs=None):
+            return super().encode_prompt(f"{len(tools)}{template_kwargs}")
+
+    row = {"prompt": [{"role": "user", "content": "hi"}], "tools": [{"name": "a"}], "chat_template_kwargs": {"b": 1}}
+    limits = {"max_length": 64, "max_new_tokens": 4}
+    expected = Letters().encode_prompt("1{'b': 1}").tolist()
+    assert encode_prompt({**row, "__where__": "a:1"}, tokenizer=Shows(), **limits).tolist() == expected
+    with pytest.raises(DataError) as caught:
+        encode_prompt({**row, "__where__": "a:1"}, tokenizer=Letters(), **limits)
+    assert str(caught.value) == "a:1: the tokenizer takes no template_kwargs, which the row or the environment has"

@@ -1,6 +1,6 @@
 """From samples to token sequences, as reward models are trained on them.
 
-Prompt and completion are tokenized separately and closed with the end token: what
+The prompt has the tokens it is sampled from, the completion goes on behind it and is closed with the end token: what
 ``Tokenizer.encode_example`` gives for the same row in training.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rl_core.chat import row_template_kwargs, row_tools
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, EnvironmentProblem
 from rl_core.foreign import foreign, read_json_object
@@ -22,6 +23,9 @@ from rl_reward_model.config import ModelRewardConfig
 from rl_reward_model.folder import learned_positions
 
 logger = logging.getLogger(__name__)
+
+_CONTEXT = 64
+"""Characters in front of a text that decide how it is tokenized."""
 
 
 class Encoder:
@@ -58,29 +62,47 @@ class Encoder:
             DataError: a sample is longer than ``max_tokens`` under ``on_long: error``, has no
                 prompt, or the chat template refuses its messages; the message names the row.
         """
-        prompts: dict[int, tuple[Any, list[int]]] = {}  # a group shares its prompt; the value keeps the id taken
+        prompts: dict[int, tuple[Any, str, list[int]]] = {}  # a group shares its row; the value keeps the id taken
         sequences = []
         for sample in samples:
             prompt = sample.row.get("prompt")
             whole = self.config.chat == "conversation" and not isinstance(prompt, str)
             try:
                 if whole:
-                    tokens = self._tokens(self._render(_messages(prompt), sample.completion))
+                    tokens = self._tokens(self._render(sample.row, sample.completion))
                 else:
-                    if id(prompt) not in prompts:
-                        prompts[id(prompt)] = (prompt, self._prompt(prompt))
-                    tokens = [*prompts[id(prompt)][1], *self._tokens(sample.completion), self._eos]
+                    if id(sample.row) not in prompts:
+                        text = self._prompt(sample.row)
+                        prompts[id(sample.row)] = (sample.row, text, self._prompt_tokens(prompt, text))
+                    _, text, before = prompts[id(sample.row)]
+                    tokens = [*before, *self._after(text, sample.completion), self._eos]
+                    tokens = tokens[:-1] if len(tokens) > len(before) + 1 and tokens[-2] == self._eos else tokens
             except DataError as error:
                 raise DataError(f"{place_of(sample)}: reward {self.config.name!r}: {error}") from error.__cause__
             sequences.append(np.array(tokens, np.int32))
         return [self._fitted(tokens, sample) for tokens, sample in zip(sequences, samples, strict=True)]
 
-    def _prompt(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            return [*self._opening, *self._tokens(prompt)]
-        return self._tokens(self._render(_messages(prompt), None))
+    def _prompt(self, row: Mapping[str, Any]) -> str:
+        prompt = row.get("prompt")
+        return prompt if isinstance(prompt, str) else self._render(row, None)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], completion: str | None) -> str:
+    def _prompt_tokens(self, prompt: Any, text: str) -> list[int]:
+        """The opening token is there once, also where the text has it already."""
+        ids = self._tokens(text)
+        return ids if not isinstance(prompt, str) or ids[:1] == self._opening else [*self._opening, *ids]
+
+    def _after(self, before: str, text: str) -> list[int]:
+        """The tokens of ``text`` where it goes on after ``before``: without the space that some put before a text."""
+        plain = self._tokens(text)
+        if not before or not text or self._tokens("\n" + text)[-len(plain) :] == plain:
+            return plain
+        for context in (before[-_CONTEXT:], "\n", "."):
+            known, both = self._tokens(context), self._tokens(context + text)
+            if both[: len(known)] == known:
+                return both[len(known) :]
+        return plain
+
+    def _render(self, row: Mapping[str, Any], completion: str | None) -> str:
         """The conversation as text, with ``completion`` as the assistant's answer, or up to where it begins."""
         from jinja2 import TemplateError
 
@@ -89,12 +111,21 @@ class Encoder:
                 f"the prompt is a list of messages, but the tokenizer of {self.config.path} has no chat template\n"
                 "    add a chat_template.jinja to that folder, or use text prompts"
             )
-        conversation = [dict(message) for message in messages]
-        if completion is not None:
+        conversation = [dict(message) for message in _messages(row.get("prompt"))]
+        last = conversation[-1]
+        continues = last.get("role") == "assistant" and bool(last.get("content")) and not last.get("tool_calls")
+        if completion is not None and continues:
+            conversation[-1] = {**last, "content": last["content"] + completion}
+        elif completion is not None:
             conversation.append({"role": "assistant", "content": completion})
         try:
             return self._tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=completion is None
+                conversation,
+                tools=row_tools(row) or None,
+                tokenize=False,
+                add_generation_prompt=completion is None and not continues,
+                continue_final_message=completion is None and continues,
+                **row_template_kwargs(row),
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise DataError(

@@ -29,11 +29,25 @@ class LetterTokenizer:
     def load(self, model_path: str | None, rows: Sequence[Row], *, trust_remote_code: bool = False) -> None:
         """Nothing to load: the alphabet is fixed."""
 
-    def encode_prompt(self, prompt: Text, *, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
+    def encode_prompt(
+        self,
+        prompt: Text,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
         text = prompt if isinstance(prompt, str) else "".join(str(message["content"]) for message in prompt)
         return np.array([2 + ALPHABET.index(one) for one in text.lower() if one in ALPHABET], np.int32)
 
-    def encode_reply(self, messages: Sequence[Message], *, chat: bool, ended: bool) -> np.ndarray:
+    def encode_reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        chat: bool,
+        ended: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
         return self.encode_prompt(messages)
 
     def shorten(self, text: str, max_tokens: int) -> str:

@@ -20,8 +20,8 @@ from rl_core.contracts.tokenizer import LossOn, Message, Text
 from rl_core.errors import DataError
 
 from rl_data_text.config import TextTokenizerConfig
-from rl_data_text.tokenizers.chat import ChatTemplate, Extras, Segment, continues
-from rl_data_text.tokenizers.messages import is_trained
+from rl_data_text.tokenizers.chat import ChatTemplate, Extras, Segment
+from rl_data_text.tokenizers.messages import continues, is_trained
 
 _CONTEXT = 64
 """Characters in front of a text that decide how it is tokenized: more than any special token has."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from rl_core.errors import DataError
 
-from rl_data_text.tokenizers.messages import OWN_KEYS, cleaned, is_trained
+from rl_data_text.tokenizers.messages import OWN_KEYS, cleaned, continues, is_trained
 from rl_data_text.tokenizers.rendering import Form, Rendered, TemplateFacts, shared_renderer
 
 logger = logging.getLogger(__name__)
@@ -315,7 +315,7 @@ class ChatTemplate:
             return named["tool_use"]
         if "default" not in named:
             raise DataError(
-                f"the tokenizer has several chat templates ({', '.join(sorted(named))}) and none of them is the default\n"
+                f"the tokenizer has several chat templates ({', '.join(sorted(named))}), none of them is 'default'\n"
                 "    set tokenizer.chat_template_name to one of them"
             )
         return named["default"]
@@ -374,13 +374,6 @@ class ChatTemplate:
             left_out,
             turns,
         )
-
-
-def continues(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a prompt's last message is one that the model goes on with: the assistant's, with a text."""
-    last = messages[-1] if messages else {}
-    content = last.get("content")
-    return last.get("role") == "assistant" and isinstance(content, str) and bool(content) and not last.get("tool_calls")
 
 
 def _turn() -> dict[str, str]:

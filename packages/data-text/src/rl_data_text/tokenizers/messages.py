@@ -39,6 +39,13 @@ def is_trained(message: Mapping[str, Any]) -> bool:
     return all(said.values())
 
 
+def continues(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a prompt's last message is one that the model goes on with: the assistant's, with a text."""
+    last = messages[-1] if messages else {}
+    content = last.get("content")
+    return last.get("role") == "assistant" and isinstance(content, str) and bool(content) and not last.get("tool_calls")
+
+
 def cleaned(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages without the keys that are null, in tool calls as well. A null ``content`` stays: templates ask for it.
 
