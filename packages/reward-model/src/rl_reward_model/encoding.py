@@ -1,7 +1,7 @@
 """From samples to token sequences, as reward models are trained on them.
 
-Prompt and completion are tokenized separately and closed with the end token: what
-``Tokenizer.encode_example`` gives for the same row in training.
+Prompt and completion are tokenized separately and closed with the end token (for messages the one that the chat
+template closes a turn with): what ``Tokenizer.encode_example`` gives for the same row in training.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from rl_reward_model.config import ModelRewardConfig
 from rl_reward_model.folder import learned_positions
 
 logger = logging.getLogger(__name__)
+
+_TURN = "…the assistant's turn…"
 
 
 class Encoder:
@@ -46,6 +48,7 @@ class Encoder:
                 '    set "eos_token" in its tokenizer_config.json'
             )
         self._eos = int(self._tokenizer.eos_token_id)
+        self._turn_end = turn_end(self._tokenizer, otherwise=self._eos)
         opening = list(self._tokenizer("")["input_ids"])
         self._opening = opening[:1] if opening and opening[0] == self._tokenizer.bos_token_id else []
         self.limit = _limit(config)
@@ -69,7 +72,8 @@ class Encoder:
                 else:
                     if id(prompt) not in prompts:
                         prompts[id(prompt)] = (prompt, self._prompt(prompt))
-                    tokens = [*prompts[id(prompt)][1], *self._tokens(sample.completion), self._eos]
+                    end = self._eos if isinstance(prompt, str) else self._turn_end
+                    tokens = [*prompts[id(prompt)][1], *self._tokens(sample.completion), end]
             except DataError as error:
                 raise DataError(f"{place_of(sample)}: reward {self.config.name!r}: {error}") from error.__cause__
             sequences.append(np.array(tokens, np.int32))
@@ -127,6 +131,22 @@ class Encoder:
             logger.warning("%s: its beginning is cut off (and that of every longer sample)", facts)
             self._warned = True
         return tokens[-self.limit :]
+
+
+def turn_end(tokenizer: Any, *, otherwise: int) -> int:
+    """The special token that the chat template puts right after an assistant's text, or ``otherwise``."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return otherwise
+    messages = [{"role": "user", "content": "user"}, {"role": "assistant", "content": _TURN}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (TemplateError, TypeError, ValueError, KeyError):
+        return otherwise  # a template for other messages; rendering these reports it
+    tokens = tokenizer.encode(text.partition(_TURN)[2].lstrip(), add_special_tokens=False)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return tokens[0] if tokens and tokens[0] in special else otherwise
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:

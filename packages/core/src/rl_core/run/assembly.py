@@ -17,6 +17,7 @@ from rl_core.cluster.workers import WorkerPool, group_topologies
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import AdapterSpec, ModelInfo, ModelSpec, Role
+from rl_core.contracts.tokenizer import end_token_ids, never_sampled
 from rl_core.errors import ConfigError, RLError, StorageError
 from rl_core.model import Model
 from rl_core.rollout.ahead import AheadFeed
@@ -29,6 +30,7 @@ from rl_core.rollout.router import Router
 from rl_core.run.colocation import Colocation
 from rl_core.run.driver import DriverParts
 from rl_core.run.generation import load_generators, sampling_of, transport_of
+from rl_core.run.generation_config import add_end_tokens
 from rl_core.run.progress import working
 from rl_core.transports.object_store import WeightTransport
 
@@ -128,6 +130,7 @@ class Assembly:
             temporary.mkdir(parents=True)
             self.policy.export(str(temporary))
             self.driver.tokenizer.save(str(temporary))
+            add_end_tokens(temporary, end_token_ids(self.driver.tokenizer))
         except (OSError, RLError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             full = os.strerror(errno.ENOSPC)
@@ -175,6 +178,7 @@ def assemble(
         trust_remote_code=stage.model.trust_remote_code,
         seed=stage.run.seed,
         max_length=stage.model.max_length,
+        never_sampled=never_sampled(driver.tokenizer),
     )
     encodings = Encodings(
         driver.rows, algorithm=driver.algorithm, tokenizer=driver.tokenizer, max_length=stage.model.max_length

@@ -19,6 +19,7 @@ from rl_core.errors import DataError
 
 from rl_data_text.config import TextTokenizerConfig
 from rl_data_text.tokenizers.chat import Segment, render, reply, segments
+from rl_data_text.tokenizers.ends import end_token_ids, never_sampled, turn_end, without_ends
 
 
 class TextTokenizer(ABC):
@@ -32,6 +33,10 @@ class TextTokenizer(ABC):
         self._prefix: list[int] = []
         self._eos = -1
         self._size = 0
+        self._turn_end = -1
+        self._ends: tuple[int, ...] = ()
+        self._never: tuple[int, ...] = ()
+        self._meaningless: frozenset[int] = frozenset()
 
     @abstractmethod
     def obtain(self, model_path: str | None, rows: Sequence[Row], *, trust_remote_code: bool) -> Any:
@@ -52,9 +57,9 @@ class TextTokenizer(ABC):
             )
         if template is not None:
             tokenizer.chat_template = template
-        self._adopt(tokenizer)
+        self._adopt(tokenizer, model_path)
 
-    def _adopt(self, tokenizer: Any) -> None:
+    def _adopt(self, tokenizer: Any, folder: str | None) -> None:
         self._tokenizer = tokenizer
         self._eos = int(tokenizer.eos_token_id)
         self._size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
@@ -66,6 +71,12 @@ class TextTokenizer(ABC):
         self._unknown = _unexpressible(self._backend)
         opening = list(tokenizer("")["input_ids"])
         self._prefix = opening[:1] if opening and opening[0] == tokenizer.bos_token_id else []
+        closing = turn_end(tokenizer)
+        self._turn_end = self._eos if closing is None else closing
+        self._ends = end_token_ids(tokenizer, folder, size=self._size)
+        self._never = never_sampled(tokenizer, self._ends, size=self._size)
+        names = (tokenizer.bos_token_id, tokenizer.pad_token_id)
+        self._meaningless = frozenset({*self._never, *(i for i in names if i is not None)} - {*self._ends})
 
     @property
     def vocab_size(self) -> int:
@@ -79,6 +90,18 @@ class TextTokenizer(ABC):
         self._check_loaded()
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         return {name: getattr(self._tokenizer, name) for name in names}
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """What a completion may end with: the end-of-sequence token, then those of the model and of its template."""
+        self._check_loaded()
+        return self._ends
+
+    @property
+    def never_sampled(self) -> tuple[int, ...]:
+        """Ids that mean nothing in a text: padding, the unknown token, fillers and ids without a token."""
+        self._check_loaded()
+        return self._never
 
     def encode_prompt(self, prompt: Text, *, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
         """int32 [P]: text behind the tokenizer's opening token if it has one; messages through the chat template.
@@ -103,7 +126,7 @@ class TextTokenizer(ABC):
         if not chat:
             return np.array(self._encode("".join(str(m["content"]) for m in messages)), np.int32)
         tokens = self._encode(reply(self._tokenizer, messages))
-        return np.array(tokens[1:] if ended and tokens[:1] == [self._eos] else tokens, np.int32)
+        return np.array(tokens[1:] if ended and tokens and tokens[0] in self._ends else tokens, np.int32)
 
     def shorten(self, text: str, max_tokens: int) -> str:
         """``text``, cut at its end where it has more than ``max_tokens`` tokens."""
@@ -132,12 +155,18 @@ class TextTokenizer(ABC):
         return np.array(tokens, np.int32), masked
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """Text without special tokens, otherwise exactly as tokenized."""
+        """Text exactly as tokenized, without opening token, padding, fillers, and the end tokens at its end.
+
+        Other special tokens are kept as text: a tool call, a thought or a channel is marked by them.
+        """
         self._check_loaded()
         ids = tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
+        ids = without_ends(ids, self._ends, self._meaningless, self._tokenizer.bos_token_id)
         if self._backend is not None:
-            return self._backend.decode(ids, skip_special_tokens=True)
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return self._backend.decode(ids, skip_special_tokens=False)
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
+        )
 
     def save(self, directory: str) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``."""
@@ -148,7 +177,8 @@ class TextTokenizer(ABC):
         prompt, completion = row.get("prompt"), row.get("completion")
         if isinstance(completion, str):
             ids = self._prompt_ids(prompt if prompt is not None else "")
-            trained = [*self._encode(completion), self._eos]
+            end = self._turn_end if isinstance(prompt, list | tuple) else self._eos
+            trained = [*self._encode(completion), end]
             return ids + trained, [0] * len(ids) + [1] * len(trained)
         if completion is not None:
             given = _as_messages(prompt)
