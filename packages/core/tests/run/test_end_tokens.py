@@ -25,7 +25,9 @@ class Several(Plain):
 
 
 def sampling(tokenizer):
-    stage = SimpleNamespace(generator=SimpleNamespace(config=GeneratorConfig(name="any", max_new_tokens=9)))
+    stage = SimpleNamespace(
+        generator=SimpleNamespace(config=GeneratorConfig(name="any", max_new_tokens=9)), evaluators=()
+    )
     return sampling_of(stage, tokenizer)
 
 

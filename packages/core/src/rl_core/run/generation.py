@@ -13,6 +13,7 @@ from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.contracts.tokenizer import Tokenizer, end_token_ids
+from rl_core.errors import ConfigError, DataError
 from rl_core.model import Model
 from rl_core.rollout.router import Router
 from rl_core.run.colocation import Colocation
@@ -80,6 +81,7 @@ def sampling_of(stage: StageConfig, tokenizer: Tokenizer) -> SamplingParams | No
     if stage.generator is None:
         return None
     config = stage.generator.config
+    _check_stop_strings(stage, tokenizer)
     return SamplingParams(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -88,3 +90,16 @@ def sampling_of(stage: StageConfig, tokenizer: Tokenizer) -> SamplingParams | No
         stop=tuple(config.stop),
         stop_token_ids=end_token_ids(tokenizer),
     )
+
+
+def _check_stop_strings(stage: StageConfig, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError for one with a character that the tokenizer does not have: no completion can hold it."""
+    askers = [("generator", stage.generator), *((f"evaluators, {e.name}", e) for e in stage.evaluators)]
+    for section, choice in askers:
+        for string in getattr(choice.config, "stop", ()) if choice is not None else ():
+            try:
+                tokenizer.encode_prompt(string)
+            except DataError as error:
+                raise ConfigError(
+                    f"{section}: the stop string {string!r} can never occur: {error}\n    remove the stop string"
+                ) from error
