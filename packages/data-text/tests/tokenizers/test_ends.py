@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rl_core.errors import DataError
+from rl_core.errors import DataError, EnvironmentProblem
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -101,7 +101,7 @@ def test_end_tokens_that_are_no_ids_are_an_error_that_names_the_file(
 def test_a_damaged_generation_config_is_named(folder: Callable, hf: Callable) -> None:
     path = folder()
     (Path(path) / "generation_config.json").write_text('{"eos_token_id": [')
-    with pytest.raises(DataError, match=r"generation_config\.json cannot be read"):
+    with pytest.raises(EnvironmentProblem, match=r"generation_config\.json is not JSON"):
         hf(path)
 
 

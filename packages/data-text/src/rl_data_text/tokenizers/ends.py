@@ -7,13 +7,13 @@ another token than the tokenizer's (Gemma ``<end_of_turn>``, Llama 3 ``<|eot_id|
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rl_core.errors import DataError
+from rl_core.foreign import read_json
 
 from rl_data_text.tokenizers.chat import render
 
@@ -33,7 +33,8 @@ def end_token_ids(tokenizer: Any, folder: str | None, *, size: int) -> tuple[int
         size: ids from here on belong to no token and are left out.
 
     Raises:
-        DataError: a config of the folder cannot be read, or lists something other than token ids.
+        DataError: a config of the folder lists something other than token ids.
+        EnvironmentProblem: one cannot be read.
     """
     found = [int(tokenizer.eos_token_id)]
     if folder is not None:
@@ -102,7 +103,7 @@ def _configured(folder: str, special: set[int]) -> list[int]:
 
 
 def _read(folder: str, name: str) -> dict[str, Any]:
-    """A JSON file of a model folder or hub id; empty where there is none."""
+    """A JSON file of a model folder or hub id; empty where there is none. Raises EnvironmentProblem for a bad one."""
     path: str | None = os.path.join(folder, name)
     if not os.path.isdir(folder):
         from transformers.utils import cached_file
@@ -111,11 +112,7 @@ def _read(folder: str, name: str) -> dict[str, Any]:
             path = cached_file(folder, name)
         except OSError:  # the model has no such file, or it is not in the cache of a machine without a network
             return {}
-    if path is None or not os.path.isfile(path):
+    if path is None or not os.path.lexists(path):
         return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            fields = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}\n    repair or remove the file") from error
+    fields = read_json(path)
     return fields if isinstance(fields, dict) else {}
