@@ -59,10 +59,9 @@ def test_kto_needs_several_rows_a_step():
     }
 
 
-def test_on_long_row_without_a_limit_is_refused():
-    assert problems(on_long_row="skip") == {
-        "": "on_long_row has no effect without max_tokens; set max_tokens or remove on_long_row"
-    }
+def test_long_rows_are_left_out_unless_the_config_says_otherwise():
+    assert DpoConfig(name="dpo").on_long_row == "skip"
+    assert DpoConfig(name="dpo", on_long_row="error").max_tokens is None, "model.max_length limits as well"
 
 
 def test_an_unknown_loss_is_refused_and_nothing_else_is_said():

@@ -56,11 +56,17 @@ def test_rows_become_pairs_that_stay_together(tools):
 
 def test_a_pair_that_is_too_long_is_reported(tools):
     with pytest.raises(DataError) as error:
-        dpo(max_tokens=5).encode(PAIRS, tools.CharTokenizer())
+        dpo(max_tokens=5, on_long_row="error").encode(PAIRS, tools.CharTokenizer())
     assert str(error.value) == (
-        "row 0 of the batch (chosen): 6 tokens, but algorithm.max_tokens is 5; "
-        "raise it, or set algorithm.on_long_row to truncate or skip"
+        "row 0 of the batch (chosen): 6 tokens, more than algorithm.max_tokens 5\n"
+        "    raise algorithm.max_tokens, or set algorithm.on_long_row to skip or truncate"
     )
+    lengths = dpo().encode(PAIRS, tools.CharTokenizer()).lengths.reshape(-1, 2)
+    limited = dpo()
+    record = limited.limit_rows(5)
+    batch = limited.encode(PAIRS, tools.CharTokenizer())
+    assert batch.lengths.tolist() == lengths[lengths.max(1) <= 5].ravel().tolist(), "a pair is left out whole"
+    assert len(record)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "robust"])

@@ -17,10 +17,9 @@ def message(model, **fields) -> str:
 
 
 @pytest.mark.parametrize("model", [SftConfig, RmConfig])
-def test_on_long_row_without_a_limit_is_refused(model):
-    assert message(model, on_long_row="skip") == (
-        "Value error, on_long_row has no effect without max_tokens; set max_tokens or remove on_long_row"
-    )
+def test_long_rows_are_left_out_unless_the_config_says_otherwise(model):
+    assert model(name="x").on_long_row == "skip"
+    assert model(name="x", on_long_row="error").max_tokens is None, "model.max_length limits as well"
 
 
 def test_a_negative_or_nameless_margin_is_refused():

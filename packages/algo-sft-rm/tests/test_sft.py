@@ -47,9 +47,16 @@ def test_the_first_token_is_never_trained_on_because_nothing_predicts_it(tools):
 
 def test_the_length_limit_of_the_config_applies(tools):
     with pytest.raises(DataError) as error:
-        sft(max_tokens=10).encode(ROWS, tools.CharTokenizer())
-    assert str(error.value).startswith("data.jsonl:3: 12 tokens, but algorithm.max_tokens is 10; ")
-    assert sft(max_tokens=10, on_long_row="skip").encode(ROWS, tools.CharTokenizer()).lengths.tolist() == [5, 9]
+        sft(max_tokens=10, on_long_row="error").encode(ROWS, tools.CharTokenizer())
+    assert str(error.value).startswith("data.jsonl:3: 12 tokens, more than algorithm.max_tokens 10\n")
+    assert sft(max_tokens=10).encode(ROWS, tools.CharTokenizer()).lengths.tolist() == [5, 9]
+
+
+def test_the_models_length_limits_rows_as_well(tools):
+    algorithm = sft()
+    record = algorithm.limit_rows(10)
+    assert algorithm.encode(ROWS, tools.CharTokenizer()).lengths.tolist() == [5, 9]
+    assert record.summary(3) == ("1 of 3 rows is longer than model.max_length 10: skipped; longest 12 (data.jsonl:3)")
 
 
 def test_a_step_reports_loss_gradient_norm_and_learning_rate(tools):

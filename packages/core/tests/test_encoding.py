@@ -40,7 +40,7 @@ PAIRS = [
 ]
 
 
-def limited(max_tokens: int, on_long_row: str = "error") -> RowEncoder:
+def limited(max_tokens: int | None, on_long_row: str = "error") -> RowEncoder:
     return RowEncoder(LengthLimit(max_tokens, on_long_row))
 
 
@@ -71,36 +71,31 @@ def test_a_row_that_is_too_long_is_an_error_that_names_its_line():
     with pytest.raises(DataError) as error:
         limited(10).examples(ROWS, Letters())
     assert str(error.value) == (
-        "data.jsonl:3: 12 tokens, but algorithm.max_tokens is 10; "
-        "raise it, or set algorithm.on_long_row to truncate or skip"
+        "data.jsonl:3: 12 tokens, more than algorithm.max_tokens 10\n"
+        "    raise algorithm.max_tokens, or set algorithm.on_long_row to skip or truncate"
     )
 
 
 def test_a_row_of_unknown_origin_is_named_by_its_index():
     with pytest.raises(DataError) as error:
         limited(3).examples([{"prompt": "ab", "completion": "c"}] * 2, Letters())
-    assert str(error.value).startswith("row 0 of the batch: 4 tokens, but algorithm.max_tokens is 3; ")
+    assert str(error.value).startswith("row 0 of the batch: 4 tokens, more than algorithm.max_tokens 3\n")
 
 
 def test_truncated_rows_are_reported_with_their_line(caplog):
-    with caplog.at_level(logging.WARNING, "rl_core.encoding"):
+    with caplog.at_level(logging.WARNING, "rl_core.long_rows"):
         batch = limited(10, "truncate").examples(ROWS, Letters())
     assert batch.lengths.tolist() == [5, 9, 10]
     assert masks(batch)[2] == [0] + [1] * 9
-    assert caplog.messages == [
-        "a row longer than algorithm.max_tokens 10 is truncated: data.jsonl:3 has 12 tokens "
-        "(further ones at level INFO)"
-    ]
+    assert caplog.messages == ["data.jsonl:3: 12 tokens, more than algorithm.max_tokens 10: truncated"]
 
 
 def test_skipped_rows_are_left_out_and_warned_about_once(caplog):
     encoder = limited(8, "skip")
-    with caplog.at_level(logging.WARNING, "rl_core.encoding"):
+    with caplog.at_level(logging.WARNING, "rl_core.long_rows"):
         first, second = (encoder.examples(ROWS, Letters()) for _ in range(2))
     assert first.lengths.tolist() == second.lengths.tolist() == [5]
-    assert caplog.messages == [
-        "a row longer than algorithm.max_tokens 8 is skipped: data.jsonl:2 has 9 tokens (further ones at level INFO)"
-    ]
+    assert caplog.messages == ["data.jsonl:2: 9 tokens, more than algorithm.max_tokens 8: skipped"]
 
 
 def test_rows_that_are_all_skipped_leave_an_empty_batch():
@@ -108,12 +103,38 @@ def test_rows_that_are_all_skipped_leave_an_empty_batch():
     assert len(limited(2, "skip").pairs(PAIRS, Letters(), numbers={"margin": "gap"})) == 0
 
 
-def test_a_row_truncated_before_its_completion_is_an_error():
-    with pytest.raises(DataError) as error:
-        limited(6, "truncate").examples(ROWS, Letters())
-    assert str(error.value) == (
-        "data.jsonl:2: no token to train on, its completion begins after max_tokens; "
-        "raise algorithm.max_tokens or set algorithm.on_long_row: skip"
+def test_a_row_truncated_before_its_completion_is_left_out(caplog):
+    with caplog.at_level(logging.WARNING, "rl_core.long_rows"):
+        batch = limited(6, "truncate").examples(ROWS, Letters())
+    assert batch.lengths.tolist() == [5, 6]
+    assert caplog.messages == ["data.jsonl:2: 9 tokens, more than algorithm.max_tokens 6: skipped"]
+
+
+@pytest.mark.parametrize(("own", "model", "name"), [(None, 8, "model"), (10, 8, "model"), (8, 10, "algorithm")])
+def test_the_model_limits_rows_too_and_the_smaller_limit_counts(own, model, name):
+    encoder = limited(own, "skip")
+    record = encoder.limit_to(model)
+    record.quiet()
+    assert encoder.examples(ROWS, Letters()).lengths.tolist() == [5]
+    limit = {"model": "model.max_length", "algorithm": "algorithm.max_tokens"}[name]
+    assert record.summary(3) == f"2 of 3 rows are longer than {limit} 8: skipped; longest 12 (data.jsonl:3)"
+
+
+def test_what_happens_to_long_rows_may_be_said_without_a_limit_of_their_own():
+    encoder = limited(None, "error")
+    encoder.limit_to(10)
+    with pytest.raises(DataError, match=r"data\.jsonl:3: 12 tokens, more than model\.max_length 10"):
+        encoder.examples(ROWS, Letters())
+
+
+def test_the_summary_of_truncated_rows_counts_those_without_a_completion_left():
+    encoder = limited(6, "truncate")
+    record = encoder.limit_to(100)
+    for _ in range(2):
+        encoder.examples(ROWS, Letters())
+    assert record.summary(3) == (
+        "2 of 3 rows are longer than algorithm.max_tokens 6: truncated (1 of them skipped, because nothing to train on "
+        "would be left); longest 12 (data.jsonl:3)"
     )
 
 
@@ -148,7 +169,7 @@ def test_a_pair_is_skipped_whole_and_takes_its_numbers_with_it():
 def test_a_pair_that_is_too_long_names_its_line_and_its_side():
     with pytest.raises(DataError) as error:
         limited(5).pairs(PAIRS, Letters())
-    assert str(error.value).startswith("pairs.jsonl:2 (chosen): 8 tokens, but algorithm.max_tokens is 5; ")
+    assert str(error.value).startswith("pairs.jsonl:2 (chosen): 8 tokens, more than algorithm.max_tokens 5\n")
 
 
 def test_the_tokenizer_learns_where_a_side_of_a_pair_comes_from():

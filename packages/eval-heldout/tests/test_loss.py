@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rl_core.errors import ConfigError, DataError
@@ -35,3 +37,23 @@ def test_an_algorithm_that_learns_from_rollouts_has_no_such_loss(context: Callab
         "evaluator 'loss' measures the loss on given completions, but the algorithm learns from its own\n"
         "    use the evaluator 'accuracy' with this algorithm"
     )
+
+
+def test_rows_that_the_algorithm_leaves_out_are_counted(context: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    class LeavesOut:
+        """As an algorithm that skips long rows does."""
+
+        def __init__(self, algorithm) -> None:
+            self._algorithm = algorithm
+            self.plan, self.evaluate = algorithm.plan, algorithm.evaluate
+
+        def encode(self, rows, tokenizer):
+            return self._algorithm.encode([row for row in rows if len(row["completion"]) < 2], tokenizer)
+
+    world = context(ROWS)
+    with caplog.at_level(logging.WARNING):
+        result = HeldOutLoss(LossConfig(name="loss")).evaluate(
+            replace(world, step=0, algorithm=LeavesOut(world.algorithm))
+        )
+    assert result.metrics == {"eval/loss": 2.0}
+    assert caplog.messages == ["1 of 2 rows of eval_data are too long and left out of the loss"]

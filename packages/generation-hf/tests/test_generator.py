@@ -292,3 +292,26 @@ def test_a_closed_generator_says_what_to_call_and_can_be_loaded_again(small):
     assert message == "generator hf: no model is loaded; call load first"
     generator.load(small.spec(), None)
     assert len(generator.generate(small.requests([[1]]), SamplingParams(max_new_tokens=1))) == 1
+
+
+def test_rows_without_a_token_and_ids_without_a_meaning_are_never_sampled(small, tmp_path):
+    model = build_model(small.spec(), dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    spec = ModelSpec(path=str(tmp_path), vocab_size=40, never_sampled=(3, 39), max_length=64)
+    sampling = SamplingParams(n=16, max_new_tokens=16)
+    requests = small.requests(small.prompts([3, 7]))
+    batch = small.generator(spec).generate(requests, sampling)
+    excluded = {3, 39, *range(40, 48)}
+    written = {token for completion in small.completions(batch) for token in completion}
+    assert len(written) > 20
+    assert not written & excluded
+    whole = small.generator(ModelSpec(path=str(tmp_path), max_length=64)).generate(requests, sampling)
+    assert {token for completion in small.completions(whole) for token in completion} & excluded, "these could be"
+    for index in range(len(batch)):
+        tokens = torch.from_numpy(batch.tokens[batch.sequence(index)].astype(np.int64))
+        with torch.no_grad():
+            logprobs = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+        expected = logprobs.gather(1, tokens[1:, None])[:, 0].numpy()
+        sampled = batch.token_columns["loss_mask"][batch.sequence(index)][1:] > 0
+        got = batch.token_columns["sampled_logprobs"][batch.sequence(index)][1:]
+        np.testing.assert_allclose(got[sampled], expected[sampled], atol=1e-5)

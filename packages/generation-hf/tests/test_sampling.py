@@ -7,6 +7,7 @@ import pytest
 import torch
 from rl_core.contracts.generator import SamplingParams
 from rl_generation_hf import sampling as module
+from rl_generation_hf.exclusion import NeverSampled
 from rl_generation_hf.sampling import sample
 
 PROBABILITIES = torch.tensor([0.05, 0.4, 0.2, 0.25, 0.1])
@@ -81,3 +82,29 @@ def test_rows_sampled_in_chunks_are_the_same(monkeypatch):
     tokens, logprobs = sample(logits, uniforms, SamplingParams())
     assert tokens.tolist() == whole[0].tolist()
     torch.testing.assert_close(logprobs, whole[1])
+
+
+@pytest.mark.parametrize(
+    ("never", "params", "expected"),
+    [
+        (NeverSampled(5, ids=[1]), SamplingParams(), [0.05 / 0.6, 0, 0.2 / 0.6, 0.25 / 0.6, 0.1 / 0.6]),
+        (NeverSampled(5, vocab_size=3), SamplingParams(), [0.05 / 0.65, 0.4 / 0.65, 0.2 / 0.65, 0, 0]),
+        (NeverSampled(5, vocab_size=4, ids=[0, 3]), SamplingParams(), [0, 0.4 / 0.6, 0.2 / 0.6, 0, 0]),
+        (NeverSampled(5, ids=[1]), SamplingParams(top_k=2), [0, 0, 0.2 / 0.45, 0.25 / 0.45, 0]),
+        (NeverSampled(5, ids=[1]), SamplingParams(top_p=0.7), [0, 0, 0.2 / 0.45, 0.25 / 0.45, 0]),
+        (NeverSampled(5, ids=[1]), SamplingParams(temperature=0), [0, 0, 0, 1, 0]),
+        (NeverSampled(5, vocab_size=9), SamplingParams(), PROBABILITIES),
+    ],
+)
+def test_what_is_never_sampled_leaves_the_others_their_shares_and_all_their_log_probabilities(never, params, expected):
+    tokens, logprobs = sample(LOGITS.expand(2000, -1), grid(2000), params, never)
+    np.testing.assert_allclose(np.bincount(tokens.numpy(), minlength=5) / 2000, expected, atol=1e-3)
+    np.testing.assert_allclose(logprobs, PROBABILITIES.log()[tokens], atol=1e-6)
+
+
+def test_what_is_left_may_have_next_to_no_probability():
+    logits = torch.tensor([[200.0, 1.0, 0.0]])
+    tokens, logprobs = sample(logits.expand(1000, -1), grid(1000), SamplingParams(), NeverSampled(3, ids=[0]))
+    share = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(np.bincount(tokens.numpy(), minlength=3) / 1000, [0, share, 1 - share], atol=2e-3)
+    np.testing.assert_allclose(logprobs, logits.log_softmax(-1)[0, tokens], rtol=1e-6)

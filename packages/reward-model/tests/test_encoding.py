@@ -12,6 +12,7 @@ import pytest
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, EnvironmentProblem
 from rl_reward_model.encoding import Encoder
+from transformers import AutoTokenizer
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -61,6 +62,28 @@ def test_tools_template_variables_and_begun_answers_have_the_tokens_of_training(
     sample = Sample(row=row, prompt="", completion=" yes.")
     assert Encoder(config(path=str(path))).encode([sample])[0].tolist() == expected.tolist()
     assert ("tools" in row) == (trained.decode(expected).startswith("addgood"))
+
+
+def test_a_chat_ends_with_the_token_that_the_template_closes_a_turn_with(
+    folder: str, config: Callable, tmp_path: Path
+) -> None:
+    path = tmp_path / "gemma-like"
+    shutil.copytree(folder, path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end_of_turn>\n{% endfor %}"
+    tokenizer.save_pretrained(path)
+    text = pytest.importorskip("rl_data_text.tokenizers.hf")
+    configs = pytest.importorskip("rl_data_text.config")
+    trained = text.HfTokenizer(configs.HfTokenizerConfig(name="hf"))
+    trained.load(str(path), [])
+    samples = [chat("Hello."), Sample(row={"prompt": "a"}, prompt="a", completion="b")]
+    encoded = Encoder(config(path=str(path))).encode(samples)
+    ends = tokenizer.convert_ids_to_tokens([int(tokens[-1]) for tokens in encoded])
+    assert ends == ["<end_of_turn>", "<eos>"]
+    for tokens, sample in zip(encoded, samples, strict=True):
+        expected, _ = trained.encode_example({**sample.row, "completion": sample.completion}, "all")
+        assert tokens.tolist() == expected.tolist()
 
 
 def test_an_opening_token_is_kept(folder: str, config: Callable, tmp_path: Path) -> None:

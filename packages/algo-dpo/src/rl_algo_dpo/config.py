@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from rl_core.config.paths import ModelPath
 from rl_core.config.sections import AlgorithmConfig, Section
 from rl_core.contracts.algorithm import BatchPlan
@@ -93,10 +93,12 @@ class DpoConfig(AlgorithmConfig):
         64, ge=1, description="Data rows in one optimizer step, over all ranks: pairs, or labelled completions (kto)."
     )
     max_tokens: int | None = Field(
-        None, ge=2, description="Longest sequence in tokens, prompt and completion; null for no limit of its own."
+        None, ge=2, description="Longest sequence in tokens, prompt and completion; default: model.max_length."
     )
     on_long_row: Literal["error", "truncate", "skip"] = Field(
-        "error", description="What happens to a row of more than max_tokens: stop, cut off its end, or leave it out."
+        "skip",
+        description="What happens to a row of more than max_tokens or model.max_length: stop before the first step, "
+        "cut off its end, or leave it out. Long rows are counted before training.",
     )
 
     @property
@@ -156,9 +158,3 @@ class DpoConfig(AlgorithmConfig):
                 "loss kto needs pairs_per_step of at least 2, because it joins prompts to the completions of other rows"
             )
         return value
-
-    @model_validator(mode="after")
-    def _on_long_row_has_a_limit(self) -> DpoConfig:
-        if self.max_tokens is None and "on_long_row" in self.model_fields_set:
-            raise ValueError("on_long_row has no effect without max_tokens; set max_tokens or remove on_long_row")
-        return self

@@ -18,6 +18,7 @@ from rl_algo_dpo.reference import ReferenceLogprobs
 
 if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import Tokenizer
+    from rl_core.long_rows import LongRows
     from rl_core.model import Model
 
     from rl_algo_dpo.config import DpoConfig
@@ -43,6 +44,10 @@ class Dpo(AlgorithmBase):
     def start(self, directory: str) -> None:
         """Reference log-probs are kept below ``directory`` from now on."""
         self._reference.open(directory)
+
+    def limit_rows(self, max_length: int) -> LongRows:
+        """No row is longer than the model takes; see :meth:`rl_core.encoding.RowEncoder.limit_to`."""
+        return self._encoder.limit_to(max_length)
 
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         """Pairs (columns ``unit`` and ``chosen``), or labelled completions for KTO (column ``desirable``)."""

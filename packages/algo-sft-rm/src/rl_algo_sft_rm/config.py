@@ -20,17 +20,13 @@ class _RowsConfig(AlgorithmConfig):
     max_tokens: int | None = Field(
         None,
         ge=2,
-        description="Longest sequence in tokens, prompt and completion together; null for no limit of its own.",
+        description="Longest sequence in tokens, prompt and completion together; default: model.max_length.",
     )
     on_long_row: Literal["error", "truncate", "skip"] = Field(
-        "error", description="What happens to a row of more than max_tokens: stop, cut off its end, or leave it out."
+        "skip",
+        description="What happens to a row of more than max_tokens or model.max_length: stop before the first step, "
+        "cut off its end, or leave it out. Long rows are counted before training.",
     )
-
-    @model_validator(mode="after")
-    def _on_long_row_has_a_limit(self) -> Self:
-        if self.max_tokens is None and "on_long_row" in self.model_fields_set:
-            raise ValueError("on_long_row has no effect without max_tokens; set max_tokens or remove on_long_row")
-        return self
 
 
 class SftConfig(_RowsConfig):

@@ -14,6 +14,7 @@ from rl_core.encoding import LengthLimit, RowEncoder
 
 if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import Tokenizer
+    from rl_core.long_rows import LongRows
     from rl_core.model import Model
 
     from rl_algo_sft_rm.config import RmConfig
@@ -40,6 +41,10 @@ class RewardModel(AlgorithmBase):
 
     def roles(self) -> Sequence[Role]:
         return (Role("reward", trainable=True, head="scalar"),)
+
+    def limit_rows(self, max_length: int) -> LongRows:
+        """No row is longer than the model takes; see :meth:`rl_core.encoding.RowEncoder.limit_to`."""
+        return self._rows.limit_to(max_length)
 
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         """Two sequences a row with ``unit`` and ``chosen``, and ``margin`` where rows have their own; see

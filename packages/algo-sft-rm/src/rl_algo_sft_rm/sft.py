@@ -15,6 +15,7 @@ from rl_core.encoding import LengthLimit, RowEncoder
 
 if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import Tokenizer
+    from rl_core.long_rows import LongRows
     from rl_core.model import Model
 
     from rl_algo_sft_rm.config import SftConfig
@@ -35,6 +36,10 @@ class Sft(AlgorithmBase):
 
     def roles(self) -> Sequence[Role]:
         return (Role("policy", trainable=True),)
+
+    def limit_rows(self, max_length: int) -> LongRows:
+        """No row is longer than the model takes; see :meth:`rl_core.encoding.RowEncoder.limit_to`."""
+        return self._rows.limit_to(max_length)
 
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         """Rows to sequences with ``loss_mask``; see :meth:`rl_core.encoding.RowEncoder.examples`."""

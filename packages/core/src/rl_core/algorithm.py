@@ -15,6 +15,7 @@ from rl_core.errors import RLError
 if TYPE_CHECKING:
     from rl_core.config.sections import AlgorithmConfig
     from rl_core.contracts.tokenizer import Tokenizer
+    from rl_core.long_rows import LongRows
     from rl_core.model import Model
 
 
@@ -36,6 +37,9 @@ class AlgorithmBase:
 
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         raise RLError(f"algorithm {self._settings.name} trains on rollouts; it has no loss on data rows")
+
+    def limit_rows(self, max_length: int) -> LongRows | None:
+        return None
 
     def begin(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Callable[[], Metrics] | None:
         return None

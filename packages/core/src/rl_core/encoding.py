@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rl_core.batch import UNIT, SequenceBatch
 from rl_core.errors import DataError
+from rl_core.long_rows import LongRows, OnLong
 
 if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import LossOn, Tokenizer
 
-logger = logging.getLogger(__name__)
-
-OnLongRow = Literal["error", "truncate", "skip"]
-
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """Longest sequence in tokens (None: no limit of its own) and what happens to longer ones."""
+    """Longest sequence in tokens (None: that of the model alone) and what happens to longer ones."""
 
     max_tokens: int | None = None
-    on_long_row: OnLongRow = "error"
+    on_long_row: OnLong = "skip"
 
 
 class RowEncoder:
@@ -39,7 +35,23 @@ class RowEncoder:
 
     def __init__(self, limit: LengthLimit | None = None) -> None:
         self._limit = limit or LengthLimit()
-        self._warned = False
+        self._most = self._limit.max_tokens
+        self._long = self._record("algorithm.max_tokens")
+
+    def limit_to(self, max_length: int) -> LongRows:
+        """Treat what is longer than the model's ``max_length`` like what is longer than the limit of the config.
+
+        Returns:
+            the record of the long rows from now on.
+        """
+        if self._most is None or max_length < self._most:
+            self._most = max_length
+            self._long = self._record("model.max_length")
+        return self._long
+
+    def _record(self, name: str) -> LongRows:
+        fix = f"raise {name}, or set algorithm.on_long_row to skip or truncate"
+        return LongRows(self._limit.on_long_row, what="rows", limit=f"{name} {self._most}", fix=fix)
 
     def examples(
         self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, loss_on: LossOn = "completion"
@@ -48,6 +60,8 @@ class RowEncoder:
 
         Raises:
             DataError: a row is too long under ``on_long_row: error``, or has no token to train on.
+
+        A long row is left out under ``skip``, and under ``truncate`` where its completion begins beyond the limit.
         """
         sequences, masks = [], []
         for index, row in enumerate(rows):
@@ -117,32 +131,17 @@ class RowEncoder:
     def _encode(
         self, row: Mapping[str, Any], tokenizer: Tokenizer, loss_on: LossOn, where: str
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        limit = self._limit.max_tokens
+        limit = self._most
         tokens, mask = _up_to_last_trained(*tokenizer.encode_example(row, loss_on))
-        is_long = limit is not None and len(tokens) > limit
-        if is_long:
-            if self._limit.on_long_row == "error":
-                raise DataError(
-                    f"{where}: {len(tokens)} tokens, but algorithm.max_tokens is {limit}; "
-                    "raise it, or set algorithm.on_long_row to truncate or skip"
-                )
-            self._report(where, len(tokens))
-            if self._limit.on_long_row == "skip":
+        if limit is not None and len(tokens) > limit:
+            lost = self._limit.on_long_row == "truncate" and not np.any(mask[1:limit])
+            place = where.removesuffix(" (chosen)").removesuffix(" (rejected)")
+            # The error says which side it is; the count is of rows.
+            self._long.meet(where if self._limit.on_long_row == "error" else place, len(tokens), lost=lost)
+            if lost or self._limit.on_long_row == "skip":
                 return None
-        tokens, mask = _up_to_last_trained(tokens[:limit], mask[:limit])
-        return np.asarray(tokens, np.int32), _weights(mask, where, cut=is_long)
-
-    def _report(self, where: str, tokens: int) -> None:
-        """Warn the first time; afterwards only at level INFO, because every epoch meets the same rows again."""
-        logger.log(
-            logging.INFO if self._warned else logging.WARNING,
-            "a row longer than algorithm.max_tokens %d is %s: %s has %d tokens (further ones at level INFO)",
-            self._limit.max_tokens,
-            {"truncate": "truncated", "skip": "skipped"}[self._limit.on_long_row],
-            where,
-            tokens,
-        )
-        self._warned = True
+            tokens, mask = _up_to_last_trained(tokens[:limit], mask[:limit])
+        return np.asarray(tokens, np.int32), _weights(mask, where)
 
 
 def _where(row: Mapping[str, Any], index: int) -> str:
@@ -165,11 +164,9 @@ def _number(row: Mapping[str, Any], column: str, where: str) -> float:
     raise DataError(f"{where}: there is no column {column!r} (columns: {columns})")
 
 
-def _weights(mask: np.ndarray, where: str, *, cut: bool) -> np.ndarray:
+def _weights(mask: np.ndarray, where: str) -> np.ndarray:
     weights = np.array(mask, np.float32)
     weights[:1] = 0.0
     if not weights.any():
-        why = "its completion begins after max_tokens" if cut else "its completion is empty"
-        fix = "raise algorithm.max_tokens or set algorithm.on_long_row: skip" if cut else "remove the row"
-        raise DataError(f"{where}: no token to train on, {why}; {fix}")
+        raise DataError(f"{where}: no token to train on, its completion is empty; remove the row")
     return weights

@@ -72,7 +72,7 @@ def test_a_missing_extended_file_is_reported_where_it_is_named(write, base, prob
 
 
 STAGES = """
-model: {init: {architecture: qwen2, hidden_size: 8, layers: 1, heads: 2}, max_length: 64}
+model: {init: {architecture: qwen2, hidden_size: 8, layers: 1, heads: 2}, max_length: 512}
 tokenizer: {name: letters}
 backend: {name: tiny}
 data: {name: lines, path: train.txt}
@@ -96,7 +96,7 @@ def test_stages_overlay_the_base(config_of, folder):
     assert (sft.name, sft.run.steps, sft.run.seed, sft.algorithm.config.rows_per_step) == ("sft", 20, 3, 7)
     assert (rl.name, rl.run.steps, rl.algorithm.name, rl.tokenizer.name) == ("rl", 10, "clip", "hf")
     assert rl.model.path == str(folder / "runs" / "chain" / "stages" / "sft" / "export")
-    assert (rl.model.init, rl.model.max_length) == (None, 64)
+    assert (rl.model.init, rl.model.max_length) == (None, 512)
     assert (sft.generator, sft.rewards) == (None, ())
 
 
@@ -147,7 +147,7 @@ def test_stages_that_are_no_list_are_reported(problems_of, base, stages):
 
 
 def test_a_problem_in_the_base_is_reported_once_for_all_stages(problems_of):
-    assert problems_of(STAGES.replace("max_length: 64", "max_lenght: 64")) == [
+    assert problems_of(STAGES.replace("max_length: 512", "max_lenght: 64")) == [
         "c.yaml:1: model.max_lenght: unknown key 'max_lenght' for the section 'model'\n    did you mean 'max_length'?"
     ]
 

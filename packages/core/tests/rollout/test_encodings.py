@@ -83,7 +83,7 @@ def test_a_row_that_cannot_be_encoded_says_so_where_it_is_drawn():
         rows[2]
     assert str(raised.value) == (
         "data:3: the example has 60 tokens, more than model.max_length 50\n"
-        "    raise model.max_length, or shorten or drop the row (algorithm.max_tokens, algorithm.on_long_row)"
+        "    raise model.max_length, or shorten or drop the row"
     )
 
 

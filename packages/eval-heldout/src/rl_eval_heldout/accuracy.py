@@ -8,6 +8,7 @@ import numpy as np
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult
 from rl_core.contracts.generator import SamplingParams
+from rl_core.contracts.tokenizer import end_token_ids
 from rl_core.errors import ConfigError, DataError
 from rl_core.rollout.samples import completion_tokens, sample_rows
 
@@ -46,13 +47,12 @@ class Accuracy:
 
     def _sampling(self, context: EvaluationContext) -> SamplingParams:
         config = self.config
-        end = context.tokenizer.special_tokens.get("eos_token_id")
         return SamplingParams(
             n=config.n,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             stop=config.stop,
-            stop_token_ids=() if end is None else (end,),
+            stop_token_ids=end_token_ids(context.tokenizer),
         )
 
 

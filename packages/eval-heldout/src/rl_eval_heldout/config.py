@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from pydantic import Field, model_validator
+from rl_core.config.problems import Problem
+from rl_core.config.sampling import StopStrings, Temperature
 from rl_core.config.sections import EvaluatorConfig
+from rl_core.config.turn_limits import no_room_for_a_prompt
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import StageConfig
 
 _LIMIT = "Use only this many rows of eval_data, from the start; default: all."
 
@@ -19,9 +28,9 @@ class AccuracyConfig(EvaluatorConfig):
 
     limit: int | None = Field(None, ge=1, description=_LIMIT)
     n: int = Field(1, ge=1, description="Completions per prompt; more than 1 needs a temperature above 0.")
-    temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 takes the most likely token.")
+    temperature: Temperature = Field(0.0, ge=0, description="Sampling temperature; 0 takes the most likely token.")
     max_new_tokens: int = Field(64, ge=1, description="Upper bound on completion tokens, end token included.")
-    stop: tuple[str, ...] = Field((), description="Strings that end a completion (kept in it).")
+    stop: StopStrings = Field((), description="Strings that end a completion (kept in it).")
     threshold: float = Field(1.0, description="A completion whose reward is at least this counts as correct.")
     samples: int = Field(10, ge=0, description="Completions shown in the samples, of the first rows.")
 
@@ -30,3 +39,8 @@ class AccuracyConfig(EvaluatorConfig):
         if self.n > 1 and self.temperature == 0:
             raise ValueError(f"n: {self.n} completions at temperature 0 would all be the same; set temperature: 1.0")
         return self
+
+    def problems(self, stage: StageConfig) -> Iterator[Problem]:
+        """Completions that leave no room for a prompt; an environment may have a limit of its own."""
+        if stage.environment is None or stage.environment.config.max_tokens_per_turn is None:
+            yield from no_room_for_a_prompt(self.max_new_tokens, stage)

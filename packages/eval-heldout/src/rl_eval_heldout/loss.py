@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult
 from rl_core.errors import ConfigError, DataError
+from rl_core.rollout.feed import join_rows
 
 from rl_eval_heldout.config import LossConfig
+
+logger = logging.getLogger(__name__)
 
 
 class HeldOutLoss:
@@ -29,7 +34,12 @@ class HeldOutLoss:
         rows = context.rows[: self.config.limit]
         if not rows:
             raise DataError(f"evaluator {self.config.name!r}: eval_data has no rows")
-        batch = context.algorithm.encode(rows, context.tokenizer)
-        if not len(batch):
+        parts = [context.algorithm.encode([row], context.tokenizer) for row in rows]
+        used = [part for part in parts if len(part)]
+        if not used:
             raise DataError(f"evaluator {self.config.name!r}: none of the {len(rows)} rows of eval_data can be used")
-        return EvaluationResult(context.algorithm.evaluate(batch, context.models))
+        if len(used) < len(rows):
+            level = logging.INFO if context.step else logging.WARNING  # the same ones every time
+            left_out = len(rows) - len(used)
+            logger.log(level, "%d of %d rows of eval_data are too long and left out of the loss", left_out, len(rows))
+        return EvaluationResult(context.algorithm.evaluate(join_rows(used), context.models))

@@ -6,7 +6,7 @@ they finish, so no forward ever computes a finished row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rl_generation_hf.cache import SlotCache
+from rl_generation_hf.exclusion import NeverSampled
 from rl_generation_hf.forward import forward_of
 from rl_generation_hf.philox import uniforms
 from rl_generation_hf.sampling import sample
@@ -67,17 +68,22 @@ class Decoder:
     Args:
         model: from ``AutoModelForCausalLM``, in evaluation mode.
         max_batch_tokens: size of the cache in tokens; one completion always fits.
+        tokens: size of the tokenizer, 0 for unknown; ids from there on are never sampled.
+        never: further ids that are not.
 
     Attributes:
         version: version of the model's weights.
     """
 
-    def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, max_batch_tokens: int, tokens: int = 0, never: Sequence[int] = ()
+    ) -> None:
         self.model = model
         self.version = 0
         self.max_batch_tokens = max_batch_tokens
         config = model.config.get_text_config(decoder=True)
         self.vocab_size: int = config.vocab_size
+        self.never_sampled = NeverSampled(self.vocab_size, vocab_size=tokens, ids=never)
         self.cache = SlotCache(config.num_hidden_layers)
         self.forward = forward_of(model, self.cache)
 
@@ -225,7 +231,7 @@ class _Run:
         result, out = self.result, self._row[rows]
         at = result.lengths[out]
         drawn = torch.from_numpy(self._uniforms[rows][np.arange(len(out)), at]).to(logits.device)
-        tokens, logprobs = sample(logits, drawn, self._sampling)
+        tokens, logprobs = sample(logits, drawn, self._sampling, self._decoder.never_sampled)
         self._token[rows] = tokens.cpu().numpy()
         result.tokens[out, at] = self._token[rows]
         result.logprobs[out, at] = logprobs.cpu().numpy()

@@ -52,7 +52,12 @@ class HfGenerator:
     def load(self, model: ModelSpec, tokenizer_path: str | None) -> None:
         """Build the model with weights version 0; a tokenizer is only read when stop strings are used."""
         built = build_model(model, dtype=getattr(torch, self.config.dtype), device=self._device)
-        decoder = Decoder(built.eval(), max_batch_tokens=self.config.max_batch_tokens)
+        decoder = Decoder(
+            built.eval(),
+            max_batch_tokens=self.config.max_batch_tokens,
+            tokens=model.vocab_size,
+            never=model.never_sampled,
+        )
         self._loaded = _Loaded(decoder, model, tokenizer_path)
         self._asleep = False
         logger.info("loaded %s on %s, context %d", built.config.model_type, self._device, self._loaded.context[0])

@@ -6,45 +6,60 @@ import torch
 from rl_core.contracts.generator import SamplingParams
 from torch import Tensor
 
+from rl_generation_hf.exclusion import NeverSampled
+
 # Rows are sampled in chunks of about this many logits, which bounds the float64 temporaries.
 _CHUNK_ELEMENTS = 2**24
 
 
-def sample(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor, uniforms: Tensor, sampling: SamplingParams, never: NeverSampled | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw one token per row by inverting the cumulative distribution at ``uniforms``.
 
     Args:
         logits: [R, V], any floating type.
         uniforms: float64 [R] in [0, 1); unused at temperature 0.
         sampling: its ``temperature``, ``top_k`` and ``top_p`` are used.
+        never: ids that are not drawn.
 
     Returns:
         Tokens int64 [R] and float32 [R] log-probabilities over the full vocabulary at the sampling
-        temperature (at temperature 0: at temperature 1), before top-k and top-p.
+        temperature (at temperature 0: at temperature 1), before ``never``, top-k and top-p.
     """
     rows = max(1, _CHUNK_ELEMENTS // logits.shape[1])
     if len(logits) <= rows:
-        return _sample(logits, uniforms, sampling)
-    parts = [_sample(part, u, sampling) for part, u in zip(logits.split(rows), uniforms.split(rows), strict=True)]
+        return _sample(logits, uniforms, sampling, never)
+    parts = [
+        _sample(part, u, sampling, never) for part, u in zip(logits.split(rows), uniforms.split(rows), strict=True)
+    ]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
 
 
-def _sample(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+def _sample(
+    logits: Tensor, uniforms: Tensor, sampling: SamplingParams, never: NeverSampled | None
+) -> tuple[Tensor, Tensor]:
     logits = logits.float()
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
     logprobs = torch.log_softmax(logits, dim=-1)
+    excluding = never is not None and not never.none
+    if excluding:
+        never.exclude(logprobs)
     if sampling.temperature == 0:
         tokens = logprobs.argmax(dim=-1)
     else:
-        tokens = _invert(_filtered(logprobs.exp(), sampling), uniforms)
+        # The most likely token that is left gets weight 1, so that a little probability is enough.
+        weights = (logprobs - logprobs.amax(-1, keepdim=True)).exp_() if excluding else logprobs.exp()
+        tokens = _invert(_filtered(weights, sampling), uniforms)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
 
 def _filtered(probabilities: Tensor, sampling: SamplingParams) -> Tensor:
     """Zero what top-k, then top-p on what is left, exclude; ties with the last kept token are kept.
 
-    Only values are compared, never positions, so the result does not depend on a sort's tie order.
+    They need not sum to 1. Only values are compared, never positions, so the result does not depend on a sort's tie
+    order.
     """
     if 0 < sampling.top_k < probabilities.shape[1]:
         smallest = probabilities.topk(sampling.top_k, dim=-1).values[:, -1:]

@@ -25,6 +25,7 @@ from vllm.platforms import current_platform
 
 from rl_generation_vllm.batches import Completion
 from rl_generation_vllm.environment import contained, quiet
+from rl_generation_vllm.exclusion import settings
 from rl_generation_vllm.shapes import CPU_BLOCK_SIZE
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class EngineOptions:
         dtype: torch name.
         kv_cache_bytes: size of the cache; None leaves it to ``gpu_memory_utilization``.
         shares_device: another process trains on the same GPU.
+        vocab_size: size of the tokenizer; ids from there on are never sampled. 0 for unknown.
+        never_sampled: further ids that are not.
     """
 
     folder: str
@@ -64,6 +67,8 @@ class EngineOptions:
     gpu_memory_utilization: float | None
     enforce_eager: bool
     shares_device: bool = False
+    vocab_size: int = 0
+    never_sampled: tuple[int, ...] = ()
 
 
 class Engine:
@@ -103,6 +108,7 @@ class Engine:
                 enable_sleep_mode=not self._on_cpu,
                 logprobs_mode="raw_logprobs",
                 worker_extension_cls="rl_generation_vllm.worker.WorkerExtension",
+                **settings(options.vocab_size, options.never_sampled),
                 disable_log_stats=True,
                 seed=0,
             )

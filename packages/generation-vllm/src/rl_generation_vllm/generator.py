@@ -151,6 +151,7 @@ class VllmGenerator:
         from rl_generation_vllm.engine import Engine, EngineOptions
 
         own = self.config
+        rows = config.get_text_config(decoder=True).vocab_size
         return Engine(
             EngineOptions(
                 folder=model.path or folder,
@@ -166,6 +167,9 @@ class VllmGenerator:
                 gpu_memory_utilization=own.gpu_memory_utilization,
                 enforce_eager=own.enforce_eager,
                 shares_device=self._shares_device,
+                # A model's own size needs no processor in the engine.
+                vocab_size=model.vocab_size if model.vocab_size < rows else 0,
+                never_sampled=model.never_sampled,
             )
         )
 

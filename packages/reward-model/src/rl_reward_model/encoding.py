@@ -1,7 +1,8 @@
 """From samples to token sequences, as reward models are trained on them.
 
-The prompt has the tokens it is sampled from, the completion goes on behind it and is closed with the end token: what
-``Tokenizer.encode_example`` gives for the same row in training.
+The prompt has the tokens it is sampled from; the completion goes on behind it and is closed with the end token (for
+messages the one that the chat template closes a turn with): what ``Tokenizer.encode_example`` gives for the same row in
+training.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 _CONTEXT = 64
 """Characters in front of a text that decide how it is tokenized."""
 
+_TURN = "…the assistant's turn…"
+
 
 class Encoder:
     """The reward model's tokenizer, and the limit on the length of what it reads.
@@ -50,6 +53,7 @@ class Encoder:
                 '    set "eos_token" in its tokenizer_config.json'
             )
         self._eos = int(self._tokenizer.eos_token_id)
+        self._turn_end = turn_end(self._tokenizer, otherwise=self._eos)
         opening = list(self._tokenizer("")["input_ids"])
         self._opening = opening[:1] if opening and opening[0] == self._tokenizer.bos_token_id else []
         self.limit = _limit(config)
@@ -75,8 +79,9 @@ class Encoder:
                         text = self._prompt(sample.row)
                         prompts[id(sample.row)] = (sample.row, text, self._prompt_tokens(prompt, text))
                     _, text, before = prompts[id(sample.row)]
-                    tokens = [*before, *self._after(text, sample.completion), self._eos]
-                    tokens = tokens[:-1] if len(tokens) > len(before) + 1 and tokens[-2] == self._eos else tokens
+                    tokens = [*before, *self._after(text, sample.completion)]
+                    end = self._eos if isinstance(prompt, str) else self._turn_end
+                    tokens += [] if len(tokens) > len(before) and tokens[-1] == end else [end]
             except DataError as error:
                 raise DataError(f"{place_of(sample)}: reward {self.config.name!r}: {error}") from error.__cause__
             sequences.append(np.array(tokens, np.int32))
@@ -158,6 +163,22 @@ class Encoder:
             logger.warning("%s: its beginning is cut off (and that of every longer sample)", facts)
             self._warned = True
         return tokens[-self.limit :]
+
+
+def turn_end(tokenizer: Any, *, otherwise: int) -> int:
+    """The special token that the chat template puts right after an assistant's text, or ``otherwise``."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return otherwise
+    messages = [{"role": "user", "content": "user"}, {"role": "assistant", "content": _TURN}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (TemplateError, TypeError, ValueError, KeyError):
+        return otherwise  # a template for other messages; rendering these reports it
+    tokens = tokenizer.encode(text.partition(_TURN)[2].lstrip(), add_special_tokens=False)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return tokens[0] if tokens and tokens[0] in special else otherwise
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:

@@ -17,7 +17,7 @@ from rl_core.config.problems import Problem
 from rl_core.config.redaction import MASKS, REDACTED, hide_url_passwords, is_secret
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
-from rl_core.config.turn_limits import turn_limit_problems
+from rl_core.config.turn_limits import completion_limit_problems, turn_limit_problems
 from rl_core.errors import EnvironmentProblem
 from rl_core.model_folder import check_model_folder
 
@@ -135,9 +135,11 @@ def check_plans(selected: Selected, stage: StageConfig, findings: Findings) -> N
 
 
 def check_environment(selected: Selected, stage: StageConfig, findings: Findings) -> None:
-    """The turns of a conversation fit the model's context."""
+    """Completions, and the turns of a conversation, fit the model's context."""
     for problem in turn_limit_problems(stage):
         _add(selected.nodes["environment"], problem, findings)
+    for problem in completion_limit_problems(stage):
+        _add(selected.nodes["generator"], problem, findings)
 
 
 def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) -> None:

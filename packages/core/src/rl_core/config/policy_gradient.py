@@ -98,6 +98,11 @@ class PolicyGradientConfig(AlgorithmConfig):
     """Which fields do something, those of ``mismatch`` aside; an algorithm with further ones lists all of its own."""
 
     prompts_per_step: int = Field(32, ge=1, description="Prompts sampled in one step.")
+    on_long_prompt: Literal["error", "truncate", "skip"] = Field(
+        "skip",
+        description="What happens to a prompt that leaves no room for a completion in model.max_length: stop before "
+        "the first step, cut off its beginning, or leave it out. Long prompts are counted before training.",
+    )
     group_size: int = Field(1, ge=1, description="Completions per prompt.")
     minibatches: int = Field(1, ge=1, description="Optimizer steps that share out the completions of a step.")
     epochs: int = Field(1, ge=1, description="Passes over the completions of a step.")

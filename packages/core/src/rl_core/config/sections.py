@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from rl_core.config.adapter import AdapterConfig
 from rl_core.config.paths import ModelPath
+from rl_core.config.sampling import StopStrings, Temperature
 from rl_core.config.section import Section
 from rl_core.contracts.model import OptimizerSpec
 
@@ -129,10 +130,10 @@ class GeneratorConfig(ComponentConfig):
     """Base of every generator's config."""
 
     max_new_tokens: int = Field(256, ge=1, description="Upper bound on completion tokens, end token included.")
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature of rollouts.")
+    temperature: Temperature = Field(1.0, gt=0, description="Sampling temperature of rollouts.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps every token.")
     top_k: int = Field(0, ge=0, description="Keep the k most likely tokens; 0 keeps every token.")
-    stop: tuple[str, ...] = Field((), description="Strings that end a completion (kept in it).")
+    stop: StopStrings = Field((), description="Strings that end a completion (kept in it).")
     replicas: Annotated[int, Field(ge=1)] | ReplicaRange = Field(
         1,
         description="Number of generator processes; {min: 1, max: 8} has as many as the cluster has room for.",

@@ -57,3 +57,20 @@ def turn_limit_problems(stage: StageConfig) -> Iterator[Problem]:
             f"model.max_length {context}, even if all but the last have one token",
             fix=f"set max_turns: {possible} or lower, lower the tokens of a turn, or raise model.max_length",
         )
+
+
+def completion_limit_problems(stage: StageConfig) -> Iterator[Problem]:
+    """A limit of completions that leaves no room for a prompt; paths are relative to the section ``generator``."""
+    if stage.generator is not None and stage.environment is None:
+        yield from no_room_for_a_prompt(stage.generator.config.max_new_tokens, stage)
+
+
+def no_room_for_a_prompt(max_new_tokens: int, stage: StageConfig) -> Iterator[Problem]:
+    """Whether a completion of ``max_new_tokens`` behind a prompt of one token is longer than ``model.max_length``."""
+    context = stage.model.max_length
+    if 1 + max_new_tokens > context:
+        yield Problem(
+            "max_new_tokens",
+            f"max_new_tokens {max_new_tokens} leaves no room for a prompt in model.max_length {context}",
+            fix=f"set max_new_tokens below {context}, or raise model.max_length",
+        )

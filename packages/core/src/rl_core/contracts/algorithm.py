@@ -13,6 +13,7 @@ from rl_core.contracts.model import OptimizerSpec, Role
 
 if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import Tokenizer
+    from rl_core.long_rows import LongRows
     from rl_core.model import Model
 
 Metrics = dict[str, float]
@@ -69,6 +70,17 @@ class Algorithm(Protocol):
         """``examples`` only: rows to sequences with ``loss_mask``; a ``DataError`` names a row that cannot be used.
 
         A function of the row alone: rows are encoded before :meth:`start` and in a thread of their own, too.
+        """
+        ...
+
+    def limit_rows(self, max_length: int) -> LongRows | None:
+        """``examples`` only, optional: called before :meth:`encode`, which then gives at most ``max_length`` tokens.
+
+        What becomes of longer rows is the algorithm's (``on_long_row``); a row that it leaves out gives no sequence,
+        and another one is drawn in its place. :meth:`rl_core.encoding.RowEncoder.limit_to` does all of it.
+
+        Returns:
+            the record of long rows; None: the core refuses them.
         """
         ...
 

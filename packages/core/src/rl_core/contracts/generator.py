@@ -24,8 +24,8 @@ class SamplingParams:
         top_p: nucleus sampling (Holtzman et al. 2020), 1 for off.
         top_k: keep the k most likely tokens, 0 for off.
         stop: strings that end a completion; the text up to and including the stop string is kept.
-        stop_token_ids: tokens that end a completion (the end-of-sequence token among them) and are
-            part of it.
+        stop_token_ids: tokens that end a completion (:func:`rl_core.contracts.tokenizer.end_token_ids`) and are part
+            of it.
     """
 
     n: int = 1
@@ -50,7 +50,9 @@ class Generator(Protocol):
 
     def load(self, model: ModelSpec, tokenizer_path: str | None) -> None:
         """Build the model; with ``model.init`` the weights arrive by ``update_weights`` before the
-        first request. ``tokenizer_path`` is a saved tokenizer folder (needed for stop strings)."""
+        first request. ``tokenizer_path`` is a saved tokenizer folder (needed for stop strings).
+
+        Ids of ``model.never_sampled``, and from ``model.vocab_size`` on where that is not 0, are never sampled."""
         ...
 
     def generate(self, requests: SequenceBatch, sampling: SamplingParams) -> SequenceBatch:
@@ -65,7 +67,7 @@ class Generator(Protocol):
             B·n sequences, request by request, of prompt and completion tokens, with token columns
             ``loss_mask`` (float32, 1 on completion tokens), ``sampled_logprobs`` (float32, the
             log-probability of each completion token at the sampling temperature, over the full
-            vocabulary; 0 on the prompt; at temperature 0 those at temperature 1) and
+            vocabulary, whatever sampling excludes; 0 on the prompt; at temperature 0 those at temperature 1) and
             ``weights_version`` (int32), and sequence columns ``request`` (int64, index into
             ``requests``), ``sample`` (int64, 0..n-1), ``truncated`` (bool, ended by length) and
             ``prompt_length`` (int64).

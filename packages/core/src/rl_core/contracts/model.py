@@ -47,13 +47,17 @@ class ModelSpec:
     Attributes:
         path: a local Hugging Face folder or a hub id.
         init: from-scratch shape: the fields of :class:`rl_core.config.sections.InitConfig` as a dict.
-        vocab_size: the tokenizer's size; used with ``init``.
+        vocab_size: the tokenizer's size, 0 for unknown: the model's with ``init``. The embedding of a ``path`` may have
+            more rows; those beyond are never sampled.
         special_tokens: ``bos_token_id / eos_token_id / pad_token_id`` for the model's config, with ``init``.
         trust_remote_code: passed to transformers; off unless the user asks.
         seed: seed for initialising weights (``init``, and new heads).
         max_length: context length in tokens.
         adapter: trained instead of the model's own weights, which then stay as they are; set only where the
             role is trainable.
+        never_sampled: ids below ``vocab_size`` that mean nothing in a text (padding, fillers). Only sampling leaves
+            them out, as it does with ``top_k``: log-probabilities are those of the full vocabulary everywhere, so a
+            generator and a trainer agree. Excluding them changes no ratio of probabilities between other tokens.
     """
 
     path: str | None = None
@@ -64,6 +68,7 @@ class ModelSpec:
     seed: int = 0
     max_length: int = 0
     adapter: AdapterSpec | None = None
+    never_sampled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,13 @@ LossOn = Literal["completion", "all"]
 
 
 class Tokenizer(Protocol):
-    """Built as ``factory(config)`` in the driver."""
+    """Built as ``factory(config)`` in the driver. An instance may further have
+
+    - ``end_token_ids``: a tuple of ids, the end-of-sequence token first: a completion ends at each of them, and what
+      ended it is part of it and trained on. Without it that is the end-of-sequence token alone.
+    - ``never_sampled``: a tuple of ids below ``vocab_size`` that mean nothing in a text (padding, fillers), which no
+      generator samples. Without it, none. Ids from ``vocab_size`` on, which a model's embedding may have, never are.
+    """
 
     def load(self, model_path: str | None, rows: Sequence[Row], *, trust_remote_code: bool = False) -> None:
         """Load from ``model_path``, or build from ``rows`` (a from-scratch model).
@@ -71,7 +77,7 @@ class Tokenizer(Protocol):
             chat: whether the prompt is made of messages. Then the tokens are those that the chat template puts
                 after an assistant's text, around ``messages``, and where the assistant begins again. Else they
                 are those of the messages' contents, one after the other, and nothing else.
-            ended: whether the turn ended with the end-of-sequence token, so that it is not to be closed again.
+            ended: whether the turn ended with an end token, so that it is not to be closed again.
             tools, template_kwargs: what the prompt was encoded with; only given where there are some.
         """
         ...
@@ -90,9 +96,25 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """Text without special tokens."""
+        """Text, without the opening token, padding, and the end tokens at its end.
+
+        Special tokens that carry meaning (the tags of a tool call or a thought) are kept as text.
+        """
         ...
 
     def save(self, directory: str) -> None:
         """Write the tokenizer files of a Hugging Face model folder."""
         ...
+
+
+def end_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens at which a completion ends; empty where the tokenizer has no end token."""
+    ends = getattr(tokenizer, "end_token_ids", None)
+    if ends is None:
+        ends = (tokenizer.special_tokens.get("eos_token_id"),)
+    return tuple(dict.fromkeys(int(end) for end in ends if end is not None))
+
+
+def never_sampled(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids of the tokenizer that no generator samples, ascending."""
+    return tuple(sorted({int(i) for i in getattr(tokenizer, "never_sampled", ())}))

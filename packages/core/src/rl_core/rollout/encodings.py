@@ -1,4 +1,4 @@
-"""Rows as training sequences: each is encoded once, many while the workers of a stage start."""
+"""Rows as tokens: each is encoded once, many while the workers of a stage start, and long ones are counted first."""
 
 from __future__ import annotations
 
@@ -6,73 +6,99 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import Algorithm
 from rl_core.contracts.data import Row
 from rl_core.contracts.tokenizer import Tokenizer
 from rl_core.errors import DataError
+from rl_core.long_rows import LongRowError, LongRows, OnLong
 from rl_core.rollout.cursor import DataCursor
+from rl_core.rollout.samples import encode_prompt
 
 logger = logging.getLogger(__name__)
 
 _CACHED_TOKENS = 50_000_000
 """Encoded tokens kept in memory (int32 and a float32 mask: 400 MB at most)."""
 
+_CHECKED_ROWS = 20_000
+"""Rows that are encoded before the first step, at most: seconds. Later ones are treated alike when they are drawn."""
+
 _NICENESS = 10
 """Of encoding ahead: workers that start meanwhile go first."""
 
 
-class Encodings:
-    """What an algorithm makes of each row, kept between epochs.
+class EncodedRows(ABC):
+    """What is made of each row, kept between epochs.
 
-    Args:
-        max_length: tokens of the longest sequence that the model takes.
+    Attributes:
+        long: the record of long rows; None where they are errors that name no choice.
     """
 
-    def __init__(self, rows: Sequence[Row], *, algorithm: Algorithm, tokenizer: Tokenizer, max_length: int) -> None:
+    long: LongRows | None
+
+    def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
-        self._algorithm = algorithm
-        self._tokenizer = tokenizer
-        self._max_length = max_length
-        self._cache: dict[int, SequenceBatch] = {}
+        self._cache: dict[int, Any] = {}
         self._cached_tokens = 0
 
     def __len__(self) -> int:
         """Rows that need not be encoded again."""
         return len(self._cache)
 
-    def __getitem__(self, index: int) -> SequenceBatch:
-        """The sequences of row ``index``.
+    @abstractmethod
+    def encode(self, index: int) -> Any:
+        """What becomes of row ``index``; something empty where it is left out."""
+
+    def __getitem__(self, index: int) -> Any:
+        """The encoded row ``index``, from memory where it is there.
 
         Raises:
-            DataError: the row cannot be trained on, or is longer than ``max_length``.
+            DataError: it cannot be used.
         """
         encoded = self._cache.get(index)
         if encoded is None:
-            row = self._rows[index]
-            encoded = self._algorithm.encode([row], self._tokenizer)
-            longest = int(encoded.lengths.max(initial=0))
-            if longest > self._max_length:
-                raise DataError(
-                    f"{row.get('__where__', f'row {index}')}: the example has {longest} tokens, more than "
-                    f"model.max_length {self._max_length}\n    raise model.max_length, or shorten or drop the row "
-                    "(algorithm.max_tokens, algorithm.on_long_row)"
-                )
+            encoded = self.encode(index)
             if not self._full:
                 self._cache[index] = encoded
-                self._cached_tokens += len(encoded.tokens)
+                self._cached_tokens += len(getattr(encoded, "tokens", encoded))
         return encoded
+
+    def draw(self, cursor: DataCursor, count: int) -> list[int]:
+        """The next ``count`` rows of ``cursor`` that are not left out; which those are depends on the data alone.
+
+        Raises:
+            DataError: all rows of an epoch are left out, or one cannot be used.
+        """
+        drawn: list[int] = []
+        left_out = 0
+        while len(drawn) < count:
+            index = int(cursor.draw(1)[0])
+            if len(self[index]):
+                drawn.append(index)
+                left_out = 0
+                continue
+            left_out += 1
+            if left_out == cursor.size:
+                why = f"\n    {self.long.summary(cursor.size)}" if self.long is not None and len(self.long) else ""
+                raise DataError(f"none of the {cursor.size:,} rows of data can be used{why}")
+        return drawn
 
     @contextmanager
     def ahead(self, cursor: DataCursor, count: int) -> Iterator[None]:
         """Encode the next ``count`` rows of ``cursor`` in a thread, as far as it comes while the block lasts.
 
-        A row that cannot be encoded says so when it is drawn.
+        A row that cannot be encoded says so in :meth:`check`, or when it is drawn.
         """
         done = threading.Event()
+        if self.long is not None:
+            self.long.quiet()
         thread = threading.Thread(target=self._encode, args=(cursor, count, done), name="encoding ahead", daemon=True)
         thread.start()
         try:
@@ -80,6 +106,39 @@ class Encodings:
         finally:
             done.set()
             thread.join()
+
+    def check(self, cursor: DataCursor, count: int) -> None:
+        """Encode the next ``count`` rows of ``cursor`` (at most 20,000) and say how many are too long.
+
+        Raises:
+            DataError: one cannot be used, or is too long where that is an error; the message names them.
+        """
+        self.check_rows(cursor.draw(min(count, cursor.size, _CHECKED_ROWS)).tolist())
+
+    def check_rows(self, indices: Sequence[int], *, level: int = logging.WARNING) -> None:
+        """Encode these rows; how many are too long is said at ``level``. Raises as :meth:`check` does."""
+        if self.long is not None:
+            self.long.quiet()
+        looked_at = 0
+        for index in dict.fromkeys(indices):
+            if self._full:  # a row that is not kept would be encoded twice
+                break
+            looked_at += 1
+            try:
+                self[index]
+            except LongRowError:
+                if self.long is None:
+                    raise
+        if self.long is None or not len(self.long):
+            return
+        if self.long.on_long == "error":
+            raise self.long.error(looked_at)
+        logger.log(level, "%s", self.long.summary(looked_at))
+
+    def _placed(self, index: int) -> Row:
+        """The row with a place, whatever it came from."""
+        row = self._rows[index]
+        return row if row.get("__where__") else {**row, "__where__": f"row {index}"}
 
     @property
     def _full(self) -> bool:
@@ -95,3 +154,84 @@ class Encodings:
                 self[int(cursor.draw(1)[0])]
             except Exception as error:  # noqa: BLE001 - whatever it is, it is raised again where the row is drawn
                 logger.debug("a row could not be encoded ahead: %s", error)
+
+
+class Encodings(EncodedRows):
+    """What an algorithm makes of each row: its sequences; none for a row that it leaves out.
+
+    Args:
+        max_length: tokens of the longest sequence that the model takes.
+    """
+
+    def __init__(self, rows: Sequence[Row], *, algorithm: Algorithm, tokenizer: Tokenizer, max_length: int) -> None:
+        super().__init__(rows)
+        self._algorithm = algorithm
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        limit_rows = getattr(algorithm, "limit_rows", None)
+        self.long = limit_rows(max_length) if callable(limit_rows) else None
+
+    def encode(self, index: int) -> SequenceBatch:
+        """The sequences of row ``index``.
+
+        Raises:
+            DataError: the row cannot be trained on, or is longer than ``max_length``.
+        """
+        row = self._placed(index)
+        encoded = self._algorithm.encode([row], self._tokenizer)
+        longest = int(encoded.lengths.max(initial=0))
+        if longest > self._max_length:
+            raise DataError(
+                f"{row['__where__']}: the example has {longest} tokens, more than model.max_length {self._max_length}\n"
+                "    raise model.max_length, or shorten or drop the row"
+            )
+        return encoded
+
+
+class Prompts(EncodedRows):
+    """The prompt tokens of each row (int32 [P]); none for a row that is left out.
+
+    Args:
+        max_length: tokens of the longest sequence that the model takes.
+        max_new_tokens: most that a completion (or the first turn) has.
+        on_long: what becomes of a prompt that leaves no room for it: ``truncate`` cuts off its beginning.
+        options: further arguments of :func:`rl_core.rollout.samples.encode_prompt`.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        *,
+        tokenizer: Tokenizer,
+        max_length: int,
+        max_new_tokens: int,
+        on_long: OnLong = "skip",
+        section: str = "data",
+        limit_name: str = "generator.max_new_tokens",
+        **options: Any,
+    ) -> None:
+        super().__init__(rows)
+        self.long = long_prompts(on_long, max_length - max_new_tokens, max_length, limit_name, max_new_tokens, section)
+        self._arguments: Mapping[str, Any] = {
+            "tokenizer": tokenizer,
+            "max_length": max_length,
+            "max_new_tokens": max_new_tokens,
+            "section": section,
+            "limit_name": limit_name,
+            "long": self.long,
+            **options,
+        }
+
+    def encode(self, index: int) -> np.ndarray:
+        """int32 [P]: the prompt of row ``index``; empty where it is left out."""
+        return encode_prompt(self._placed(index), **self._arguments)
+
+
+def long_prompts(
+    on_long: OnLong, room: int, max_length: int, limit_name: str, max_new_tokens: int, section: str
+) -> LongRows:
+    """A record of prompts with more than ``room`` tokens."""
+    what = "prompts" if section == "data" else f"prompts of {section}"
+    limit = f"{room} tokens (model.max_length {max_length} less {limit_name} {max_new_tokens})"
+    fix = f"raise model.max_length, lower {limit_name}, or set algorithm.on_long_prompt to skip or truncate"
+    return LongRows(on_long, what=what, limit=limit, fix=fix)

@@ -11,7 +11,6 @@ import numpy as np
 
 from rl_core.batch import UNIT, SequenceBatch
 from rl_core.contracts.algorithm import BatchPlan
-from rl_core.errors import DataError
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.encodings import Encodings
 
@@ -63,12 +62,10 @@ class ExamplesFeed:
 
     def next(self, step: int) -> Draw:
         started = time.perf_counter()
-        drawn = self.cursor.draw(self._plan.rows_per_step)
-        parts = [self._encodings[int(i)] for i in drawn]
-        rows = np.repeat(drawn.astype(np.int64), [len(part) for part in parts])
+        drawn = self._encodings.draw(self.cursor, self._plan.rows_per_step)
+        parts = [self._encodings[i] for i in drawn]
+        rows = np.repeat(np.array(drawn, np.int64), [len(part) for part in parts])
         batch = join_rows(parts).with_columns(sequence={"row": rows})
-        if not len(batch):
-            raise DataError(f"step {step}: none of the {self._plan.rows_per_step} rows drawn can be trained on")
         return Draw(batch, {"data/epoch": self.cursor.epoch, "time/data_s": time.perf_counter() - started})
 
     def close(self) -> None:

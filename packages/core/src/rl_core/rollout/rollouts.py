@@ -19,9 +19,10 @@ from rl_core.errors import RLError
 from rl_core.rewards.pipeline import RewardPipeline, Scores
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor, request_seeds
+from rl_core.rollout.encodings import Prompts
 from rl_core.rollout.feed import Draw
 from rl_core.rollout.router import Router
-from rl_core.rollout.samples import completion_tokens, encode_prompt, sample_rows, to_samples
+from rl_core.rollout.samples import completion_tokens, sample_rows, to_samples
 
 MOST_EMPTY_STEPS = 3
 """After this many steps in a row without a single scored completion the run stops."""
@@ -77,6 +78,7 @@ class RolloutFeed:
         max_length: int,
         samples_per_step: int,
         conversations: Conversations | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         self.cursor = cursor
         self._rows = rows
@@ -89,9 +91,14 @@ class RolloutFeed:
         self._rewards = rewards
         self._stage = stage
         self._seed = seed
-        self._max_length = max_length
         self._shown = samples_per_step
-        self._prompts: dict[int, np.ndarray] = {}
+        self._prompts = prompts or Prompts(
+            rows,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            max_new_tokens=self._sampling.max_new_tokens,
+            **self._prompt_options(),
+        )
         self._empty_steps = 0
 
     def next(self, step: int) -> Draw:
@@ -128,7 +135,7 @@ class RolloutFeed:
             )
 
     def _sample(self, step: int, number: int) -> _Round:
-        drawn = [int(i) for i in self.cursor.draw(self._plan.rows_per_step)]
+        drawn = self._prompts.draw(self.cursor, self._plan.rows_per_step)
         seeds = request_seeds(self._seed, self._stage, step, len(drawn), round=number)
         requests = SequenceBatch.from_lists([self.prompt(i) for i in drawn], sequence_columns={"seed": seeds})
         started = time.perf_counter()
@@ -174,22 +181,12 @@ class RolloutFeed:
         }
 
     def prompt(self, index: int) -> np.ndarray:
-        """int32 [P]: the prompt tokens of a row.
+        """int32 [P]: the prompt tokens of a row; empty where it is left out.
 
         Raises:
-            DataError: the row has no prompt, or no room for a completion in the context.
+            DataError: the row has no prompt, or no room for a completion in the context where that is an error.
         """
-        tokens = self._prompts.get(index)
-        if tokens is None:
-            tokens = encode_prompt(
-                self._rows[index],
-                tokenizer=self._tokenizer,
-                max_length=self._max_length,
-                max_new_tokens=self._sampling.max_new_tokens,
-                **self._prompt_options(),
-            )
-            self._prompts[index] = tokens
-        return tokens
+        return self._prompts[index]
 
     def _prompt_options(self) -> dict[str, Any]:
         if self._conversations is None:

@@ -13,6 +13,7 @@ from rl_core.contracts.data import Row
 from rl_core.contracts.reward import Sample
 from rl_core.contracts.tokenizer import Message, Tokenizer
 from rl_core.errors import DataError
+from rl_core.long_rows import LongRows
 
 
 def encode_prompt(
@@ -24,13 +25,16 @@ def encode_prompt(
     tools: Sequence[Mapping[str, Any]] = (),
     section: str = "data",
     limit_name: str = "generator.max_new_tokens",
+    long: LongRows | None = None,
 ) -> np.ndarray:
-    """int32 [P]: a row's prompt, checked to leave room for a completion.
+    """int32 [P]: a row's prompt, checked to leave room for a completion; empty where ``long`` leaves it out.
 
     Args:
         tools: JSON schemas of the environment's functions for the chat template; the row may have more.
         section: the config section that the row comes from, for messages.
         limit_name: the field that ``max_new_tokens`` comes from, for messages.
+        long: what becomes of a prompt that leaves no room; ``truncate`` keeps its end and its opening token. None: an
+            error.
     """
     where = row.get("__where__", "a data row")
     if row.get("prompt") is None:
@@ -49,11 +53,21 @@ def encode_prompt(
     if not len(tokens):
         raise DataError(f"{where}: the prompt is empty")
     if len(tokens) + max_new_tokens > max_length:
+        if long is not None and max_new_tokens < max_length:
+            return _met(tokens, where, long, tokenizer, max_length - max_new_tokens)
         raise DataError(
             f"{where}: the prompt has {len(tokens)} tokens; with {limit_name} {max_new_tokens} that is "
             f"more than model.max_length {max_length}\n    raise model.max_length, lower {limit_name}, or drop the row"
         )
     return tokens
+
+
+def _met(tokens: np.ndarray, where: str, long: LongRows, tokenizer: Tokenizer, room: int) -> np.ndarray:
+    long.meet(where, len(tokens))
+    if long.on_long == "skip":
+        return tokens[:0]
+    opening = tokens[:1] if tokens[0] == tokenizer.special_tokens.get("bos_token_id") else tokens[:0]
+    return np.concatenate([opening, tokens[len(tokens) - room + len(opening) :]])
 
 
 def completion_tokens(batch: SequenceBatch) -> np.ndarray:

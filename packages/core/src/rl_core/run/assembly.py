@@ -7,28 +7,31 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl_core.cluster.resources import Resources, resources_of
 from rl_core.cluster.workers import WorkerPool, group_topologies
+from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.contracts.backend import WorkerContext
+from rl_core.contracts.environment import tools_of
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import AdapterSpec, ModelInfo, ModelSpec, Role
+from rl_core.contracts.tokenizer import end_token_ids, never_sampled
 from rl_core.errors import ConfigError, RLError, StorageError
 from rl_core.model import Model
 from rl_core.rollout.ahead import AheadFeed
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor
-from rl_core.rollout.encodings import Encodings
+from rl_core.rollout.encodings import EncodedRows, Encodings, Prompts
 from rl_core.rollout.feed import ExamplesFeed, Feed
 from rl_core.rollout.rollouts import RolloutFeed
 from rl_core.rollout.router import Router
 from rl_core.run.colocation import Colocation
 from rl_core.run.driver import DriverParts
 from rl_core.run.generation import load_generators, sampling_of, transport_of
+from rl_core.run.generation_config import add_end_tokens
 from rl_core.run.progress import working
 from rl_core.transports.object_store import WeightTransport
 
@@ -54,7 +57,7 @@ class Assembly:
     sampling: SamplingParams | None
     turns: Colocation
     transport: WeightTransport | None
-    encodings: Encodings
+    encodings: EncodedRows
 
     @property
     def policy(self) -> Model:
@@ -79,6 +82,7 @@ class Assembly:
         plan = driver.algorithm.plan()
         cursor = DataCursor(size=len(driver.rows), seed=run.seed, position=position)
         if plan.input == "examples":
+            assert isinstance(self.encodings, Encodings)
             return ExamplesFeed(self.encodings, plan=plan, cursor=cursor)
         if self.router is None or self.sampling is None or driver.rewards is None:
             raise ConfigError(
@@ -99,6 +103,7 @@ class Assembly:
             max_length=self.stage.model.max_length,
             samples_per_step=run.samples_per_step,
             conversations=self.conversations(),
+            prompts=self.encodings if isinstance(self.encodings, Prompts) else None,
         )
         if not run.max_staleness:
             return feed
@@ -128,6 +133,7 @@ class Assembly:
             temporary.mkdir(parents=True)
             self.policy.export(str(temporary))
             self.driver.tokenizer.save(str(temporary))
+            add_end_tokens(temporary, end_token_ids(self.driver.tokenizer))
         except (OSError, RLError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             full = os.strerror(errno.ENOSPC)
@@ -175,12 +181,12 @@ def assemble(
         trust_remote_code=stage.model.trust_remote_code,
         seed=stage.run.seed,
         max_length=stage.model.max_length,
+        never_sampled=never_sampled(driver.tokenizer),
     )
-    encodings = Encodings(
-        driver.rows, algorithm=driver.algorithm, tokenizer=driver.tokenizer, max_length=stage.model.max_length
-    )
+    encodings = _encoded_rows(stage, driver)
     starting = f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"
-    with working(starting), _encoding_ahead(encodings, stage, driver, done if training else stage.run.steps):
+    done = done if training else stage.run.steps
+    with working(starting), encodings.ahead(*_coming_rows(stage, driver, done)):
         pool.prepare(resources)
         if stage.generator is not None:
             pool.warm(pool.generators[: resources.replicas], stage.generator)
@@ -212,19 +218,34 @@ def assemble(
         transport=transport,
         encodings=encodings,
     )
+    encodings.check(*_coming_rows(stage, driver, done))
     logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
     return assembly
 
 
-def _encoding_ahead(
-    encodings: Encodings, stage: StageConfig, driver: DriverParts, done: int
-) -> AbstractContextManager[None]:
-    """Encode the examples of the steps behind ``done`` while the block lasts."""
+def _encoded_rows(stage: StageConfig, driver: DriverParts) -> EncodedRows:
+    """What the stage's steps are made of: examples, or prompts."""
+    max_length, tokenizer = stage.model.max_length, driver.tokenizer
+    if driver.algorithm.plan().input == "examples" or stage.generator is None:
+        return Encodings(driver.rows, algorithm=driver.algorithm, tokenizer=tokenizer, max_length=max_length)
+    environment = stage.environment
+    own = environment is not None and environment.config.max_tokens_per_turn is not None
+    return Prompts(
+        driver.rows,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        max_new_tokens=max_tokens_per_turn(stage),
+        on_long=getattr(stage.algorithm.config, "on_long_prompt", "skip"),
+        limit_name="environment.max_tokens_per_turn" if own else "generator.max_new_tokens",
+        tools=tools_of(driver.environment.environment) if driver.environment is not None else (),
+    )
+
+
+def _coming_rows(stage: StageConfig, driver: DriverParts, done: int) -> tuple[DataCursor, int]:
+    """Where the rows of the steps behind ``done`` begin, and how many there are (with resampling: at most)."""
     plan = driver.algorithm.plan()
-    if plan.input != "examples":
-        return nullcontext()
     cursor = DataCursor(size=len(driver.rows), seed=stage.run.seed, position=done * plan.rows_per_step)
-    return encodings.ahead(cursor, (stage.run.steps - done) * plan.rows_per_step)
+    return cursor, (stage.run.steps - done) * plan.rows_per_step * (plan.max_resample_rounds + 1)
 
 
 def _load_models(

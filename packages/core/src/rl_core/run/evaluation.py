@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.evaluator import EvaluationContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
-from rl_core.errors import RLError
+from rl_core.errors import DataError, RLError
 from rl_core.rollout.cursor import request_seeds
-from rl_core.rollout.samples import encode_prompt, to_samples
+from rl_core.rollout.encodings import Prompts
+from rl_core.rollout.samples import to_samples
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice
@@ -101,20 +103,24 @@ def _complete(
     limit_name = "the evaluator's max_new_tokens"
     if conversations is not None:
         sampling, limit_name = conversations.sampling(sampling), conversations.limit_name(limit_name)
-    prompts = [
-        encode_prompt(
-            row,
-            tokenizer=tokenizer,
-            max_length=parts.stage.model.max_length,
-            max_new_tokens=sampling.max_new_tokens,
-            tools=conversations.tools if conversations is not None else (),
-            section="eval_data",
-            limit_name=limit_name,
-        )
-        for row in rows
-    ]
-    seeds = request_seeds(seed, "evaluation", step, len(prompts))
-    requests = SequenceBatch.from_lists(prompts, sequence_columns={"seed": seeds})
+    prompts = Prompts(
+        rows,
+        tokenizer=tokenizer,
+        max_length=parts.stage.model.max_length,
+        max_new_tokens=sampling.max_new_tokens,
+        on_long=getattr(parts.stage.algorithm.config, "on_long_prompt", "skip"),
+        tools=conversations.tools if conversations is not None else (),
+        section="eval_data",
+        limit_name=limit_name,
+    )
+    # In order, so that the first of them are the samples shown; the same rows at every evaluation.
+    prompts.check_rows(range(len(rows)), level=logging.INFO if step else logging.WARNING)
+    kept = [index for index in range(len(rows)) if len(prompts[index])]
+    if not kept:
+        raise DataError(f"none of the {len(rows):,} rows of eval_data leaves room for a completion")
+    rows = [rows[index] for index in kept]
+    seeds = request_seeds(seed, "evaluation", step, len(kept))
+    requests = SequenceBatch.from_lists([prompts[index] for index in kept], sequence_columns={"seed": seeds})
     if conversations is None:
         assert parts.router is not None
         batch, messages = parts.router.generate(requests, sampling), None

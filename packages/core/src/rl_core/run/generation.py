@@ -12,6 +12,8 @@ from rl_core.config.placement import weight_transport
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
+from rl_core.contracts.tokenizer import Tokenizer, end_token_ids
+from rl_core.errors import ConfigError, DataError
 from rl_core.model import Model
 from rl_core.rollout.router import Router
 from rl_core.run.colocation import Colocation
@@ -23,7 +25,6 @@ from rl_core.transports.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
-    from rl_core.contracts.tokenizer import Tokenizer
 
 
 def load_generators(
@@ -80,12 +81,25 @@ def sampling_of(stage: StageConfig, tokenizer: Tokenizer) -> SamplingParams | No
     if stage.generator is None:
         return None
     config = stage.generator.config
-    end = tokenizer.special_tokens.get("eos_token_id")
+    _check_stop_strings(stage, tokenizer)
     return SamplingParams(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
         stop=tuple(config.stop),
-        stop_token_ids=() if end is None else (end,),
+        stop_token_ids=end_token_ids(tokenizer),
     )
+
+
+def _check_stop_strings(stage: StageConfig, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError for one with a character that the tokenizer does not have: no completion can hold it."""
+    askers = [("generator", stage.generator), *((f"evaluators, {e.name}", e) for e in stage.evaluators)]
+    for section, choice in askers:
+        for string in getattr(choice.config, "stop", ()) if choice is not None else ():
+            try:
+                tokenizer.encode_prompt(string)
+            except DataError as error:
+                raise ConfigError(
+                    f"{section}: the stop string {string!r} can never occur: {error}\n    remove the stop string"
+                ) from error

@@ -21,6 +21,7 @@ from rl_core.errors import DataError
 
 from rl_data_text.config import TextTokenizerConfig
 from rl_data_text.tokenizers.chat import ChatTemplate, Extras, Segment
+from rl_data_text.tokenizers.ends import end_token_ids, never_sampled, without_ends
 from rl_data_text.tokenizers.messages import continues, is_trained
 
 _CONTEXT = 64
@@ -42,6 +43,9 @@ class TextTokenizer(ABC):
         self._prepends = False
         self._eos = -1
         self._size = 0
+        self._ends: tuple[int, ...] = ()
+        self._never: tuple[int, ...] = ()
+        self._meaningless: frozenset[int] = frozenset()
 
     @abstractmethod
     def obtain(self, model_path: str | None, rows: Sequence[Row], *, trust_remote_code: bool) -> Any:
@@ -62,9 +66,9 @@ class TextTokenizer(ABC):
             )
         if template is not None:
             tokenizer.chat_template = template
-        self._adopt(tokenizer)
+        self._adopt(tokenizer, model_path)
 
-    def _adopt(self, tokenizer: Any) -> None:
+    def _adopt(self, tokenizer: Any, folder: str | None) -> None:
         self._tokenizer = tokenizer
         self._eos = int(tokenizer.eos_token_id)
         self._size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
@@ -76,8 +80,12 @@ class TextTokenizer(ABC):
         self._unknown = _unexpressible(self._backend)
         opening = list(tokenizer("")["input_ids"])
         self._prefix = opening[:1] if opening and opening[0] == tokenizer.bos_token_id else []
+        self._ends = end_token_ids(tokenizer, folder, size=self._size)
+        self._never = never_sampled(tokenizer, self._ends, size=self._size)
+        names = (tokenizer.bos_token_id, tokenizer.pad_token_id)
+        self._meaningless = frozenset({*self._never, *(i for i in names if i is not None)} - {*self._ends})
         self._prepends = any(self._raw(before + "a")[-len(self._raw("a")) :] != self._raw("a") for before in _NEUTRAL)
-        self._chat = chat_template(tokenizer, self.config)
+        self._chat = chat_template(tokenizer, self.config, self._ends)
 
     @property
     def vocab_size(self) -> int:
@@ -91,6 +99,18 @@ class TextTokenizer(ABC):
         self._check_loaded()
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         return {name: getattr(self._tokenizer, name) for name in names}
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """What a completion may end with: the end-of-sequence token, then those of the model and of its template."""
+        self._check_loaded()
+        return self._ends
+
+    @property
+    def never_sampled(self) -> tuple[int, ...]:
+        """Ids that mean nothing in a text: padding, the unknown token, fillers and ids without a token."""
+        self._check_loaded()
+        return self._never
 
     def encode_prompt(
         self,
@@ -164,12 +184,18 @@ class TextTokenizer(ABC):
         return np.array(tokens, np.int32), masked
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """Text without special tokens, otherwise exactly as tokenized."""
+        """Text exactly as tokenized, without opening token, padding, fillers, and the end tokens at its end.
+
+        Other special tokens are kept as text: a tool call, a thought or a channel is marked by them.
+        """
         self._check_loaded()
         ids = tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
+        ids = without_ends(ids, self._ends, self._meaningless, self._tokenizer.bos_token_id)
         if self._backend is not None:
-            return self._backend.decode(ids, skip_special_tokens=True)
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return self._backend.decode(ids, skip_special_tokens=False)
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
+        )
 
     def save(self, directory: str) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``."""
@@ -203,7 +229,7 @@ class TextTokenizer(ABC):
             ids = self._encode(before)
         has_ended = bool(ending) and completion.rstrip().endswith(ending.strip())
         trained = self._after(before, completion.rstrip() if has_ended else completion + ending)
-        if not ending and trained[-1:] != [self._eos]:
+        if not ending and (not trained or trained[-1] not in self._ends):
             trained.append(self._eos)
         return ids + trained, [0] * len(ids) + [1] * len(trained)
 
@@ -224,7 +250,7 @@ class TextTokenizer(ABC):
         last = messages[-1]
         ends_with_answer = last.get("role") == "assistant" and is_trained(last)
         parts = self._chat.segments(messages, extras, given=given, opening=opening)
-        return self._join(parts, ends_with_answer, {self._eos, *self._encode(self._chat.ending(extras))[-1:]})
+        return self._join(parts, ends_with_answer, {*self._ends, *self._encode(self._chat.ending(extras))[-1:]})
 
     def _join(self, parts: Sequence[Segment], ends_with_answer: bool, ends: set[int]) -> tuple[list[int], list[int]]:
         """Tokenize each part behind those before it; an end token right behind a trained part belongs to it."""
@@ -309,9 +335,14 @@ def read_template(value: str | None) -> str | None:
         return file.read()
 
 
-def chat_template(tokenizer: Any, config: TextTokenizerConfig) -> ChatTemplate:
+def chat_template(tokenizer: Any, config: TextTokenizerConfig, ends: Sequence[int]) -> ChatTemplate:
     """The tokenizer's chat template, as the config says."""
-    return ChatTemplate(tokenizer, name=config.chat_template_name, kwargs=config.chat_template_kwargs)
+    return ChatTemplate(
+        tokenizer,
+        name=config.chat_template_name,
+        kwargs=config.chat_template_kwargs,
+        end_tokens=tokenizer.convert_ids_to_tokens(list(ends)),
+    )
 
 
 def _as_messages(prompt: Text | None) -> list[Message]:

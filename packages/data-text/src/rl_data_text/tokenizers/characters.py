@@ -11,6 +11,7 @@ from rl_core.errors import DataError
 from rl_data_text.config import CharactersConfig
 from rl_data_text.tokenizers.base import TextTokenizer, read_template
 from rl_data_text.tokenizers.built import BOS, EOS, PAD, UNK, byte_level, texts, wrap
+from rl_data_text.tokenizers.ends import FILLER
 from rl_data_text.tokenizers.pretrained import load_pretrained
 
 
@@ -46,7 +47,7 @@ class CharacterTokenizer(TextTokenizer):
                 f"    set tokenizer.vocab_size to {len(vocab)} or more"
             )
         for index in range(size - len(vocab)):
-            vocab[f"<unused_{index}>"] = len(vocab)
+            vocab[FILLER.format(index)] = len(vocab)
 
     def _build(self, vocab: dict[str, int], merges: list[tuple[str, str]], special: list[str]) -> Any:
         from tokenizers.models import BPE
