@@ -44,8 +44,7 @@ def test_ragged_rows_need_a_model_whose_attention_can_be_chosen(monkeypatch: pyt
         with pytest.raises(EnvironmentProblem) as caught:
             made.load(POLICY, model_spec(), optimizer_spec())
         assert str(caught.value) == (
-            "Qwen2ForCausalLM has an attention of its own, which ragged rows cannot replace\n"
-            "    set backend.packing: packed"
+            "Qwen2ForCausalLM has an attention of its own, which ragged rows cannot replace\n    remove backend.packing"
         )
     with backend(0, 1, free_port()) as made:
         made.load(POLICY, model_spec(), optimizer_spec())  # auto takes another layout

@@ -127,21 +127,38 @@ def test_common_architectures_are_supported(architecture: str, head: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("architecture", "name", "extra"),
+    ("architecture", "extra"),
     [
-        ("gemma2", "Gemma2ForCausalLM", {"final_logit_softcapping": 30.0}),  # not visible in a new model's logits
-        ("granite", "GraniteForCausalLM", {"logits_scaling": 8.0}),
-        ("cohere", "CohereForCausalLM", {"logit_scale": 0.0625}),
+        ("gemma2", {"final_logit_softcapping": 1.5, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("hyperclovax", {"logits_scaling": 0.5}),
+        ("cohere", {"logit_scale": 0.0625}),
     ],
 )
-def test_an_architecture_that_transforms_its_logits_is_refused(architecture: str, name: str, extra: dict) -> None:
+def test_logits_that_an_architecture_scales_or_caps_are_its_own(architecture: str, extra: dict) -> None:
+    """Log-probs, entropies and every gradient are those of the logits that transformers returns, at a temperature."""
+    extra = {"initializer_range": 0.4, **extra}
     model = build_model(spec(architecture, **extra), dtype=torch.float32)
-    with pytest.raises(EnvironmentProblem) as caught:
-        check_supported(model)
-    assert str(caught.value) == (
-        f"{name} transforms its logits (soft-capping or scaling), which log-probs here do not reproduce; "
-        "choose another architecture"
-    )
+    data, temperature = batch(), 0.7
+    wrapped = wrap_model(model, "lm", transform=check_supported(model).transform)
+    found = compute_outputs(wrapped, MicroBatch.build(data), ("logprobs", "entropy"), temperature=temperature)
+    (found.logprobs.sum() + found.entropy.sum()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    total = torch.zeros(())
+    for row in range(len(data)):
+        ids = torch.from_numpy(data.tokens[data.offsets[row] : data.offsets[row + 1]].astype(np.int64))
+        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float() / temperature
+        log_p = torch.log_softmax(logits, -1)
+        own = slice(int(data.offsets[row]) + 2, int(data.offsets[row + 1]))
+        expected = log_p.gather(1, ids[1:, None])[1:, 0], -(log_p.exp() * log_p).sum(1)[1:]
+        for name, values in zip(("logprobs", "entropy"), expected, strict=True):
+            torch.testing.assert_close(getattr(found, name)[own], values, atol=1e-5, rtol=0)
+            total = total + values.sum()
+    total.backward()
+    for name, p in model.named_parameters():
+        scale = 1 + float(p.grad.abs().max())
+        torch.testing.assert_close(gradients[name], p.grad, atol=2e-5 * scale, rtol=0, msg=name)
 
 
 def test_logits_that_the_config_does_not_explain_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,24 +172,22 @@ def test_logits_that_the_config_does_not_explain_are_refused(monkeypatch: pytest
         return found
 
     monkeypatch.setattr(model, "forward", doubled)
-    with pytest.raises(EnvironmentProblem, match="transforms its logits"):
+    with pytest.raises(EnvironmentProblem, match="in a way that is not known here"):
         check_supported(model)
 
 
-def test_an_architecture_that_mixes_packed_sequences_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_known_which_architectures_mix_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(spec(), dtype=torch.float32)
     forward = model.base_model.forward
     # As in models that count positions themselves.
     monkeypatch.setattr(model.base_model, "forward", lambda input_ids, position_ids=None, **rest: forward(input_ids))
-    check_supported(model, packed=False)
-    with pytest.raises(EnvironmentProblem) as caught:
-        check_supported(model)
-    assert str(caught.value) == (
-        "Qwen2ForCausalLM does not keep packed sequences apart\n    set backend.packing: padded"
-    )
+    assert not check_supported(model).packed
+    monkeypatch.undo()
+    assert check_supported(model).packed
 
 
-def test_an_architecture_without_sdpa_attention_is_named() -> None:
-    with pytest.raises(EnvironmentProblem) as caught:
-        build_model(spec("mamba", state_size=4), dtype=torch.float32)
-    assert str(caught.value).startswith("cannot build a 'mamba' model: MambaForCausalLM does not support an attention")
+def test_attention_is_eager_where_pytorchs_own_would_compute_something_else() -> None:
+    assert build_model(spec(), dtype=torch.float32).config._attn_implementation == "sdpa"
+    for architecture in ("gemma2", "gpt_oss", "mamba"):
+        model = build_model(spec(architecture), dtype=torch.float32)
+        assert model.config._attn_implementation == "eager"

@@ -101,13 +101,14 @@ def test_a_score_stands_at_the_last_token_that_is_no_padding() -> None:
 
 
 def test_it_is_known_which_models_let_their_attention_be_chosen() -> None:
-    for architecture, extra in (("qwen2", {}), ("llama", {}), ("mistral", {"sliding_window": 3})):
+    capped = ("gemma2", {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.1})
+    for architecture, extra in (("qwen2", {}), ("llama", {}), ("mistral", {"sliding_window": 3}), capped):
         built = model(architecture, **extra)
+        before = built.config._attn_implementation
         assert supports_ragged_attention(built)
-        assert built.config._attn_implementation == "sdpa", "it was only tried"
-    assert not supports_ragged_attention(model("gemma2", query_pre_attn_scalar=8)), "it caps its logits"
+        assert built.config._attn_implementation == before, "it was only tried"
     other = model()
-    other.config._attn_implementation = "eager"
+    other.config._attn_implementation = "flex_attention"
     assert not supports_ragged_attention(other)
     mixing = model()
     mixing._supports_attention_backend = False
@@ -121,6 +122,6 @@ def test_calls_that_it_cannot_answer_are_refused() -> None:
     assert str(caught.value) == "ragged attention needs the rows of the micro-batch"
     rows = MicroBatch.build(SequenceBatch.from_lists([[1, 2, 3]]), packing="ragged").rows
     with pytest.raises(RuntimeError) as caught:
-        attention(None, x, x, x, None, rows=rows, softcap=30.0)
-    assert str(caught.value) == "ragged attention does not know softcap"
+        attention(None, x, x, x, None, rows=rows, position_bias=x)
+    assert str(caught.value) == "ragged attention does not know position_bias"
     assert ATTENTION == "rl_ragged"

@@ -14,6 +14,7 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult, WeightBucket, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+from rl_torch.architectures import vocabulary
 from rl_torch.profiling import Profiler
 from rl_torch.role_files import finish_all
 from rl_torch.seeding import prepare_process
@@ -73,14 +74,16 @@ class Fsdp2Backend:
             raise ValueError(f"role {role.name!r} is trainable and needs an optimizer")
         if role.base_of is not None:
             source = self._role(role.base_of)
-            self._roles[role.name] = LoadedModel(role=role, model=source.model, adapter=source.adapter, base_only=True)
+            self._roles[role.name] = LoadedModel(
+                role=role, model=source.model, adapter=source.adapter, base_only=True, packing=source.packing
+            )
         else:
             self._roles[role.name] = build_role(role, model, optimizer, config=self._config, mesh=self._joined())
         loaded = self._roles[role.name].model.model
         return ModelInfo(
             parameters=sum(math.prod(p.shape) for p in loaded.parameters()),
-            max_length=getattr(loaded.config, "max_position_embeddings", None) or 0,
-            vocab_size=loaded.config.vocab_size,
+            max_length=getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None) or 0,
+            vocab_size=vocabulary(loaded.config),
         )
 
     def forward(

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 
 import torch
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
-from rl_core.errors import EnvironmentProblem
+from rl_core.errors import ConfigError, EnvironmentProblem
 from rl_core.foreign import foreign
+from rl_torch.architectures import attention_of
+from rl_torch.hf_folder import check_writable
 from rl_torch.llama.layers import supports_own_layers, use_own_layers
-from rl_torch.models import build_config, build_model
+from rl_torch.logits import LogitTransform
+from rl_torch.microbatch import Packing
+from rl_torch.models import build_config, build_model, settle
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
 from rl_torch.ragged import supports_ragged_attention, use_ragged_attention
-from rl_torch.varlen import flash_is_available, use_varlen_attention
+from rl_torch.routing import balancing_of, check_balancing
+from rl_torch.varlen import flash_is_available, supports_varlen_attention, use_varlen_attention
 from rl_torch.weight_plan import WeightPlan
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -44,10 +49,16 @@ class RowLayout:
     Attributes:
         ragged: it is trained in ragged rows.
         own_layers: its layers are those of :mod:`rl_torch.llama` there.
+        varlen: packed rows are attended to without a dense mask.
+        packing: the layout it has for itself; None for what the config says.
+        transform: see :class:`rl_torch.policy.Support`.
     """
 
     ragged: bool
     own_layers: bool
+    varlen: bool
+    packing: Packing | None
+    transform: LogitTransform | None
 
 
 def build_role(
@@ -63,21 +74,23 @@ def build_role(
         # What is not trained is only ever used after a cast to this.
         _cast_frozen(model, COMPUTE_DTYPE[config.precision])
     if role.trainable:
+        check_writable(model, dtype=torch.float32)
         recompute_activations(model, config.activation_checkpointing)
-    wrapped = wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens)
+    wrapped = wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens, transform=layout.transform)
     if layout.ragged:
         use_ragged_attention(model)
     if layout.own_layers and spec.adapter is None:
         use_own_layers(model)
         wrapped.has_own_layers = True
-    _split(wrapped, spec, config, mesh)
+    _split(wrapped, spec, config, mesh, varlen=layout.varlen)
     if plan is not None:
         kept_on = torch.device("cpu") if config.cpu_offload else mesh.device
         with foreign(str(spec.path)):
             loading.fill(wrapped, plan, kept_on, compute_device=mesh.device)
     if spec.adapter is not None:
         adapters.initialise(model, spec.adapter)
-    loaded = LoadedModel(role=role, model=wrapped, adapter=spec.adapter)
+    balancing = balancing_of(model.config) if role.trainable and role.head == "lm" else None
+    loaded = LoadedModel(role=role, model=wrapped, adapter=spec.adapter, packing=layout.packing, balancing=balancing)
     if role.trainable and optimizer is not None:
         loaded.optimizer, loaded.spec = build_adamw(wrapped.parameters(), optimizer), optimizer
         if config.precision == "fp16":
@@ -99,19 +112,63 @@ def _open(
         sample = model
     else:
         model, plan = found
+        settle(model, spec)
         sample = _sample_of(spec, role)
-    check_supported(sample, packed=config.packing in ("auto", "packed"))
+    support = check_supported(sample)
+    if role.trainable and role.head == "lm" and balancing_of(model.config) is not None:
+        check_balancing(sample)
+        if config.parallel.cp > 1:
+            raise ConfigError(
+                "backend.parallel.cp: the balancing loss that config.json of the model asks for (output_router_logits) "
+                "needs whole sequences\n    set backend.parallel.cp: 1, or output_router_logits to false"
+            )
     if config.parallel.tp > 1:
         check_tensor_parallel(model.config, config.parallel.tp)
     ragged = config.uses_ragged(cuda=mesh.device.type == "cuda") and supports_ragged_attention(sample)
     # Not where something else is to happen inside of layers.
     may_replace = ragged and config.activation_checkpointing == "none" and config.parallel.tp == 1
+    varlen = _uses_varlen(sample, config, packed=support.packed, cuda=mesh.device.type == "cuda")
+    name = type(model).__name__
+    if config.packing == "packed" and not (support.packed or varlen):
+        raise EnvironmentProblem(
+            f"{name} does not keep sequences in one row apart\n    remove backend.packing, or set it to padded"
+        )
     if config.packing == "ragged" and not ragged:
         raise EnvironmentProblem(
-            f"{type(model).__name__} has an attention of its own, which ragged rows cannot replace\n"
-            "    set backend.packing: packed"
+            f"{name} has an attention of its own, which ragged rows cannot replace\n    remove backend.packing"
         )
-    return model, plan, RowLayout(ragged=ragged, own_layers=may_replace and supports_own_layers(sample))
+    layout = RowLayout(
+        ragged=ragged,
+        own_layers=may_replace and supports_own_layers(sample),
+        varlen=varlen,
+        packing="ragged" if ragged else None if support.packed or varlen else "padded",
+        transform=support.transform,
+    )
+    return model, plan, layout
+
+
+def _uses_varlen(sample: PreTrainedModel, config: Fsdp2Config, *, packed: bool, cuda: bool) -> bool:
+    """Whether packed rows are attended to without a dense mask: as the config says, or as nothing else is right.
+
+    Args:
+        packed: under a dense mask the model keeps the sequences of a row apart.
+
+    Raises:
+        EnvironmentProblem: the config asks for it, and PyTorch or the model cannot do it.
+    """
+    wanted = config.uses_varlen(cuda=cuda)
+    needed = not packed and (config.packing == "packed" or (config.packing == "auto" and cuda))
+    if config.parallel.cp > 1 or not (wanted or (needed and config.attention == "auto")):
+        return False
+    if cuda and not flash_is_available():
+        problem = f"needs a newer PyTorch than {torch.__version__}\n    pip install --upgrade torch"
+    elif not supports_varlen_attention(sample):
+        problem = f"cannot replace the attention of {type(sample).__name__}\n    remove backend.attention"
+    else:
+        return True
+    if config.attention == "varlen":
+        raise EnvironmentProblem(f"backend.attention: varlen {problem}")
+    return False
 
 
 def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:
@@ -129,31 +186,23 @@ def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:
     auto = AutoModelForCausalLM if role.head == "lm" else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        made = auto.from_config(type(config).from_dict(shape), dtype=torch.float32, attn_implementation="sdpa")
+        made = auto.from_config(
+            type(config).from_dict(shape), dtype=torch.float32, attn_implementation=attention_of(config, auto)
+        )
     return made.eval()
 
 
-def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -> None:
+def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh, *, varlen: bool) -> None:
     """Over tensor-, context- and data-parallel ranks."""
     if mesh.sizes.tp > 1:
         split_over_ranks(wrapped, mesh.tp, sequence=config.parallel.sequence)
     if mesh.sizes.cp > 1:
         use_context_parallel_attention(wrapped.model)
-    _choose_attention(wrapped, config, cuda=mesh.device.type == "cuda")
+    if varlen:
+        use_varlen_attention(wrapped.model)
     if config.compile:
         compile_layers(wrapped.model)
     shard_model(wrapped, mesh, config, whole=adapters.replicated(wrapped.model, spec.adapter))
-
-
-def _choose_attention(wrapped: Wrapped, config: Fsdp2Config, *, cuda: bool) -> None:
-    if not config.uses_varlen(cuda=cuda):
-        return
-    if not cuda or flash_is_available():
-        use_varlen_attention(wrapped.model)
-    elif config.attention == "varlen":
-        raise EnvironmentProblem(
-            f"backend.attention: varlen needs a newer PyTorch than {torch.__version__}\n    pip install --upgrade torch"
-        )
 
 
 def _cast_frozen(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -136,6 +136,11 @@ def use_context_parallel_attention(model: Any) -> None:
             f"context parallelism does not know the sliding window of {config.model_type!r} models "
             f"({config.sliding_window} tokens)\n    set backend.parallel.cp: 1"
         )
+    if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
+        raise EnvironmentProblem(
+            f"context parallelism cannot replace the attention of {type(model).__name__}\n"
+            "    set backend.parallel.cp: 1"
+        )
     AttentionInterface.register(ATTENTION, attention)
     model.config._attn_implementation = ATTENTION
 

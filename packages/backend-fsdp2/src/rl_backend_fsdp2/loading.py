@@ -11,6 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from rl_core.contracts.model import Head, ModelSpec
 from rl_core.foreign import foreign
+from rl_torch.architectures import attention_of
 from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_config
 from rl_torch.policy import PolicyModel, ScalarModel
@@ -46,7 +47,7 @@ def empty_model(spec: ModelSpec, head: Head) -> tuple[PreTrainedModel, WeightPla
             return None
         # Buffers (rotary frequencies) are computed, so they keep their storage. Only now: their size is the config's.
         with init_empty_weights(include_buffers=False):
-            model = auto.from_config(config, dtype=torch.float32)
+            model = auto.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config, auto))
         model.tie_weights()
     return model.eval(), plan
 

@@ -26,14 +26,14 @@ class Layout:
     _last: dict[Packing, MicroBatch] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def micro_batches(
-        self, shard: SequenceBatch, mesh: Mesh, *, ragged: bool
+        self, shard: SequenceBatch, mesh: Mesh, *, packing: Packing | None = None
     ) -> Iterator[tuple[np.ndarray, MicroBatch]]:
         """``(sequence indices, micro-batch)``; equally many on every rank, made up with fillers.
 
         Args:
-            ragged: whether the model's attention takes rows without padding.
+            packing: that a model has for itself; None for :attr:`packing`.
         """
-        packing: Packing = "ragged" if ragged else self.packing
+        packing = packing or self.packing
         parts = plan(shard, self.max_tokens, packing=packing, device=mesh.device)
         count = mesh.maximum(len(parts))
         whole = len(parts) == 1

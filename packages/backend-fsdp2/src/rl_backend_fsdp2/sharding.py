@@ -78,7 +78,10 @@ def recompute_activations(model: nn.Module, how: Recompute) -> None:
     if how == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_expensive)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    model.train()  # transformers checkpoints its layers in training mode only; dropout is 0 either way
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            # transformers recomputes in training mode only. Not model.train(): some layers are random there.
+            module.training = True
 
 
 _ATEN = torch.ops.aten

@@ -14,11 +14,12 @@ from rl_core.contracts.model import AdapterSpec, OptimizerSpec, Role
 from rl_core.contracts.profiling import FORWARD_BACKWARD, OPTIMIZER
 from rl_torch.gradients import squared_norms
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
-from rl_torch.microbatch import MicroBatch
+from rl_torch.microbatch import MicroBatch, Packing
 from rl_torch.optim import learning_rate, set_learning_rate
 from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_cells
 from rl_torch.profiling import Profiler
 from rl_torch.ragged import ATTENTION as RAGGED
+from rl_torch.routing import Balancing
 from rl_torch.shards import BackgroundWrite
 from rl_torch.varlen import ATTENTION as VARLEN
 from rl_torch.varlen import Segments
@@ -43,6 +44,8 @@ class LoadedModel:
     Attributes:
         adapter: what is trained in place of the model's own weights.
         base_only: compute with the adapter off (``model`` is then another role's).
+        packing: how its sequences are laid out; None for what the config says.
+        balancing: of its routers, where they are trained.
         steps: optimizer steps taken.
         loss_scale: for float16.
         ranks: for AdaLoRA.
@@ -54,6 +57,8 @@ class LoadedModel:
     model: Wrapped
     adapter: AdapterSpec | None = None
     base_only: bool = False
+    packing: Packing | None = None
+    balancing: Balancing | None = None
     optimizer: torch.optim.Optimizer | None = None
     spec: OptimizerSpec | None = None
     steps: int = 0
@@ -79,7 +84,7 @@ def forward_shard(
 ) -> dict[str, np.ndarray]:
     """``outputs`` of every sequence in shard order: float32 [T], or [B] for ``scores``."""
     result = {n: np.zeros(len(shard) if n == "scores" else len(shard.tokens), np.float32) for n in outputs}
-    for part, micro in layout.micro_batches(shard, mesh, ragged=_attention(loaded) == RAGGED):
+    for part, micro in layout.micro_batches(shard, mesh, packing=loaded.packing):
         computed = _outputs(loaded, micro, outputs, temperature=temperature, mesh=mesh)
         if micro.is_filler:
             continue
@@ -183,9 +188,15 @@ def _accumulate(
     sums = MetricSums()
     sums.add({"loss": 0.0})
     factor = loaded.loss_scale.value if loaded.loss_scale is not None else 1.0
-    for _, micro in layout.micro_batches(shard, mesh, ragged=_attention(loaded) == RAGGED):
-        outputs = _outputs(loaded, micro, loss.outputs, temperature=loss.temperature, mesh=mesh)
+    for _, micro in layout.micro_batches(shard, mesh, packing=loaded.packing):
+        outputs = _outputs(
+            loaded, micro, loss.outputs, temperature=loss.temperature, mesh=mesh, balancing=loaded.balancing
+        )
         value, metrics = _loss(function, loss, outputs, micro, scale)
+        if outputs.router_loss is not None and loaded.balancing is not None:
+            share = 0.0 if micro.is_filler else len(micro.batch) / scale.sequences
+            value = value + share * loaded.balancing.coefficient * outputs.router_loss
+            metrics = {**metrics, "router_aux_loss": share * outputs.router_loss.detach()}
         if backward:
             (value * factor if factor != 1.0 else value).backward()
         sums.add({**metrics, "loss": value})
@@ -196,7 +207,13 @@ def _accumulate(
 
 
 def _outputs(
-    loaded: LoadedModel, micro: MicroBatch, outputs: tuple[str, ...], *, temperature: float, mesh: Mesh
+    loaded: LoadedModel,
+    micro: MicroBatch,
+    outputs: tuple[str, ...],
+    *,
+    temperature: float,
+    mesh: Mesh,
+    balancing: Balancing | None = None,
 ) -> TokenOutputs:
     """``outputs`` of a micro-batch, over all context-parallel ranks."""
     with switched_off(loaded.model, loaded.base_only):
@@ -206,6 +223,8 @@ def _outputs(
                 extra = {"segments": Segments.of(micro)}
             elif _attention(loaded) == RAGGED:
                 extra = {"rows": micro.rows}
+            if balancing is not None:
+                extra["balancing"] = balancing
             return compute_outputs(loaded.model, micro, outputs, temperature=temperature, **extra)
         check_outputs(loaded.model, outputs)
         results = split_forward(

@@ -66,6 +66,8 @@ class SlotCache(Cache):
     def move(self, *, source: Tensor, target: Tensor, columns: int) -> None:
         """Copy the first ``columns`` columns of rows ``source`` over rows ``target`` (disjoint, int64)."""
         for layer in self.layers:
+            if not layer.is_initialized:  # it reads the keys of another one
+                continue
             layer.keys[target, :, :columns] = layer.keys[source, :, :columns]
             layer.values[target, :, :columns] = layer.values[source, :, :columns]
 

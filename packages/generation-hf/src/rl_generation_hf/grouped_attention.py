@@ -17,7 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ATTENTION = "rl_grouped_decoding"
-_FURTHER = {"position_bias", "cache", "s_aux", "softcap"}
+_FURTHER = {"position_bias", "cache"}
 """Arguments that ask for more than a softmax over scaled products."""
 
 

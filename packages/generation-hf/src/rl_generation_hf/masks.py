@@ -10,6 +10,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
+_OWN_MASKS = frozenset(("gpt_neo", "moshi"))
+"""GPT-Neo has windows in its layers' own masks, and Moshi ignores the one that its config names."""
+
 Mask = Tensor | dict[str, Tensor | None] | None
 
 
@@ -20,31 +23,25 @@ class AttentionPattern:
     Attributes:
         window: width of the sliding window in tokens (its own position included), or None.
         mixed: layers differ, and the model takes one mask per layer type.
+        dense: its attention takes no missing mask for a causal one (that of transformers' eager does not).
     """
 
     window: int | None
     mixed: bool
+    dense: bool = False
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> AttentionPattern:
-        """Read it from a model's config.
-
-        Raises:
-            ValueError: the model keeps a state other than keys and values (Mamba, linear attention).
-        """
+    def of(cls, model: PreTrainedModel) -> AttentionPattern | None:
+        """Read it from a model's config; None for other layers (chunks, Mamba, linear attention)."""
         config: PretrainedConfig = model.config.get_text_config(decoder=True)
         types = set(getattr(config, "layer_types", None) or ())
-        odd = sorted(types - {_FULL, _SLIDING})
-        if odd or getattr(model, "_is_stateful", False):
-            what = f"layers of type {', '.join(odd)}" if odd else "recurrent layers"
-            raise ValueError(
-                f"generator hf: {config.model_type} has {what}, which its cache of keys and values cannot hold; "
-                "use another generator (`rl plugins` lists them)"
-            )
+        if model.config.model_type in _OWN_MASKS or types - {_FULL, _SLIDING} or getattr(model, "_is_stateful", False):
+            return None
         window = getattr(config, "sliding_window", None)
         if types and _SLIDING not in types:
             window = None
-        return cls(window=window, mixed=window is not None and _FULL in types)
+        dense = model.config._attn_implementation == "eager"
+        return cls(window=window, mixed=window is not None and _FULL in types, dense=dense)
 
     def prefill(self, length: int, like: Tensor) -> Mask:
         """Mask of a prompt forward of ``length`` columns; None where plain causal attention will do.
@@ -53,7 +50,7 @@ class AttentionPattern:
         """
         if self.window is None or length <= self.window:
             return None
-        return self._build(torch.arange(length, device=like.device)[None], length, like, full_needed=False)
+        return self._build(torch.arange(length, device=like.device)[None], length, like, full_needed=self.dense)
 
     def decode(self, positions: Tensor, length: int, like: Tensor, *, equal: bool) -> Mask:
         """Mask of one decoding step.

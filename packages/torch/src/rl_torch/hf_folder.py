@@ -3,25 +3,66 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from rl_core.errors import EnvironmentProblem
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+_GENERATION = "generation_config.json"
 
 MAX_FILE_BYTES = 4 * 2**30
 """A new file is begun rather than exceed this; one file's tensors are in host memory at a time."""
 
 
 def write_config(directory: Path, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
-    """Write ``config.json``, and where it generates ``generation_config.json``; weights of ``model`` are not read."""
+    """Write ``config.json``, and where it generates ``generation_config.json``; weights of ``model`` are not read.
+
+    A generation config that came with the model is copied as it is: transformers refuses to write some that it reads
+    (Vicuna's has a temperature, and no sampling that would use it).
+    """
     model.config.architectures = [type(model).__name__]
     model.config.dtype = dtype
     model.config.save_pretrained(directory)
-    if model.can_generate():
-        model.generation_config.save_pretrained(directory)
+    if not model.can_generate():
+        return
+    if (given := _given_generation_config(model)) is not None:
+        shutil.copyfile(given, directory / _GENERATION)
+    else:
+        model.generation_config.to_json_file(directory / _GENERATION)
+
+
+def check_writable(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
+    """Write what :func:`write_config` would, and forget it: better to know before a training than after it.
+
+    Raises:
+        EnvironmentProblem: it cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_config(Path(folder), model, dtype=dtype)
+        except Exception as error:  # a family's own checks of its config
+            raise EnvironmentProblem(
+                f"the config of {type(model).__name__}, which an export writes, cannot be written: "
+                f"{type(error).__name__}: {error}\n    correct config.json of the model"
+            ) from error
+
+
+def _given_generation_config(model: PreTrainedModel) -> str | None:
+    """The file in the folder, or at the hub, that ``model`` or its config was read from."""
+    source = model.config.name_or_path
+    if not source:
+        return None
+    try:
+        return cached_file(source, _GENERATION)
+    except OSError:  # has none
+        return None
 
 
 def write_safetensors(directory: Path, named: Iterable[tuple[str, Tensor]], *, max_bytes: int = MAX_FILE_BYTES) -> None:

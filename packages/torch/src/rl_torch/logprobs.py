@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rl_torch.estimates import CHUNK_ELEMENTS
+from rl_torch.logits import LogitTransform
 from rl_torch.vocab_parallel import VocabShard
 
 
@@ -32,6 +33,7 @@ def token_outputs(
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
     shard: VocabShard | None = None,
+    transform: LogitTransform | None = None,
 ) -> dict[str, Tensor]:
     """What the softmax over the vocabulary says about each token, differentiable, in chunks.
 
@@ -52,13 +54,14 @@ def token_outputs(
         chunk_tokens: tokens whose logits exist at once; default: :func:`chunk_size`.
         shard: the vocabulary is spread over ranks, which call this with the same other arguments and all get
             the same results; ``bias`` is this rank's too.
+        transform: applied to ``hidden @ weight.T + bias`` before the temperature.
 
     Returns:
         [N] per name, float32 (float64 for float64 inputs).
     """
     # Ranks exchange something per chunk, so all need the same number of them, whatever rows they hold.
     step = chunk_tokens or chunk_size(weight.shape[0] if shard is None else shard.per_rank)
-    values = _TokenOutputs.apply(hidden, weight, bias, targets, temperature, tuple(outputs), step, shard)
+    values = _TokenOutputs.apply(hidden, weight, bias, targets, temperature, tuple(outputs), step, shard, transform)
     return dict(zip(outputs, values, strict=True))
 
 
@@ -77,6 +80,7 @@ class _TokenOutputs(torch.autograd.Function):
         names: tuple[str, ...],
         step: int,
         shard: VocabShard | None,
+        transform: LogitTransform | None,
     ) -> tuple[Tensor, ...]:
         count = hidden.shape[0]
         results = {name: torch.empty(count, dtype=_accumulator(hidden), device=hidden.device) for name in names}
@@ -87,7 +91,7 @@ class _TokenOutputs(torch.autograd.Function):
         kept = None
         for start in range(0, count, step):
             part = slice(start, start + step)
-            z = _logits(hidden[part], weight, bias, temperature)
+            z = _logits(hidden[part], weight, bias, temperature, transform)
             if shard is None:
                 log_p = torch.log_softmax(z, dim=-1)
                 for name, result in results.items():
@@ -97,15 +101,15 @@ class _TokenOutputs(torch.autograd.Function):
                 logsumexps[part] = logsumexp
                 for name, result in results.items():
                     result[part] = _sharded_value(name, log_p, logsumexp, targets[part, None], shard)
-            if count <= step:
-                kept = log_p
+            if count <= step and (transform is None or transform.cap is None):
+                kept = log_p  # of capped logits the derivative needs the logits too
         if shard is not None and (partial := [r for name, r in results.items() if name != "logsumexp"]):
             for result, total in zip(partial, shard.sum(torch.stack(partial)), strict=True):
                 result.copy_(total)
         needs_backward = any(ctx.needs_input_grad[:3])
         kept = kept if needs_backward else None
         ctx.save_for_backward(hidden, weight, bias, targets, results.get("entropy"), logsumexps, kept)
-        ctx.temperature, ctx.names, ctx.step, ctx.shard = temperature, names, step, shard
+        ctx.temperature, ctx.names, ctx.step, ctx.shard, ctx.transform = temperature, names, step, shard, transform
         return tuple(results.values())
 
     @staticmethod
@@ -120,14 +124,16 @@ class _TokenOutputs(torch.autograd.Function):
         for start in range(0, hidden.shape[0], ctx.step):
             part = slice(start, start + ctx.step)
             h = hidden[part]
-            log_p = kept
+            log_p, z = kept, None
             if log_p is None:
-                z = _logits(h, weight, bias, ctx.temperature)
+                z = _logits(h, weight, bias, ctx.temperature, ctx.transform)
                 log_p = torch.log_softmax(z, dim=-1) if ctx.shard is None else z - logsumexps[part, None]
             given = dict(zip(ctx.names, (g[part, None] for g in gradients), strict=True))
             entropy = entropies[part, None] if entropies is not None else None
             grad = _logits_gradient(given, log_p, targets[part, None], entropy, ctx.shard)
             grad /= ctx.temperature
+            if ctx.transform is not None:
+                grad = ctx.transform.gradient(grad, None if z is None else z * ctx.temperature)
             if need_bias:
                 grad_bias += grad.sum(0)
             grad = grad.to(weight.dtype)
@@ -141,6 +147,7 @@ class _TokenOutputs(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight.dtype) if need_weight else None,
             grad_bias.to(bias.dtype) if need_bias else None,
+            None,
             None,
             None,
             None,
@@ -193,8 +200,12 @@ def _logits_gradient(
     return grad
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, transform: LogitTransform | None
+) -> Tensor:
     logits = torch.nn.functional.linear(hidden, weight, bias).to(_accumulator(hidden))
+    if transform is not None:
+        logits = transform(logits)
     return logits / temperature if temperature != 1.0 else logits
 
 

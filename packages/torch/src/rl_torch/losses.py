@@ -35,6 +35,7 @@ class TokenOutputs:
         num_sequences: B.
         mean_logprobs: float32 [T], the mean of ``log π(v | tokens[<t])`` over the vocabulary; 0 in the same places.
         logsumexp: float32 [T], of the logits that token t was drawn from; 0 in the same places.
+        router_loss: a scalar, see :class:`rl_torch.routing.Balancing`; the backend adds it to what a loss returns.
     """
 
     logprobs: Tensor | None
@@ -45,6 +46,7 @@ class TokenOutputs:
     num_sequences: int
     mean_logprobs: Tensor | None = None
     logsumexp: Tensor | None = None
+    router_loss: Tensor | None = None
 
     def sum_per_sequence(self, x: Tensor) -> Tensor:
         """[T] → [B]: the sum over each sequence's tokens (0 for a sequence without any)."""

@@ -23,39 +23,35 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rl_torch.architectures import attention_of
+from rl_torch.determinism import switch_randomness_off
 from rl_torch.pretrained import forget_quantization, load_pretrained
+from rl_torch.rope import fix_frequencies
 
 try:
     from transformers.initialization import no_init_weights
 except ImportError:  # transformers 4
     from transformers.modeling_utils import no_init_weights
 
-# Recomputed log-probs must equal the first ones, so no part of a model may be random.
-_DROPOUT_FIELDS = (
-    "attention_dropout",
-    "hidden_dropout",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attn_pdrop",
-    "classifier_dropout",
-)
-
 
 def build_config(spec: ModelSpec) -> PretrainedConfig:
-    """The transformers config of ``spec``, with SDPA attention and all dropout 0.
+    """The transformers config of ``spec``.
 
-    ``use_cache`` keeps its default, because the config is also what an export writes: pass
-    ``use_cache=False`` to a training forward.
+    It keeps what the folder says about caches and dropout, because it is also what an export writes: pass
+    ``use_cache=False`` to a training forward, and call :func:`settle` for a model that is built from it.
 
     Raises:
         EnvironmentProblem: the folder or hub id cannot be read, or transformers does not know the
             architecture.
     """
-    config = _read_config(spec) if spec.path is not None else _config_from_shape(spec)
-    for name in _DROPOUT_FIELDS:
-        if getattr(config, name, None):
-            setattr(config, name, 0.0)
-    return config
+    return _read_config(spec) if spec.path is not None else _config_from_shape(spec)
+
+
+def settle(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
+    """``model``, in evaluation mode, as it stays: nothing in it is random, or depends on the rest of a batch."""
+    switch_randomness_off(model)
+    fix_frequencies(model, spec.max_length)
+    return model
 
 
 def build_model(
@@ -66,7 +62,7 @@ def build_model(
     random_init: bool = True,
     head: Head = "lm",
 ) -> PreTrainedModel:
-    """The model of ``spec``, in evaluation mode (nothing in it depends on the mode: dropout is 0).
+    """The model of ``spec``, as :func:`settle` leaves it.
 
     Args:
         dtype: of all floating-point parameters.
@@ -79,7 +75,7 @@ def build_model(
 
     Raises:
         EnvironmentProblem: see :func:`build_config`; or weights are missing, or transformers has no
-            such model with SDPA attention or this head.
+            such model with this head.
     """
     config = build_config(spec)
     auto = AutoModelForCausalLM
@@ -91,11 +87,11 @@ def build_model(
             model, new = _load(auto, spec, config, dtype)
         else:
             model, new = _initialise(auto, spec, config, dtype, random_init), {"score.weight"}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # a family's code and another config
         raise EnvironmentProblem(f"cannot build a {config.model_type!r} model: {error}") from error
     if head == "scalar":
         _finish_scalar(model, spec, is_new="score.weight" in new)
-    return model.to(device).eval()
+    return settle(model.to(device), spec)
 
 
 def _read_config(spec: ModelSpec) -> PretrainedConfig:
@@ -104,7 +100,7 @@ def _read_config(spec: ModelSpec) -> PretrainedConfig:
     with foreign(path, fix=advice):
         if os.path.isdir(path):
             check_model_folder(path)
-        config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code, attn_implementation="sdpa")
+        config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
         forget_quantization(config)
     return config
 
@@ -132,7 +128,7 @@ def _config_from_shape(spec: ModelSpec) -> PretrainedConfig:
         **{key: spec.special_tokens.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
         **extra,
     }
-    config = AutoConfig.for_model(name, attn_implementation="sdpa", **fields)
+    config = AutoConfig.for_model(name, **fields)
     head_dim = init["hidden_size"] // init["heads"]
     if "head_dim" not in extra and getattr(config, "head_dim", head_dim) != head_dim:
         # Some architectures (qwen3) default to heads of 128, whatever the width.
@@ -172,12 +168,12 @@ def _initialise(
 ) -> PreTrainedModel:
     if not random_init:
         with no_init_weights():
-            model = auto.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            model = auto.from_config(config, dtype=dtype, attn_implementation=attention_of(config, auto))
         model.tie_weights()
         return model
     with _seeded(spec.seed):
         # Drawn in float32, so that the bf16 model is the rounded fp32 one.
-        model = auto.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model = auto.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config, auto))
     for parameter in model.parameters():
         # Not model.to(dtype): that would round the rotary frequencies too.
         parameter.data = parameter.data.to(dtype)

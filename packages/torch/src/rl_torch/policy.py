@@ -6,19 +6,25 @@ embedding in one piece.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from rl_core.contracts.model import Head
 from rl_core.errors import EnvironmentProblem
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rl_torch.architectures import body_of, vocabulary
 from rl_torch.llama.distinct import Distinct
+from rl_torch.logits import LogitTransform, logit_transform
 from rl_torch.logprobs import token_outputs
 from rl_torch.losses import TokenOutputs
 from rl_torch.microbatch import MicroBatch
+from rl_torch.ragged import only_windows
+from rl_torch.routing import Balancing
 from rl_torch.small_integers import distinct
 from rl_torch.vocab_parallel import VocabShard
 
@@ -38,13 +44,17 @@ class PolicyModel(nn.Module):
     Args:
         model: as from :func:`rl_torch.models.build_model`; its parameter names stay the Hugging Face ones.
         chunk_tokens: see :func:`rl_torch.logprobs.token_outputs`.
+        transform: what the model does to its logits, as :func:`check_supported` finds it.
     """
 
     head: Head = "lm"
 
-    def __init__(self, model: PreTrainedModel, *, chunk_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, chunk_tokens: int | None = None, transform: LogitTransform | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.transform = transform
         self.chunk_tokens = chunk_tokens
         self.has_own_layers = False
         """Whether :func:`rl_torch.llama.layers.use_own_layers` was called with ``model``."""
@@ -61,16 +71,23 @@ class PolicyModel(nn.Module):
         last: Tensor,
         outputs: tuple[str, ...],
         temperature: float,
+        balancing: Balancing | None = None,
+        tokens: Tensor | None = None,
         **attention: Any,
     ) -> dict[str, Tensor]:
         """``outputs``, float32 [N] each; :class:`~rl_torch.microbatch.MicroBatch` has the arguments.
 
-        ``attention`` is passed on to the attention functions of the model's layers.
+        With ``balancing`` there is ``router_loss`` too, a scalar over the cells ``tokens``. ``attention`` is passed on
+        to the attention functions of the model's layers.
         """
-        hidden = _hidden_at(self, predictors, input_ids, position_ids, **attention)
+        if balancing is not None:
+            attention["output_router_logits"] = True
+        hidden, routers = _hidden_at(self, predictors, input_ids, position_ids, **attention)
         embedding = self.model.get_output_embeddings()
+        if (before := layers_before_logits(self.model)) is not None:
+            hidden = before(hidden)
         weight = embedding.weight if self.vocab_shard is None else embedding.weight.to_local()
-        return token_outputs(
+        found = token_outputs(
             hidden,
             weight,
             targets,
@@ -79,7 +96,11 @@ class PolicyModel(nn.Module):
             temperature=temperature,
             chunk_tokens=self.chunk_tokens,
             shard=self.vocab_shard,
+            transform=self.transform,
         )
+        if balancing is not None:
+            found["router_loss"] = balancing.loss(routers, tokens)
+        return found
 
 
 class ScalarModel(nn.Module):
@@ -112,16 +133,24 @@ class ScalarModel(nn.Module):
         """``values`` float32 [N] at ``predictors`` and ``scores`` float32 [B] at ``last``."""
         cells = {"values": predictors, "scores": last}
         asked = [cells[name] for name in outputs]
-        hidden = _hidden_at(self, torch.cat(asked), input_ids, position_ids, **attention)
+        hidden, _ = _hidden_at(self, torch.cat(asked), input_ids, position_ids, **attention)
         weight = self.model.score.weight.float()
         values = nn.functional.linear(hidden.float(), weight).squeeze(-1)
         # Cloned, because FSDP's hooks cannot follow in-place changes of a view.
         return {n: part.clone() for n, part in zip(outputs, values.split([len(x) for x in asked]), strict=True)}
 
 
-def wrap_model(model: PreTrainedModel, head: Head, *, chunk_tokens: int | None = None) -> PolicyModel | ScalarModel:
+def wrap_model(
+    model: PreTrainedModel,
+    head: Head,
+    *,
+    chunk_tokens: int | None = None,
+    transform: LogitTransform | None = None,
+) -> PolicyModel | ScalarModel:
     """The wrapper for a model with this head."""
-    return PolicyModel(model, chunk_tokens=chunk_tokens) if head == "lm" else ScalarModel(model)
+    if head == "lm":
+        return PolicyModel(model, chunk_tokens=chunk_tokens, transform=transform)
+    return ScalarModel(model)
 
 
 def compute_outputs(
@@ -130,16 +159,20 @@ def compute_outputs(
     outputs: tuple[str, ...],
     *,
     temperature: float = 1.0,
+    balancing: Balancing | None = None,
     **attention: Any,
 ) -> TokenOutputs:
     """One forward pass; the results go back to batch order, free of padding.
 
-    ``attention`` goes to the attention functions of the model's layers.
+    ``attention`` goes to the attention functions of the model's layers. With ``balancing`` (of a language model) the
+    loss of its routers is computed too.
 
     Raises:
         ValueError: the model's head cannot compute one of ``outputs``.
     """
     check_outputs(model, outputs)
+    if balancing is not None:
+        attention |= {"balancing": balancing, "tokens": micro.cells}
     results = model(
         micro.input_ids,
         micro.position_ids,
@@ -172,7 +205,7 @@ def score_cells(model: PolicyModel | ScalarModel, micro: MicroBatch) -> Tensor:
     That is its last token that is not the config's padding token, as in transformers, which cannot tell an end
     token that is also the padding token from padding.
     """
-    pad = model.model.config.pad_token_id
+    pad = getattr(model.model.config.get_text_config(decoder=True), "pad_token_id", None)
     return micro.last if model.head == "lm" or pad is None else _last_unpadded(micro, pad)
 
 
@@ -194,46 +227,92 @@ def in_batch_order(results: dict[str, Tensor], micro: MicroBatch) -> TokenOutput
         num_sequences=len(micro.batch),
         mean_logprobs=per_token("mean_logprobs"),
         logsumexp=per_token("logsumexp"),
+        router_loss=results.get("router_loss"),
     )
 
 
-@torch.no_grad()
-def check_supported(model: PreTrainedModel, *, packed: bool = True) -> None:
-    """Refuse an architecture whose logits are not ``hidden @ weight.T``, or that mixes packed sequences.
+@dataclass(frozen=True)
+class Support:
+    """What :func:`check_supported` finds out about an architecture.
 
-    Compares five tokens through the model's own forward with the ways used here; costs
-    milliseconds to seconds. Call it before sharding.
+    Attributes:
+        packed: sequences that share a row do not see each other.
+        transform: from ``hidden @ weight.T`` to logits; None where that is all, and with a scalar head.
+    """
+
+    packed: bool
+    transform: LogitTransform | None = None
+
+
+@torch.no_grad()
+def check_supported(model: PreTrainedModel) -> Support:
+    """Try an architecture on a few tokens: its own forward, and the ways it is used here.
+
+    Costs milliseconds to seconds. Call it before sharding, on the model, or on a small one of its kind.
 
     Raises:
         EnvironmentProblem: names the architecture and what does not hold.
     """
-    body, name = model.base_model, type(model).__name__
+    body, name = body_of(model), type(model).__name__
     device = model.get_input_embeddings().weight.device
-    ids = torch.arange(1, 6, device=device).remainder(model.config.vocab_size)[None]
-    hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-    tolerance = 1e-3 * (1 + hidden.float().abs().max())
-    if packed:
-        twice = torch.cat([ids, ids], dim=1)
-        positions = torch.arange(5, device=device).repeat(2)[None]
-        states = body(input_ids=twice, position_ids=positions, use_cache=False).last_hidden_state
-        if (states[:, 5:].float() - hidden.float()).abs().max() > tolerance:
-            raise EnvironmentProblem(f"{name} does not keep packed sequences apart\n    set backend.packing: padded")
-    embedding = model.get_output_embeddings()
-    if embedding is None:
-        return
-    ours = torch.log_softmax(embedding(hidden).float(), dim=-1)
-    theirs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), dim=-1)
-    if _transforms_logits(model) or (ours - theirs).abs().max() > 1e-2:
+    ids = torch.arange(1, 10, device=device).remainder(vocabulary(model.config))[None]
+    try:
+        hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+        embedding = model.get_output_embeddings()
+        logits = None if embedding is None else model(input_ids=ids, use_cache=False).logits
+        causal = _ignores_what_follows(body, ids, hidden)
+        packed = only_windows(model.config) and _keeps_apart(body, ids, hidden)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a family's own code: transformers has hundreds
         raise EnvironmentProblem(
-            f"{name} transforms its logits (soft-capping or scaling), which log-probs here do not reproduce; "
-            "choose another architecture"
+            f"{name} cannot be run on a row of text with transformers {transformers.__version__}: "
+            f"{type(error).__name__}: {error}\n"
+            "    choose another architecture (docs/models.md lists those that work)"
+        ) from error
+    if not causal:
+        raise EnvironmentProblem(
+            f"{name} lets tokens see what follows them, or counts it: what it says of a sequence depends on the padding "
+            "behind it\n    choose another architecture (docs/models.md lists those that work)"
         )
+    if logits is None:
+        return Support(packed)
+    before = layers_before_logits(model)
+    transform = logit_transform(model, hidden if before is None else before(hidden), logits)
+    return Support(packed, None if transform == LogitTransform() else transform)
 
 
-def _transforms_logits(model: PreTrainedModel) -> bool:
-    """Whether the config says so; small logits of a new model would not show it."""
-    fields = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-    return any(getattr(model.config, field, None) not in (None, 1, 1.0) for field in fields)
+def layers_before_logits(model: PreTrainedModel) -> nn.Module | None:
+    """What some models (ModernBERT) put between their last hidden states and the output embedding."""
+    head = getattr(model, "lm_head", None)
+    return None if head is None or head is model.get_output_embeddings() else head
+
+
+def _ignores_what_follows(body: Any, ids: Tensor, hidden: Tensor) -> bool:
+    """Whether the states of ``ids`` [1, L] are ``hidden`` with other tokens behind them too."""
+    states = body(input_ids=torch.cat([ids, torch.zeros_like(ids)], 1), use_cache=False).last_hidden_state
+    return states.shape[1] == 2 * ids.shape[1] and _equal(states[:, : ids.shape[1]], hidden)
+
+
+def _equal(states: Tensor, hidden: Tensor) -> bool:
+    """Up to rounding, in another order of sums."""
+    rounding = 3e-5 if hidden.dtype == torch.float32 else 3e-2
+    return bool((states.float() - hidden.float()).abs().max() <= rounding * (1 + hidden.float().abs().max()))
+
+
+def _keeps_apart(body: Any, ids: Tensor, hidden: Tensor) -> bool:
+    """Whether ``ids`` [1, L] have the states they have by themselves, ``hidden``, behind others in the same row.
+
+    True of models that begin anew where positions do.
+    """
+    length = ids.shape[1]
+    before = ids.flip(1)
+    positions = torch.arange(length, device=ids.device).repeat(2)[None]
+    try:
+        states = body(input_ids=torch.cat([before, ids], 1), position_ids=positions, use_cache=False).last_hidden_state
+    except (TypeError, ValueError, RuntimeError):  # no positions can be given to it
+        return False
+    return _equal(states[:, length:], hidden)
 
 
 def _last_unpadded(micro: MicroBatch, pad: int) -> Tensor:
@@ -250,14 +329,14 @@ def _hidden_at(
     input_ids: Tensor,
     position_ids: Tensor | None,
     **attention: Any,
-) -> Tensor:
-    """[N, H]: the last hidden states of ``cells`` (int64 [N], of R · L)."""
+) -> tuple[Tensor, Any]:
+    """[N, H]: the last hidden states of ``cells`` (int64 [N], of R · L); and what routers computed, where asked for."""
     if wrapped.has_own_layers:
         attention = {**attention, "distinct": Distinct.of(input_ids)}
         first, places = map(torch.from_numpy, distinct(cells.numpy(), input_ids.numel()))
         if len(first) <= _FEW * input_ids.numel():
             attention, cells = {**attention, "wanted": cells[first]}, places
-    states = wrapped.model.base_model(
-        input_ids=input_ids, position_ids=position_ids, use_cache=False, **attention
-    ).last_hidden_state
-    return states.flatten(0, 1).index_select(0, cells)
+    if position_ids is not None:
+        attention["position_ids"] = position_ids  # not None otherwise: some models know no positions
+    found = body_of(wrapped.model)(input_ids=input_ids, use_cache=False, **attention)
+    return found.last_hidden_state.flatten(0, 1).index_select(0, cells), getattr(found, "router_logits", None)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from rl_torch.architectures import attention_of
 from rl_torch.checkpoint_files import CheckpointFiles, open_checkpoint
 from rl_torch.weight_plan import NEW_HEAD, WeightPlan, check_shapes, check_types, check_unread
 
@@ -36,7 +37,7 @@ def forget_quantization(config: PretrainedConfig) -> None:
 def empty_like(auto: Any, config: PretrainedConfig) -> PreTrainedModel:
     """The model of ``config`` without storage: parameters and buffers on the meta device."""
     with torch.device("meta"):
-        model = auto.from_config(config, dtype=torch.float32)
+        model = auto.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config, auto))
     model.tie_weights()
     return model
 
@@ -68,6 +69,7 @@ def load_pretrained(
         options: dict[str, Any] = {
             "config": config,
             "dtype": dtype,
+            "attn_implementation": attention_of(config, auto),
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,  # which are refused here, with both shapes
         }

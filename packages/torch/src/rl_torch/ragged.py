@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
+from rl_torch.architectures import body_of
 from rl_torch.precision import sum_by
+from rl_torch.scores import attend
 from rl_torch.small_integers import first_places
 
 ATTENTION = "rl_ragged"
 """Name under which transformers knows the attention function below."""
 
-_FURTHER = ("position_bias", "cache", "s_aux", "softcap")
-"""Arguments that ask for more than a softmax over scaled products."""
+UNKNOWN = ("position_bias", "cache")
+"""Arguments of attention functions that ask for more than :func:`rl_torch.scores.attend` does."""
 
 # Sequences this much shorter than the longest of a group are attended to in another one.
 _SHORTEST_SHARE = 0.8
@@ -111,6 +112,8 @@ def attention(
     rows: Rows | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside sequences: [1, heads, U, d] → [1, U, heads, d].
@@ -120,7 +123,7 @@ def attention(
     """
     if rows is None:
         raise missing_rows()
-    if odd := [name for name in _FURTHER if options.get(name) is not None]:
+    if odd := [name for name in UNKNOWN if options.get(name) is not None]:
         raise RuntimeError(f"ragged attention does not know {odd[0]}")
     gathered = [_Gather.apply(states[0].transpose(0, 1), rows) for states in (query, key, value)]
     shared = query.shape[1] // key.shape[1]
@@ -131,7 +134,7 @@ def attention(
         if shared > 1:
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
         mask = _window(width, sliding_window, q)
-        seen = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+        seen = attend(q, k, v, mask, scale=scaling, softcap=softcap, sinks=s_aux)
         outputs.append(seen.transpose(1, 2).flatten(0, 1))
     return _PutBack.apply(torch.cat(outputs), rows)[None], None
 
@@ -152,17 +155,23 @@ def supports_ragged_attention(model: PreTrainedModel) -> bool:
     return computes_the_same(model, use_ragged_attention)
 
 
+def only_windows(config: PretrainedConfig) -> bool:
+    """Whether layers look back to the beginning or over a window, and keep no other state (chunks, recurrence)."""
+    types = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    return set(types) <= {"full_attention", "sliding_attention"}
+
+
 @torch.no_grad()
 def computes_the_same(model: PreTrainedModel, change: Callable[[PreTrainedModel], None]) -> bool:
     """Whether ``model`` computes in ragged rows what it computes without ``change``: tried on two sequences that begin
     alike. ``change`` is to have ragged attention used; that is undone here, what else it does is not.
     """
     config, before = model.config, model.config._attn_implementation
-    if not model._supports_attention_backend or before != "sdpa":
+    if not model._supports_attention_backend or before not in ("sdpa", "eager") or not only_windows(config):
         return False
     device = model.get_input_embeddings().weight.device
-    ids = torch.arange(1, 8, device=device).remainder(config.vocab_size)
-    body, one, other = model.base_model, ids[:5], ids[[0, 1, 5, 6]]
+    ids = torch.arange(1, 8, device=device).remainder(config.get_text_config(decoder=True).vocab_size)
+    body, one, other = body_of(model), ids[:5], ids[[0, 1, 5, 6]]
     expected = torch.cat([body(input_ids=x[None], use_cache=False).last_hidden_state[0] for x in (one, other)])
     cells = np.array([0, 1, 2, 3, 4, 0, 1, 5, 6])
     rows = Rows.of(cells, np.array([0, 5, 9]), device=device)

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from rl_torch.architectures import body_of
 from rl_torch.microbatch import MicroBatch
+from rl_torch.ragged import UNKNOWN, only_windows
+from rl_torch.scores import attend
 
 ATTENTION = "rl_varlen"
 """Name under which transformers knows the attention function below."""
@@ -56,19 +58,25 @@ def attention(
     segments: Segments | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside segments: [R, heads, L, d] → [R, L, heads, d].
 
     Raises:
-        RuntimeError: the caller did not say where the segments are.
+        RuntimeError: the caller did not say where the segments are, or asks for another attention.
     """
     if segments is None:
         raise RuntimeError("variable-length attention needs the segments of the micro-batch")
+    if odd := [name for name in UNKNOWN if options.get(name) is not None]:
+        raise RuntimeError(f"variable-length attention does not know {odd[0]}")
     rows, _heads, width, _dim = query.shape
     flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-    attend = _flash if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) else _one_by_one
-    result = attend(*flat, segments, scaling, sliding_window)
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and softcap is None and s_aux is None:
+        result = _flash(*flat, segments, scaling, sliding_window)
+    else:
+        result = _one_by_one(*flat, segments, sliding_window, scale=scaling, softcap=softcap, sinks=s_aux)
     return result.unflatten(0, (rows, width)), None
 
 
@@ -87,6 +95,29 @@ def _takes_shared_keys() -> bool:
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+@torch.no_grad()
+def supports_varlen_attention(model: Any) -> bool:
+    """Whether ``model`` computes the same with it: tried on two sequences in a row."""
+    if not model._supports_attention_backend or not only_windows(model.config):
+        return False
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(1, 12, device=device).remainder(model.config.get_text_config(decoder=True).vocab_size)
+    body, before, split = body_of(model), model.config._attn_implementation, 4
+    expected = [body(input_ids=x[None], use_cache=False).last_hidden_state[0] for x in (ids[:split], ids[split:])]
+    positions = torch.cat([torch.arange(len(x), device=device) for x in expected])[None]
+    segments = Segments(torch.tensor([0, split, len(ids)], dtype=torch.int32, device=device), len(ids) - split)
+    use_varlen_attention(model)
+    try:
+        found = body(input_ids=ids[None], position_ids=positions, use_cache=False, segments=segments)
+    except (RuntimeError, TypeError):  # arguments that the function, or the model, does not take
+        return False
+    finally:
+        model.config._attn_implementation = before
+    whole = torch.cat(expected).float()
+    gap = (found.last_hidden_state[0].float() - whole).abs().max()
+    return bool(gap <= 1e-3 * (1 + whole.abs().max()))
 
 
 def use_varlen_attention(model: Any) -> None:
@@ -120,18 +151,14 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | N
     return result if isinstance(result, Tensor) else result[0]
 
 
-def _one_by_one(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | None, window: int | None) -> Tensor:
-    bounds = segments.bounds.tolist()
+def _one_by_one(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int | None, **scores: Any) -> Tensor:
     parts = []
-    for start, stop in itertools.pairwise(bounds):
-        of = [x[start:stop].transpose(0, 1) for x in (q, k, v)]
-        gqa = q.shape[1] != k.shape[1]
-        if window is None or stop - start <= window:
-            part = scaled_dot_product_attention(*of, is_causal=True, scale=scale, enable_gqa=gqa)
-        else:
+    for start, stop in itertools.pairwise(segments.bounds.tolist()):
+        of = [x[start:stop].transpose(0, 1)[None] for x in (q, k, v)]
+        mask = None
+        if window is not None and stop - start > window:
             place = torch.arange(stop - start, device=q.device)
             back = place[:, None] - place[None, :]
             mask = (back >= 0) & (back < window)
-            part = scaled_dot_product_attention(*of, attn_mask=mask, scale=scale, enable_gqa=gqa)
-        parts.append(part.transpose(0, 1))
+        parts.append(attend(*of, mask, **scores)[0].transpose(0, 1))
     return torch.cat(parts)
