@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +38,6 @@ LENGTHS = (5, 12, 3, 20)
 """Shorter and longer than a sliding window (8)."""
 
 NEW_TOKENS = 10
-STAGES = ("load", "packed", "padded", "ragged", "gradient", "generate", "export", "adapter", "reward")
 
 
 class NotInTransformers(Exception):
@@ -161,13 +162,14 @@ def greedy(model: Any, prompt: list[int]) -> list[int]:
     return ids[0].tolist()
 
 
-def generate(family: Family) -> None:
+def generate(family: Family) -> str | None:
     """Greedy completions are those of transformers without a cache, and their log-probs those of the whole sequence."""
     prompts = [family.sequences[i] for i in (0, 1, 2)]
     made = HfGenerator(HfGeneratorConfig(name="hf"))
     made.setup(WorkerContext(rank=0, world_size=1, master_address="", master_port=0, threads=1))
     try:
-        made.load(family.spec, None)
+        with warnings_of("rl_generation_hf.forward") as said:
+            made.load(family.spec, None)
         requests = SequenceBatch.from_lists(prompts, sequence_columns={"seed": np.arange(len(prompts))})
         batch = made.generate(requests, SamplingParams(max_new_tokens=NEW_TOKENS, temperature=0.0))
     finally:
@@ -179,6 +181,7 @@ def generate(family: Family) -> None:
             raise Mismatch(f"completion {tokens[len(prompt) :]}, should be {expected[len(prompt) :]}")
         got = batch.token_columns["sampled_logprobs"][batch.offsets[row] : batch.offsets[row + 1]]
         check("sampled log-probs", got[len(prompt) :], logprobs(family.model, [tokens])[len(prompt) :])
+    return "without a cache" if any("cache of keys and values cannot hold" in text for text in said) else None
 
 
 def trained(family: Family, spec: ModelSpec, folder: str) -> np.ndarray:
@@ -239,7 +242,28 @@ def reward(family: Family) -> None:
             check("scores", made.forward("reward", batch, ("scores",), 1.0)["scores"], expected)
 
 
-_RUN: dict[str, Callable[[Family], None]] = {
+class _Warnings(logging.Handler):
+    """What was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@contextmanager
+def warnings_of(name: str) -> Iterator[list[str]]:
+    logger, handler = logging.getLogger(name), _Warnings()
+    logger.addHandler(handler)
+    try:
+        yield handler.texts
+    finally:
+        logger.removeHandler(handler)
+
+
+_RUN: dict[str, Callable[[Family], str | None]] = {
     "load": load,
     "packed": lambda family: forward(family, "packed"),
     "padded": lambda family: forward(family, "padded"),
@@ -264,15 +288,20 @@ def sweep(name: str, stages: tuple[str, ...] = tuple(_RUN), **changes: Any) -> d
         family = Family(name, Path(folder), **changes)
         for stage in stages:
             try:
-                _RUN[stage](family)
+                note = _RUN[stage](family)
             except NotInTransformers as error:
                 found[stage] = f"none: {error}"
             except RLError as error:
-                found[stage] = f"refused: {error}"
+                found[stage] = f"refused: {_first_line(error)}"
             except Exception as error:
                 found[stage] = f"wrong: {type(error).__name__}: {error}"
             else:
-                found[stage] = "ok"
+                found[stage] = f"ok: {note}" if note else "ok"
             if stage == "load" and found[stage] != "ok":
                 break
     return found
+
+
+def _first_line(error: Exception) -> str:
+    """Without paths, which differ from run to run."""
+    return re.sub(r"/[^ ]*/model\b:? ?", "", str(error).partition("\n")[0])

@@ -18,7 +18,7 @@ from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import EnvironmentProblem
 from rl_torch.models import build_model
-from rl_torch.policy import wrap_model
+from rl_torch.policy import Support, wrap_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
 
@@ -67,9 +67,12 @@ def test_what_is_tried_on_a_sample_is_tried_in_float32_and_alike_on_all_ranks(
     folder: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[list[torch.Tensor]] = []
-    monkeypatch.setattr(
-        "rl_backend_fsdp2.build.check_supported", lambda sample, packed: tried.append(list(sample.parameters()))
-    )
+
+    def check(sample: torch.nn.Module) -> Support:
+        tried.append(list(sample.parameters()))
+        return Support(packed=True)
+
+    monkeypatch.setattr("rl_backend_fsdp2.build.check_supported", check)
     for seed in (1, 2):
         with backend(0, 1, free_port(), precision="bf16") as made:
             torch.manual_seed(seed)

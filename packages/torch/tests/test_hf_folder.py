@@ -13,6 +13,8 @@ from rl_torch.hf_folder import check_writable, write_config, write_safetensors
 from rl_torch.models import build_config, build_model
 from safetensors.torch import load_file
 
+SMALL = {"architecture": "llama", "hidden_size": 16, "layers": 1, "heads": 2}
+
 
 def test_an_export_is_written_in_several_files_where_it_is_large(tmp_path: Path) -> None:
     tensors = {f"w{i}": torch.full((100,), float(i)) for i in range(5)}
@@ -27,7 +29,7 @@ def test_an_export_is_written_in_several_files_where_it_is_large(tmp_path: Path)
 
 
 def test_a_generation_config_is_copied_even_if_transformers_would_not_write_it(tmp_path: Path) -> None:
-    spec = ModelSpec(init={"architecture": "llama", "hidden_size": 16, "layers": 1, "heads": 2}, vocab_size=20)
+    spec = ModelSpec(init=SMALL, vocab_size=20, max_length=32)
     made = build_model(spec, dtype=torch.float32)
     made.save_pretrained(tmp_path / "model")
     given = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [2, 7], "unknown_to_transformers": 1}  # like Vicuna's
@@ -44,7 +46,7 @@ def test_a_generation_config_is_copied_even_if_transformers_would_not_write_it(t
 
 
 def test_a_config_that_cannot_be_written_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = ModelSpec(init={"architecture": "llama", "hidden_size": 16, "layers": 1, "heads": 2}, vocab_size=20)
+    spec = ModelSpec(init=SMALL, vocab_size=20, max_length=32)
     made = build_model(spec, dtype=torch.float32)
 
     def refuse(_folder: object) -> None:

@@ -272,8 +272,8 @@ def check_supported(model: PreTrainedModel) -> Support:
         ) from error
     if not causal:
         raise EnvironmentProblem(
-            f"{name} lets tokens see what follows them, or counts it: what it says of a sequence depends on the padding "
-            "behind it\n    choose another architecture (docs/models.md lists those that work)"
+            f"{name} lets tokens see what follows them, or counts it: what it says of a sequence depends on the "
+            "padding behind it\n    choose another architecture (docs/models.md lists those that work)"
         )
     if logits is None:
         return Support(packed)
