@@ -21,10 +21,6 @@ logger = logging.getLogger(__name__)
 _ROUTER = re.compile(r"(^|[._])(gate|router|wg)$|(^|\.)router\.")
 
 
-_MAMBA = frozenset(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"))
-"""Models whose fast kernels read the weight of ``out_proj`` itself: peft refuses an adapter on it."""
-
-
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers in ``model``'s decoder blocks that compute ``x W + b`` and no more, by their whole names.
 
@@ -66,18 +62,12 @@ def choose_targets(adapter: AdapterSpec, model: PreTrainedModel) -> list[str]:
     """
     layers = linear_layers(model)
     unloadable = _taken_for_experts(model, layers) if adapter.kind == "dora" else set()
-    kernels = {"out_proj"} if model.config.model_type in _MAMBA else set()
-    default = [n for n in layers if not _ROUTER.search(n) and last_part(n) not in unloadable | kernels]
+    default = [n for n in layers if not _ROUTER.search(n) and last_part(n) not in unloadable]
     chosen: set[str] = set()
     for target in adapter.target_modules:
         found = [n for n in layers if is_named(n, target)]
         if not found:
             raise ConfigError(_unknown_target(target, model, layers, default))
-        if any(last_part(n) in kernels for n in found):
-            raise ConfigError(
-                f"model.adapter.target_modules: peft puts no adapter on {target} of {model.config.model_type} models, "
-                f"whose kernels read its weight themselves\n    set target_modules: {_listed(default)}"
-            )
         odd = next((n for n in found if last_part(n) in unloadable), None)
         if odd is not None:
             raise ConfigError(
