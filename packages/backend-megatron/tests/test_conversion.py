@@ -98,6 +98,7 @@ def test_rotary_frequencies_equal_those_of_transformers() -> None:
         ("llama", {"attention_bias": True}, "attention_bias"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
         ("qwen3", {"hidden_act": "gelu"}, "hidden_act gelu"),
+        ("qwen3_moe", {"output_router_logits": True}, "output_router_logits"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type yarn"),
     ],
 )

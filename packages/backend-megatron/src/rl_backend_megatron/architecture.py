@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from rl_core.errors import ConfigError, EnvironmentProblem
+from rl_torch.routing import balancing_of
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -186,6 +187,7 @@ def _check(config: PretrainedConfig) -> None:
         f"rope_type {rotary}": rotary not in ("default", "linear", "llama3"),
         "mlp_only_layers": bool(getattr(config, "mlp_only_layers", None)),
         "decoder_sparse_step": getattr(config, "decoder_sparse_step", 1) != 1,
+        "output_router_logits": balancing_of(config) is not None,
         "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) != 1.0,
     }
     found = [name for name, present in odd.items() if present]
