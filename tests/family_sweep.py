@@ -29,8 +29,11 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-CLOSE = 5e-5
-"""Of log-probs of logits of up to about 10 in float32, after four layers: some hundred roundings of 6e-8 each."""
+CLOSE = 2e-5
+"""In float32, relative to the largest number (plus 1): after four layers some hundred roundings of 6e-8 each."""
+
+ILL_CONDITIONED = {"recurrent_gemma": 30.0}
+"""Factors on it: its recurrence computes sqrt(1 - a²) for a near 1, which loses digits."""
 
 POLICY = Role("policy", trainable=True)
 REWARD = Role("reward", trainable=True, head="scalar")
@@ -62,6 +65,7 @@ class Family:
     def __init__(self, name: str, folder: Path, **changes: Any) -> None:
         self.name = name
         self.folder = str(folder / "model")
+        self.close = CLOSE * ILL_CONDITIONED.get(name, 1.0)
         self.config = families.tiny_config(name, **changes)
         self.probabilities = families.switch_dropout_on(self.config)
         self.model = families.tiny_model(self.config)
@@ -111,7 +115,7 @@ def check(name: str, got: Any, expected: Any, tolerance: float = CLOSE) -> None:
     if got.shape != expected.shape:
         raise Mismatch(f"{name}: shape {got.shape}, should be {expected.shape}")
     gap = float(np.abs(got - expected).max(initial=0.0))
-    if not gap <= tolerance:
+    if not gap <= tolerance * (1 + float(np.abs(expected).max(initial=0.0))):
         raise Mismatch(f"{name} differ by {gap:.2g}")
 
 
@@ -128,8 +132,13 @@ def forward(family: Family, packing: str) -> None:
     """Each sequence's log-probs are those it has by itself, whatever stands beside it."""
     with backend(packing=packing) as made:
         made.load(POLICY, family.spec, optimizer())
-        check("log-probs", ours(made, family.sequences), family.expected)
-        check("log-probs of a sequence alone", ours(made, family.sequences[:1]), family.expected[: LENGTHS[0]])
+        check("log-probs", ours(made, family.sequences), family.expected, family.close)
+        check(
+            "log-probs of a sequence alone",
+            ours(made, family.sequences[:1]),
+            family.expected[: LENGTHS[0]],
+            family.close,
+        )
 
 
 def scale_of(sequences: list[list[int]]) -> Scale:
@@ -201,7 +210,7 @@ def export(family: Family) -> None:
     with tempfile.TemporaryDirectory() as folder:
         after = trained(family, family.spec, folder)
         reloaded = eager(folder)
-        check("log-probs of the exported model", logprobs(reloaded, family.sequences), after)
+        check("log-probs of the exported model", logprobs(reloaded, family.sequences), after, family.close)
         kept = families.probabilities(reloaded.config)
         if not family.probabilities.items() <= kept.items():
             raise Mismatch(f"exported config has {kept}, should have {family.probabilities}")
@@ -216,9 +225,9 @@ def adapter(family: Family) -> None:
     spec = replace(family.spec, adapter=AdapterSpec(kind="lora", rank=4, alpha=8.0))
     with tempfile.TemporaryDirectory() as folder:
         after = trained(family, spec, folder)
-        check("log-probs of the merged export", logprobs(eager(folder), family.sequences), after)
+        check("log-probs of the merged export", logprobs(eager(folder), family.sequences), after, family.close)
         alone = PeftModel.from_pretrained(eager(family.folder), f"{folder}/adapter").eval()
-        check("log-probs with the exported adapter", logprobs(alone, family.sequences), after)
+        check("log-probs with the exported adapter", logprobs(alone, family.sequences), after, family.close)
 
 
 def reward(family: Family) -> None:

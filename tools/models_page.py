@@ -52,7 +52,7 @@ metric `router_aux_loss` is its value without the coefficient. Most published co
 ## Families
 """
 _REFUSED = """
-## Refused
+## Refused, as a whole or in part
 """
 _UNTRIED = """
 ## Not tried
@@ -108,7 +108,7 @@ def _yes(found: str) -> str:
 
 
 def _reason(found: str) -> str:
-    return found.partition(": ")[2].replace("|", "\\|").replace("<", "&lt;")[:300]
+    return found.partition("\n")[0].partition(": ")[2].replace("|", "\\|").replace("<", "&lt;")[:300]
 
 
 def sweep(names: list[str]) -> None:

@@ -73,11 +73,17 @@ def attention(
         raise RuntimeError(f"variable-length attention does not know {odd[0]}")
     rows, _heads, width, _dim = query.shape
     flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and softcap is None and s_aux is None:
+    if softcap is None and s_aux is None and _fits_flash(query, value):
         result = _flash(*flat, segments, scaling, sliding_window)
     else:
         result = _one_by_one(*flat, segments, sliding_window, scale=scaling, softcap=softcap, sinks=s_aux)
     return result.unflatten(0, (rows, width)), None
+
+
+def _fits_flash(query: Tensor, value: Tensor) -> bool:
+    """Whether flash attention can do it: not with values of another width than keys (latent attention)."""
+    in_16_bits = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    return in_16_bits and query.shape[-1] == value.shape[-1] <= 256
 
 
 def flash_is_available() -> bool:
