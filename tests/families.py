@@ -37,6 +37,8 @@ UNTRIED = {
     "gemma3n": "needs the package timm",
     "kimi_linear": "its config cannot be made small by its general fields",
     "phi4_multimodal": "its parts for images and sound cannot be made small by their general fields",
+    "qwen3_5": "its part for images takes minutes; its text model is qwen3_5_text",
+    "qwen3_5_moe": "its part for images takes minutes; its text model is qwen3_5_moe_text",
     "mllama": "transformers writes a folder that it does not read",
 }
 """Families without a small model here, and why."""

@@ -52,7 +52,7 @@ metric `router_aux_loss` is its value without the coefficient. Most published co
 ## Families
 """
 _REFUSED = """
-## Refused, as a whole or in part
+## Refused, or wrong, as a whole or in part
 """
 _UNTRIED = """
 ## Not tried
