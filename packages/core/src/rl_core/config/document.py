@@ -19,6 +19,10 @@ MAX_VALUES = 50_000
 MAX_DEPTH = 60
 
 
+class BrokenText(str):
+    """Stands for a value that cannot be read or filled in, which was reported; checks pass over it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A value of a config with its origin.
@@ -232,12 +236,12 @@ class _Builder:
                 return scalar_value(source.tag.removeprefix(TAG), source.value)
             except (ValueError, OverflowError):
                 self.findings.add(where, path, f"cannot read {source.value[:40]!r} as {source.tag.removeprefix(TAG)}")
-                return None
+                return BrokenText()
             except LookupError:
                 pass  # an unknown tag, reported below
         tag = source.tag.replace(TAG, "!!")
         self.findings.add(where, path, f"the tag {tag!r} is not allowed", fix="use plain text, numbers, lists and maps")
-        return None
+        return BrokenText()
 
     def _mapping(self, source: yaml.MappingNode, path: Path) -> dict[str, Node]:
         own: dict[str, Node] = {}
