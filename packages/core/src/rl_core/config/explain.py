@@ -165,7 +165,7 @@ def _shown_number(value: Any) -> str:
 
 
 _FLAG_WORDS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
-_FLAG_NUMBERS = {1: "true", 0: "false"}
+_FLAG_NUMBERS: dict[float, str] = {1: "true", 0: "false"}
 
 
 def _fix(item: dict[str, Any]) -> str:
