@@ -81,7 +81,7 @@ def test_a_path_that_is_no_file_says_so(tmp_path: Path, jsonl: Callable) -> None
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("pipe", "link"):
         assert message_of(jsonl(str(tmp_path / name))).endswith("(a broken link, a pipe or a device)")
-    assert message_of(jsonl(str(tmp_path / ("n" * 300)))).startswith("no such file: ")
+    assert message_of(jsonl(str(tmp_path / ("n" * 200)))).startswith("no such file: ")
 
 
 def test_several_files_and_globs_are_read_in_order(write_lines: Callable, tmp_path: Path, jsonl: Callable) -> None:
