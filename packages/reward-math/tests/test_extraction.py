@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import time
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 from rl_reward_math.extraction import gold_answer, marked_answer
 
@@ -57,6 +60,14 @@ def test_the_last_box_counts_and_without_one_the_last_hashes(text: str, answer: 
         (True, None),
         ([72], None),
         (float("nan"), None),
+        (Decimal("5.00"), "5.00"),
+        (Decimal("1E+3"), "1000"),
+        (Decimal("NaN"), None),
+        (np.int64(2**53 + 1), "9007199254740993"),
+        (np.float64(0.1), "0.1"),
+        (np.True_, None),
+        pytest.param(10**5000, None, id="5,001 digits"),
+        (datetime.date(2024, 1, 5), None),
     ],
 )
 def test_answers_of_rows_are_text_numbers_or_rationales(value: Any, answer: str | None) -> None:

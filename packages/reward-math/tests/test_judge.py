@@ -86,6 +86,40 @@ def test_unequal_answers(gold: str, answer: str) -> None:
     assert verdict(gold, answer) == "unequal"
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("100000", "1,00,000"),
+        ("123", "１２３"),
+        ("1234.5", "１，２３４．５"),
+        ("34", "٣٤"),
+        ("-3", "－3"),
+        ("-3", "‑3"),
+        ("-3", "—3"),
+        ("100", "10²"),
+        ("0.5", "½"),
+        ("5.5", "5½"),
+        ("x^{-1}", "x⁻¹"),
+        ("1234", "1'234"),
+    ],
+)
+def test_other_characters_for_the_same_number(gold: str, answer: str) -> None:
+    assert verdict(gold, answer) == "equal"
+    assert found(gold, f"So it is ${answer}$.") == "equal"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        *(("0", "1,00,000"), ("34", "12,34"), ("1234", "12,34"), ("0", "1,0000"), ("30", "12:30"), ("56", "1.234,56")),
+        *(("10", "10²"), ("102", "10²"), ("51/2", "5½"), ("3", "–3"), ("9007199254740993", "9007199254740992")),
+    ],
+)
+def test_a_part_of_a_number_is_not_the_number(gold: str, answer: str) -> None:
+    assert verdict(gold, answer) != "equal"
+    assert found(gold, f"So it is ${answer}$.") != "equal"
+
+
 @pytest.mark.parametrize("answer", ["", "$", "70 2", "72 ? 3", r"\frac{1}{", "72)", "1+" * 20])
 def test_answers_that_cannot_be_read(answer: str) -> None:
     assert verdict("72", answer) == "unparsed"

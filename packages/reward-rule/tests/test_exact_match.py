@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 from rl_core.errors import DataError
 from rl_reward_rule.config import ExactMatchConfig
@@ -36,8 +39,25 @@ def test_extract_takes_the_first_group_of_the_last_match(sample: Callable) -> No
     assert reward(extract=r"\d+").score([sample("first 1, then 72.")]) == [1.0]
 
 
-def test_answers_that_are_numbers_are_compared_as_text(sample: Callable) -> None:
-    assert reward().score([sample("72", answer=72)]) == [1.0]
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (72, "72"),
+        (2**53 + 1, "9007199254740993"),
+        (Decimal("5.00"), "5.00"),
+        (np.int64(5), "5"),
+        (datetime.date(2024, 1, 5), "2024-01-05"),
+        (datetime.datetime(2024, 1, 5, 12, 30), "2024-01-05T12:30:00"),
+    ],
+)
+def test_answers_of_other_types_are_compared_as_text(answer: Any, text: str, sample: Callable) -> None:
+    assert reward().score([sample(text, answer=answer), sample(text + "0", answer=answer)]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("answer", [[1], {"a": 1}, b"72", float("nan"), pytest.param(10**5000, id="5,001 digits")])
+def test_an_answer_without_one_text_names_the_row(answer: Any, sample: Callable) -> None:
+    with pytest.raises(DataError, match=r"^train.jsonl:3: the answer is a .*cannot compare with text"):
+        reward().score([sample("72", answer=answer)])
 
 
 def test_the_answer_may_be_in_another_column(sample: Callable) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from rl_core.config.check import check
 
 
 @pytest.fixture
@@ -132,7 +135,8 @@ def test_what_is_wrong_with_stages_is_reported_per_stage(problems_of, base):
         "c.yaml:9: stages.2.nam: unknown stage key 'nam'\n    did you mean 'name'?",
         "c.yaml:9: stages.2.modle: unknown stage key 'modle'\n    did you mean 'model'?",
         "c.yaml:9: stages.2: the stage has no 'name'\n    name: sft",
-        "c.yaml:10: stages.3.name: a stage's name has letters, digits, '-' and '_', found 'x y'\n    name: sft",
+        "c.yaml:10: stages.3.name: a stage's name has at most 100 letters, digits, '-' and '_', found 'x y'\n"
+        "    name: sft",
         "c.yaml:11: stages.4: a stage must be a mapping\n    - name: sft",
         "c.yaml:12: stages.5.run.name: 'run.name' belongs to the whole run, not to a stage\n"
         "    move it to the top-level section 'run:'",
@@ -156,3 +160,49 @@ def test_a_section_that_one_stage_lacks_is_reported_there(problems_of):
     assert problems_of(STAGES.replace("algorithm: {name: imitate, rows_per_step: 7}\n", "")) == [
         "c.yaml:7: stages.0.algorithm: the section 'algorithm' is missing in stage 'sft'\n    algorithm: {name: …}"
     ]
+
+
+def test_a_file_that_many_extend_is_read_once(folder, registry):
+    count = 30
+    for number in range(count):
+        (folder / f"f{number}.yaml").write_text(f"extends: [f{number + 1}.yaml, f{number + 1}.yaml]\n")
+    (folder / f"f{count}.yaml").write_text("run: {steps: 1}\n")
+    began = time.process_time()
+    problems = [str(one) for one in check(f"f{count - 18}.yaml", [], registry).problems]
+    assert not [one for one in problems if "extends" in one]
+    assert time.process_time() - began < 1
+    deep = [str(one) for one in check("f0.yaml", [], registry).problems]
+    assert "f19.yaml:1: extends.0: 'extends' goes more than 20 files deep" in deep
+
+
+def test_a_fan_of_very_many_files_is_refused(folder, registry):
+    names = [f"f{number}.yaml" for number in range(120)]
+    for name in names:
+        (folder / name).write_text("run: {steps: 1}\n")
+    (folder / "c.yaml").write_text(f"extends: [{', '.join(names)}]\n")
+    problems = [str(one) for one in check("c.yaml", [], registry).problems]
+    assert problems[0] == "c.yaml:1: extends.99: 'extends' reads more than 100 files"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [" + "1," * 200_000 + "]", "the document holds more than 20000 values"),
+        ("a: [" + "1," * 600_000 + "]", "a config has at most 1 MiB"),
+        ("\n".join(f"k{i}: 1" for i in range(15_000)), "and 14805 more problems"),
+        ('a: "\\UFFFFFFFF"', "not valid YAML"),
+        ('extends: "a\\0b"', "embedded null byte"),
+        ("run: {name: " + "n" * 300 + "}", "run.name: must have at most 200 characters"),
+        ("run: {directory: " + "n" * 300 + "}", "a name in the path has 300 bytes; file systems take 255"),
+        ("run: {directory: " + "n/" * 3000 + "}", "systems take 4095"),
+        ('run: {directory: "a\\0b"}', "the path holds a NUL character"),
+        ("extends: " + "n" * 300, "File name too long"),
+    ],
+    ids=range(10),
+)
+def test_what_is_too_large_is_refused_in_seconds(text, problem, folder, registry):
+    (folder / "c.yaml").write_text(text)
+    began = time.process_time()
+    problems = [str(one) for one in check("c.yaml", [], registry).problems]
+    assert time.process_time() - began < 5
+    assert [one for one in problems if problem in one], problems[:3]

@@ -147,7 +147,7 @@ def test_sections_that_multiply_are_cut_off(problems_of, base):
     keys = "".join(f", k{i}: [{reference % (i - 1) * 10}]" for i in range(1, 9))
     text = base.replace("path: train.txt", "path: train.txt, extra: {k0: [1]" + keys + "}")
     problems = problems_of(text)
-    assert problems[0].endswith("interpolation makes more than 50000 values")
+    assert problems[0].endswith("interpolation makes more than 20000 values")
 
 
 STAGES = """

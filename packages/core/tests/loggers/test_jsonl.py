@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,39 @@ def test_a_step_is_one_line_with_its_step_and_stage_first(tmp_path, logger):
     assert (tmp_path / "metrics.jsonl").read_text() == (
         '{"step": 3, "stage": "sft", "train/loss": 0.25, "train/tokens": 7}\n'
     )
+
+
+def test_columns_of_any_type_are_written_as_json(tmp_path, logger):
+    logger.start(info(tmp_path))
+    row = {
+        "price": Decimal("5.00"),
+        "day": datetime.date(2024, 1, 5),
+        "at": datetime.datetime(2024, 1, 5, 12, 30),
+        "raw": b"abc",
+        "flag": True,
+        "large": 2**80,
+        "huge": 10**5000,
+        "array": np.array([[1, 2]]),
+        "nested": {1: [np.float32(0.5), {"x": float("nan")}, ("a", None)]},
+        "set": {1},
+        "half": "\ud800",
+    }
+    logger.log_samples(1, [row])
+    assert json.loads((tmp_path / "samples.jsonl").read_text()) == {
+        "step": 1,
+        "stage": "train",
+        "price": "5.00",
+        "day": "2024-01-05",
+        "at": "2024-01-05T12:30:00",
+        "raw": "<3 bytes>",
+        "flag": True,
+        "large": 2**80,
+        "huge": "<a number of 16610 bits>",
+        "array": [[1, 2]],
+        "nested": {"1": [0.5, {"x": None}, ["a", None]]},
+        "set": "{1}",
+        "half": "\ud800",
+    }
 
 
 def test_lines_can_be_read_while_the_run_goes_on(tmp_path, logger):

@@ -64,7 +64,6 @@ def test_a_forgotten_mapping_is_an_error_that_lists_the_columns(gsm8k: str, json
         ({"prompt": 3}, "'prompt' is a number, not a string or a list of messages"),
         ({"prompt": ""}, "'prompt' is empty"),
         ({"prompt": "a", "completion": ""}, "'completion' is empty"),
-        ({"prompt": "a", "completion": None}, "'completion' is null, not a string or a list of messages"),
         ({"prompt": "a\ud800"}, "'prompt' holds half of a surrogate pair (\\ud800 at character 1)"),
         ({"messages": []}, "'messages' is empty"),
         ({"messages": "hi"}, "'messages' is a string, not a list of messages"),

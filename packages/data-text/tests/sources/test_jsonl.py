@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,60 @@ def test_blank_lines_windows_line_ends_and_a_byte_order_mark_are_fine(tmp_path: 
         ("a", f"{path}:1"),
         ("b", f"{path}:4"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+def test_a_byte_order_mark_tells_the_encoding(encoding: str, tmp_path: Path, jsonl: Callable) -> None:
+    path = tmp_path / "a.jsonl"
+    mark = "\ufeff" if encoding[-2:] in ("le", "be") else ""
+    path.write_bytes((mark + '{"prompt": "é"}\r\n{"prompt": "\u4e0a"}\n').encode(encoding))
+    assert [row["prompt"] for row in jsonl(str(path)).load()] == ["é", "\u4e0a"]
+
+
+def test_a_byte_order_mark_beside_a_bad_byte_costs_only_the_row_of_the_byte(tmp_path: Path, jsonl: Callable) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\n{"prompt": "\xff"}\n{"prompt": "three"}\n')
+    source = jsonl(str(path), on_bad_row="skip")
+    assert [row["prompt"] for row in source.load()] == ["one", "three"]
+    assert source.report() == {"rows": 2, "skipped": 1}
+
+
+def test_files_joined_with_their_byte_order_marks_lose_no_row(tmp_path: Path, jsonl: Callable) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n\xef\xbb\xbf{"prompt": "b"}\n')
+    assert [row["prompt"] for row in jsonl(str(path)).load()] == ["a", "b"]
+
+
+def test_a_cut_utf16_file_and_one_without_a_mark_are_errors(tmp_path: Path, jsonl: Callable) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"prompt": "a"}\n'.encode("utf-16")[:-1])
+    assert message_of(jsonl(str(path))) == f"{path}: begins as UTF-16, but is not: truncated data at byte 32"
+    path.write_bytes('{"prompt": "a"}\n'.encode("utf-16-le"))
+    assert "UTF-16 (convert it: iconv -f UTF-16 -t UTF-8)" in message_of(jsonl(str(path)))
+
+
+def test_a_key_that_is_given_twice_is_a_bad_row(write_lines: Callable, jsonl: Callable) -> None:
+    path = write_lines([{"prompt": "a"}, '{"prompt": "b", "meta": {"n": 1, "n": 2}}'])
+    assert message_of(jsonl(path)) == f"{path}:2: invalid JSON: the key 'n' is given twice{FIX}"
+
+
+def test_null_is_as_good_as_no_column(write_lines: Callable, jsonl: Callable) -> None:
+    row = {"prompt": "a", "completion": None, "chosen": None, "rejected": None, "label": None, "other": None}
+    loaded = jsonl(write_lines([row])).load()[0]
+    assert [key for key in loaded if key != "__where__"] == ["prompt", "label", "other"]
+
+
+def test_null_in_a_column_that_is_asked_for_is_a_bad_row(write_lines: Callable, jsonl: Callable) -> None:
+    path = write_lines([{"prompt": "a", "target": None}])
+    assert message_of(jsonl(path, completion="target")).startswith(f"{path}:1: 'completion' is null, not a string")
+
+
+def test_a_path_that_is_no_file_says_so(tmp_path: Path, jsonl: Callable) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("pipe", "link"):
+        assert message_of(jsonl(str(tmp_path / name))).endswith("(a broken link, a pipe or a device)")
+    assert message_of(jsonl(str(tmp_path / ("n" * 200)))).startswith("no such file: ")
 
 
 def test_several_files_and_globs_are_read_in_order(write_lines: Callable, tmp_path: Path, jsonl: Callable) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,55 @@ def test_a_null_prompt_is_reported_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         source(path).load()
     assert str(caught.value).splitlines()[0] == f"{path}:row 2: no 'prompt' and no 'messages' (columns: prompt)"
+
+
+def test_columns_keep_the_values_of_pythons_types(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {
+        "price": pyarrow.array([decimal.Decimal("5.00")]),
+        "day": pyarrow.array([datetime.date(2024, 1, 5)]),
+        "at": pyarrow.array([datetime.datetime(2024, 1, 5, 12, 30)], pyarrow.timestamp("us")),
+        "raw": pyarrow.array([b"ab"]),
+        "large": pyarrow.array([2**63], pyarrow.uint64()),
+        "odd": pyarrow.array([math.inf]),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    row = dict(source(path, prompt="{price} on {day}, {large}").load()[0])
+    assert row.pop("prompt") == "5.00 on 2024-01-05, 9223372036854775808"
+    del row["__where__"]
+    assert row == {
+        "price": decimal.Decimal("5.00"),
+        "day": datetime.date(2024, 1, 5),
+        "at": datetime.datetime(2024, 1, 5, 12, 30),
+        "raw": b"ab",
+        "large": 2**63,
+        "odd": math.inf,
+    }
+
+
+def test_a_template_refuses_what_has_no_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"n": [math.nan], "raw": [b"ab"]}), path)
+    for column, found in (("n", "a number that is not finite"), ("raw", "a bytes")):
+        with pytest.raises(
+            DataError, match=f"row 1: column '{column}' in the template of 'prompt' is {found}, not text"
+        ):
+            source(path, prompt=f"{{{column}}}!").load()
+
+
+def test_two_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"]), path)
+    with pytest.raises(DataError, match="two columns have the name 'prompt'"):
+        source(path).load()
+
+
+def test_a_null_completion_beside_prompts_is_no_completion(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"prompt": ["2+3"], "completion": pyarrow.array([None], pyarrow.string()), "answer": ["5"]})
+    pyarrow.parquet.write_table(table, path)
+    row = source(path).load()[0]
+    assert (row["prompt"], row["answer"], "completion" in row) == ("2+3", "5", False)
 
 
 def test_a_file_that_is_not_parquet_is_an_error(tmp_path: Path) -> None:

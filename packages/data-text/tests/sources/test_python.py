@@ -18,6 +18,9 @@ def rows(count=2, start=0):
 def one():
     return {"prompt": "a"}
 
+def odd():
+    yield {"prompt": "a", "huge": 10**5000, 1: {2: "b"}}
+
 def broken():
     raise KeyError("question")
 """
@@ -56,3 +59,7 @@ def test_an_exception_in_the_function_names_it(file: str) -> None:
     with pytest.raises(DataError) as caught:
         source(f"{file}:broken").load()
     assert str(caught.value) == f"{file}:broken raised KeyError: 'question'"
+
+
+def test_rows_that_json_does_not_know_have_a_fingerprint_too(file: str) -> None:
+    assert source(f"{file}:odd").fingerprint() == source(f"{file}:odd").fingerprint()

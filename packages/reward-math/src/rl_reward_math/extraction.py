@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 _BOX_OR_BRACE = re.compile(
@@ -12,6 +12,7 @@ _BOX_OR_BRACE = re.compile(
     r"\\{1,2}(?:boxed|fbox)(?:(?P<box>\s*\{)|[ \t]+(?P<bare>[\w.,+\-/]+))|\\.|(?P<open>\{)|(?P<close>\})",
     re.DOTALL,
 )
+_MOST_DIGITS = 4000
 _HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 
 
@@ -26,16 +27,24 @@ def marked_answer(text: str) -> str | None:
 
 
 def gold_answer(value: Any) -> str | None:
-    r"""The answer of a row: of text the marked answer, or all of it without a marker; of a number its digits.
+    r"""The answer of a row: of text the marked answer, or all of it without a marker; of a number (Python's,
+    numpy's or a Decimal) its digits.
 
-    None where there is no answer in it: null, empty text, a number that is not finite, another type.
+    None where there is no answer in it: null, empty text, a number that is not finite or has thousands of digits,
+    another type.
     """
     if isinstance(value, str):
         answer = marked_answer(value)
         return (value if answer is None else answer).strip() or None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool):
         return None
-    return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
+    if isinstance(value, Integral):
+        value = Decimal(int(value))
+    elif isinstance(value, Real):
+        value = Decimal(repr(float(value)))
+    if not isinstance(value, Decimal) or not value.is_finite() or abs(value.adjusted()) > _MOST_DIGITS:
+        return None
+    return format(value, "f")
 
 
 def _last_box(text: str) -> str | None:

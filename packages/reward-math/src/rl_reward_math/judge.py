@@ -68,7 +68,7 @@ def _judge_answer(reference: _Gold, answer: str, float_rounding: int | None) -> 
 def _judge_completion(reference: _Gold, completion: str, float_rounding: int | None) -> Verdict:
     if spelling.normal(completion) == reference.text or reference.words == spelling.words(completion) is not None:
         return Verdict.EQUAL
-    results = _read(completion, [_LATEX, ExprExtractionConfig()])
+    results = _read(spelling.characters(completion), [_LATEX, ExprExtractionConfig()])
     text = next((result for result in results if isinstance(result, str)), None)
     verdict = Verdict.UNPARSED if text is None else _judge_answer(reference, text, float_rounding)
     if verdict is Verdict.EQUAL or reference.words is not None:

@@ -70,8 +70,8 @@ class Math:
         columns = [str(name) for name in row if not str(name).startswith("__")]
         if column in row:
             raise DataError(
-                f"{place}: {column!r} is {row[column]!r}, which is no answer that reward {self.config.name!r} can "
-                "compare with\n    give the row text or a number, or leave it out"
+                f"{place}: {column!r} is {_shown(row[column])}, which is no answer that reward "
+                f"{self.config.name!r} can compare with\n    give the row text or a number, or leave it out"
             )
         near = difflib.get_close_matches(column, columns, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -80,3 +80,11 @@ class Math:
             f"(columns: {', '.join(columns)})\n"
             "    map it in the data section (answer: <column>), or set the reward's answer to one of the columns"
         )
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes down
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else text[:200] + "…"

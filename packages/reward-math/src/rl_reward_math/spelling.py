@@ -7,12 +7,21 @@ spaces, thousands separators, the degree sign, a trailing period, units after a 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _TEXT = r"\\(?:text|mbox|textrm|textbf|textit|textnormal|mathrm|mathbf|mathit)\s*"
 _ALL_TEXT = re.compile(rf"{_TEXT}\{{([^{{}}]*)\}}")
+_ASCII = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe58\ufe63\uff0d", "-")
+    | dict(zip("，．／％＄＋＝（）\u2044", ",./%$+=()/", strict=True))
+)
+_RAISED = re.compile("[⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_RAISED_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+_ONE_CHARACTER_FRACTION = re.compile("[¼-¾⅐-⅞]")
 _CHARACTERS = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "÷": "/", "·": r"\cdot ", "π": r"\pi ", "∞": r"\infty ", "\u00a0": " "}
+    {"×": r"\times ", "÷": "/", "·": r"\cdot ", "π": r"\pi ", "∞": r"\infty ", "\u00a0": " "}
     | {"\u202f": " ", "\u2009": " ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in "}
     | {"°": r"^\circ ", "€": "", "£": "", "¥": ""}
 )
@@ -35,6 +44,8 @@ _REWRITES = tuple(
     )
 )
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)")
+# "1,23,456" may be three numbers; a group such as "00" is none.
+_INDIAN_GROUPS = re.compile(r"(?<![\d,.])(?=[\d,]*,0)[1-9]\d?(?:,\d{2})+,\d{3}(?![\d,])")
 _BASE = re.compile(r"(?=[A-Z]*\d)([0-9A-Z]+)\s*_\s*\{?\s*(\d+)\s*\}?")
 _NUMBERS_APART = re.compile(r"(?<![_^\d.])(?<!frac)(?<!frac )\d+(?:\.\d+)? \d")
 
@@ -50,12 +61,27 @@ _PERCENT = frozenset(("percent", "percentage", "pct"))
 _NO_UNITS = frozenset(("and", "or", "pi", "sin", "cos", "tan", "log", "exp", "mod"))
 
 
+def characters(text: str) -> str:
+    """Digits of other scripts, full-width and raised ones (``10²``), ``½`` and dashes in LaTeX's characters."""
+    if text.isascii():
+        return text
+    text = _RAISED.sub(lambda match: f"^{{{match[0].translate(_RAISED_DIGITS)}}}", text.translate(_ASCII))
+    text = _ONE_CHARACTER_FRACTION.sub(_fraction, text)
+    return _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
+
+
+def _fraction(match: re.Match[str]) -> str:
+    above, _, below = unicodedata.normalize("NFKC", match[0]).partition("\u2044")
+    return rf"\frac{{{above}}}{{{below}}}"
+
+
 def normal(text: str) -> str:
     """The spelling in which answers are compared and handed to math-verify."""
-    text = _unwrapped(text.strip()).translate(_CHARACTERS)
+    text = _unwrapped(characters(text).strip()).translate(_CHARACTERS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text.strip())
     text = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), text)
+    text = _INDIAN_GROUPS.sub(lambda match: match[0].replace(",", ""), text)
     return _unwrapped(_without_period(text))
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError
 
+from rl_reward_rule.numbers import exact_number
+
 
 def answer_of(sample: Sample, column: str, reward: str) -> Any:
     """The value of the answer column.
@@ -29,6 +31,29 @@ def answer_of(sample: Sample, column: str, reward: str) -> Any:
             "    map it in the data section (answer: <column>), or set the reward's answer to one of the columns"
         )
     return value
+
+
+def text_of(sample: Sample, column: str, reward: str) -> str:
+    """The answer column as text: text itself, numbers in decimal digits, dates and times as ISO 8601, flags.
+
+    Raises:
+        DataError: there is no answer, or it has no one text: a list, a mapping, bytes, a number that is not finite.
+    """
+    value = answer_of(sample, column, reward)
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, bool) or exact_number(value) is not None:
+        try:
+            return str(value)
+        except ValueError:  # more digits than Python writes down
+            pass
+    raise DataError(
+        f"{place_of(sample)}: the answer is a {type(value).__name__}, which reward {reward!r} cannot compare with "
+        "text\n"
+        "    make it text in the data (answer: <template>), or leave the row out"
+    )
 
 
 def extract(pattern: re.Pattern[str] | None, text: str) -> str | None:

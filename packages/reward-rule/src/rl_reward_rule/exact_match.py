@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rl_core.contracts.reward import Sample
 
-from rl_reward_rule.answers import answer_of, extract
+from rl_reward_rule.answers import extract, text_of
 from rl_reward_rule.config import ExactMatchConfig
 
 
@@ -19,11 +19,11 @@ class ExactMatch:
         self._extract = re.compile(config.extract) if config.extract else None
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One score per sample; a ``DataError`` names a row without an answer."""
+        """One score per sample; a ``DataError`` names a row without an answer that has one text."""
         return [self._score(sample) for sample in samples]
 
     def _score(self, sample: Sample) -> float:
-        expected = self._normal(str(answer_of(sample, self.config.answer, self.config.name)))
+        expected = self._normal(text_of(sample, self.config.answer, self.config.name))
         found = extract(self._extract, sample.completion)
         return float(found is not None and self._normal(found) == expected)
 

@@ -16,9 +16,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.main
 
-from rl_core.cli import check, doctor, evaluate, export, plugin_check, plugin_new, plugins, resume, run, runs, schema
+from rl_core.cli import (
+    check,
+    doctor,
+    evaluate,
+    export,
+    plugin_check,
+    plugin_new,
+    plugins,
+    resume,
+    run,
+    runs,
+    schema,
+    streams,
+)
 from rl_core.cli.framework import Command, Group, warn
-from rl_core.errors import Interrupted, RLError
+from rl_core.errors import EnvironmentProblem, Interrupted, RLError
 
 if TYPE_CHECKING:
     from rl_core.plugins.registry import Registry
@@ -44,11 +57,13 @@ _LIST_BROKEN_PLUGINS_THEMSELVES = ("plugins", "plugin", "doctor")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: ``sys.argv``) and return its exit code."""
+    streams.prepare()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = os.environ.get("RL_DEBUG", "") not in ("", "0") or "--debug" in given
     # Accepted anywhere on the line: it is added to a command that has just failed.
     given = [argument for argument in given if argument != "--debug"]
     try:
+        _require_working_directory()
         from rl_core.plugins.registry import load_registry
 
         registry = load_registry()
@@ -71,6 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report_unforeseen(error, debug=debug)
         return 1
     return 0
+
+
+def _require_working_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError:
+        raise EnvironmentProblem("the working directory was removed\n    cd to a folder that exists") from None
 
 
 def build_command(registry: Registry) -> Any:
@@ -157,6 +179,10 @@ def _report_unforeseen(error: Exception, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
         return
-    with tempfile.NamedTemporaryFile("w", prefix="rl-error-", suffix=".log", delete=False, encoding="utf-8") as log:
-        traceback.print_exc(file=log)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="rl-error-", suffix=".log", delete=False, encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+    except OSError:  # no temporary folder can be written
+        traceback.print_exc()
+        return
     typer.echo(f"error: unexpected {describe(error)}\n    log: {log.name}\n    run again with --debug", err=True)

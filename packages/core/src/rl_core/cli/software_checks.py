@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion
 
 from rl_core.cli.finding import Finding
 
@@ -147,9 +148,11 @@ def plugins(registry: Registry) -> Iterator[Finding]:
 
 def requirements(registry: Registry) -> Iterator[Finding]:
     """Installed versions against the ``Requires-Dist`` of every plugin that is ok."""
+    from rl_core.plugins.references import requirements_of
+
     unmet = []
     for package in registry.manifest():
-        for line in importlib.metadata.requires(package) or ():
+        for line in requirements_of(package):
             if problem := _unmet(line):
                 unmet.append(Finding("requirements", "fail", f"{package} {problem}", f'pip install "{_bare(line)}"'))
     yield from unmet or [Finding("requirements", "ok", "every plugin's requirements are installed")]
@@ -161,12 +164,19 @@ def _unmet(line: str) -> str:
         requirement = Requirement(line)
     except InvalidRequirement:
         return f"has a requirement that cannot be read: {line!r}"
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-        return ""
+    try:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            return ""
+    except Exception:  # noqa: BLE001 - packaging raises several kinds for comparisons without meaning
+        return f"has a requirement that cannot be read: {line!r}"
     version = _version(requirement.name)
     if version is None:
         return f"needs {_bare(line)}, which is not installed"
-    if not requirement.specifier.contains(version, prereleases=True):
+    try:
+        fits = requirement.specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        return f"needs {_bare(line)}; the version that is installed cannot be read: {version!r}"
+    if not fits:
         return f"needs {_bare(line)}, but {version} is installed"
     return ""
 
@@ -178,7 +188,7 @@ def _bare(line: str) -> str:
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+    except Exception:  # noqa: BLE001 - it is not installed, or its metadata cannot be read
         return None
 
 

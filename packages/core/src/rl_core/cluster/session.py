@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.forkserver import instead_of_python
+from rl_core.cluster.reach import wait_for_answer
 from rl_core.cluster.resources import largest, usable_cpus
+from rl_core.cluster.temporary import ray_folder
 from rl_core.config.machine import gpu_count
 from rl_core.errors import EnvironmentProblem
 
@@ -29,6 +31,8 @@ OBJECT_STORE_BYTES_CPU = 256 * 2**20
 
 CLIENT_ATTEMPTS = 3
 CLIENT_PAUSE_S = 5.0
+LOCAL_ATTEMPTS = 2
+"""On a very busy machine one of Ray's processes may be too late for another, once."""
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -58,21 +62,25 @@ def ray_session(config: RunConfig, logs: Path, python: str | None = None) -> Ite
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        _check_client(address)
-        options["address"] = address
-    else:
-        options |= _local_options(config)
-    with instead_of_python(python):
-        _initialise(options, address, patience_s=run.start_timeout_s)
-    logger.info("Ray %s on %s", ray.__version__, address or "this machine")
-    session_logs = _link_logs(logs) if not address else None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if session_logs is not None:
-            _keep_logs(session_logs, logs / "ray")
+    with ExitStack() as stack:
+        if address:
+            _check_client(address)
+            options["address"] = address
+            wait_for_answer(address, within_s=run.start_timeout_s)
+        else:
+            options |= _local_options(config)
+            if (folder := stack.enter_context(ray_folder())) is not None:
+                options["_temp_dir"] = folder
+        with instead_of_python(python):
+            _initialise(options, address, patience_s=run.start_timeout_s)
+        logger.info("Ray %s on %s", ray.__version__, address or "this machine")
+        session_logs = _link_logs(logs) if not address else None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            if session_logs is not None:
+                _keep_logs(session_logs, logs / "ray")
 
 
 def _initialise(options: dict[str, Any], address: str | None, *, patience_s: float) -> None:
@@ -82,7 +90,7 @@ def _initialise(options: dict[str, Any], address: str | None, *, patience_s: flo
     client = address is not None and address.startswith("ray://")
     deadline = time.monotonic() + patience_s
     # A Ray client's server on a busy head node may fail to start, for example when its port is taken meanwhile.
-    attempts = CLIENT_ATTEMPTS if client else 1
+    attempts = CLIENT_ATTEMPTS if client else LOCAL_ATTEMPTS
     for attempt in range(1, attempts + 1):
         try:
             if client:
@@ -91,9 +99,11 @@ def _initialise(options: dict[str, Any], address: str | None, *, patience_s: flo
                 ray.init(**options)  # in the main thread: it takes SIGTERM
                 joined = True
         except Exception as error:
-            if attempt == attempts:
+            if attempt == attempts or not (client or "timed out" in str(error).lower()):
                 raise EnvironmentProblem(_start_failure(address, error)) from error
-            logger.warning("joining the Ray cluster at %s failed, trying again: %s", address, error)
+            logger.warning("%s failed, trying again: %s", _doing(address), error)
+            if not client:
+                ray.shutdown()
             time.sleep(CLIENT_PAUSE_S)
             continue
         if not joined:
@@ -104,6 +114,10 @@ def _initialise(options: dict[str, Any], address: str | None, *, patience_s: flo
                 "/tmp/ray/session_latest/logs/ray_client_server*.err"
             )
         return
+
+
+def _doing(address: str | None) -> str:
+    return f"joining the Ray cluster at {address}" if address else "starting Ray"
 
 
 def _returned(function: Callable[[], Any], *, within_s: float) -> bool:
@@ -165,7 +179,7 @@ def _link_logs(logs: Path) -> Path | None:
 
     if _global_node is None:
         return None
-    source = Path(_global_node.get_logs_dir_path())
+    source = Path(_global_node.get_logs_dir_path()).resolve()
     link = logs / "ray"
     try:
         if link.is_symlink():

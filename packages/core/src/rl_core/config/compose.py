@@ -22,7 +22,10 @@ from rl_core.config.suggest import did_you_mean
 STAGE_SECTIONS = ("model", "run", *SECTIONS)
 LISTS = ("rewards", "evaluators", "loggers")
 
-_STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+MAX_FILES = 100
+MAX_EXTENDS_DEPTH = 20
+
+_STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def compose(path: str, overrides: Sequence[str], findings: Findings) -> Composit
     """Read ``path`` and the files it extends, apply the overrides, and merge every stage with the base."""
     parsed = tuple(parse_overrides(overrides, findings))
     files: list[str] = []
-    root = _load(path, path, findings, files=files, chain=())
+    root = _load(path, path, findings, files=files, chain=(), read={})
     if root is None:
         return Composition(None, files=files, overrides=parsed)
     root = apply_overrides(root, parsed, findings)
@@ -88,7 +91,32 @@ def _load(
     *,
     files: list[str],
     chain: tuple[str, ...],
+    read: dict[str, Node | None],
     asked: Node | None = None,
+) -> Node | None:
+    """The file merged over those it extends; ``read`` holds every file that was, as many may extend the same one."""
+    real = _real(file)
+    if real in read:
+        return read[real]
+    if asked is not None and (len(chain) >= MAX_EXTENDS_DEPTH or len(read) >= MAX_FILES):
+        deep = len(chain) >= MAX_EXTENDS_DEPTH
+        what = f"goes more than {MAX_EXTENDS_DEPTH} files deep" if deep else f"reads more than {MAX_FILES} files"
+        findings.add(asked.where, asked.path, f"'extends' {what}")
+        return None
+    read[real] = None  # it counts from here on
+    read[real] = node = _merged(file, shown, findings, files=files, chain=chain, read=read, asked=asked)
+    return node
+
+
+def _merged(
+    file: str,
+    shown: str,
+    findings: Findings,
+    *,
+    files: list[str],
+    chain: tuple[str, ...],
+    read: dict[str, Node | None],
+    asked: Node | None,
 ) -> Node | None:
     if shown not in files:
         files.append(shown)
@@ -98,7 +126,7 @@ def _load(
         return node
     own = replace(node, value={key: child for key, child in node.value.items() if key != "extends"})
     wanted = extends.value if isinstance(extends.value, list) else [extends]
-    here = (*chain, os.path.realpath(file))
+    here = (*chain, _real(file))
     below: Node | None = None
     for item in wanted:
         if not isinstance(item.value, str) or not item.value:
@@ -106,14 +134,21 @@ def _load(
             continue
         target = os.path.join(os.path.dirname(file), os.path.expanduser(item.value))
         name = os.path.normpath(os.path.join(os.path.dirname(shown), os.path.expanduser(item.value)))
-        if os.path.realpath(target) in here:
-            circle = [os.path.basename(f) for f in here[here.index(os.path.realpath(target)) :]]
+        if _real(target) in here:
+            circle = [os.path.basename(f) for f in here[here.index(_real(target)) :]]
             findings.add(item.where, item.path, f"'extends' goes in a circle: {' → '.join([*circle, circle[0]])}")
             continue
-        part = _load(target, name, findings, files=files, chain=here, asked=item)
+        part = _load(target, name, findings, files=files, chain=here, read=read, asked=item)
         if part is not None:
             below = part if below is None else merge_sections(below, part)
     return own if below is None else merge_sections(below, own)
+
+
+def _real(file: str) -> str:
+    try:
+        return os.path.realpath(file)
+    except ValueError:  # a NUL character: no file has such a name, which is reported where it is read
+        return file
 
 
 def merge_sections(base: Node, over: Node) -> Node:
@@ -198,7 +233,7 @@ def _stage_name(item: Node, path: Path, seen: dict[str, Node], findings: Finding
         findings.add(
             node.where,
             node.path,
-            f"a stage's name has letters, digits, '-' and '_', found {node.value!r}"
+            f"a stage's name has at most 100 letters, digits, '-' and '_', found {node.value!r}"
             if not isinstance(node.value, dict | list)
             else "a stage's name must be text",
             fix="name: sft",

@@ -14,9 +14,14 @@ from rl_core.config.paths import SourceText
 from rl_core.config.suggest import closest
 from rl_core.config.yaml_rules import TAG, YamlLoader, scalar_value
 
-MAX_BYTES = 4 * 2**20
-MAX_VALUES = 50_000
+MAX_BYTES = 2**20
+MAX_VALUES = 20_000
+"""Of one document, and of all that interpolation makes; so that a check takes seconds whatever it is given."""
 MAX_DEPTH = 60
+
+
+class BrokenText(str):
+    """Stands for a value that cannot be read or filled in, which was reported; checks pass over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,7 @@ def _parse(text: str, findings: Findings, *, where: Location, base: str, path: P
         findings.add(at, path, message, fix=fix)
 
     try:
-        loader = YamlLoader(text)
+        loader = _BoundedLoader(text)
         try:
             composed = loader.get_single_node()
         finally:
@@ -173,16 +178,40 @@ def _parse(text: str, findings: Findings, *, where: Location, base: str, path: P
         character = f"U+{error.character:04X}" if isinstance(error.character, int) else repr(error.character)
         fail(text.count("\n", 0, error.position) + 1, f"not valid YAML: the character {character} is not allowed")
         return None
+    except _TooManyValues as error:
+        fail(error.line, f"the document holds more than {MAX_VALUES} values")
+        return None
     except RecursionError:
         fail(1, f"nested more than {MAX_DEPTH} levels deep")
         return None
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
         # PyYAML lets a few malformed escapes ("\UFFFFFFFF") and directives through as bare Python errors.
         fail(1, f"not valid YAML: {error}")
         return None
     if composed is None:
         return Node(None, where, path, base)
     return _Builder(findings, where=where, base=base, command_line=command_line).build(composed, path, None)
+
+
+class _TooManyValues(Exception):
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+class _BoundedLoader(YamlLoader):
+    """Stops reading where there are too many values, not only after the end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._count += 1
+        # A key is a node of its own.
+        if self._count > 2 * MAX_VALUES:
+            raise _TooManyValues(self.line + 1)
+        return super().compose_node(parent, index)
 
 
 _SYNTAX_FIX = "text with ': ', '#' or a leading '*&!%@`{[' needs quotes; indent with spaces"
@@ -232,12 +261,12 @@ class _Builder:
                 return scalar_value(source.tag.removeprefix(TAG), source.value)
             except (ValueError, OverflowError):
                 self.findings.add(where, path, f"cannot read {source.value[:40]!r} as {source.tag.removeprefix(TAG)}")
-                return None
+                return BrokenText()
             except LookupError:
                 pass  # an unknown tag, reported below
         tag = source.tag.replace(TAG, "!!")
         self.findings.add(where, path, f"the tag {tag!r} is not allowed", fix="use plain text, numbers, lists and maps")
-        return None
+        return BrokenText()
 
     def _mapping(self, source: yaml.MappingNode, path: Path) -> dict[str, Node]:
         own: dict[str, Node] = {}

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from rl_core.config.document import Node
+from rl_core.config.document import BrokenText, Node
 from rl_core.config.findings import Findings, Path
-from rl_core.config.interpolate import BrokenText
 from rl_core.config.redaction import is_secret
 from rl_core.config.suggest import closest, did_you_mean
+from rl_core.config.yaml_rules import number_or_flag
 
 
 def explain(error: ValidationError, node: Node, model: type[BaseModel], findings: Findings, *, what: str) -> None:
@@ -88,7 +88,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 _SIMPLE = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a whole number of usual size",
+    "int_parsing_size": "must be a whole number that fits 64 bits",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
@@ -153,12 +153,29 @@ def _found(item: dict[str, Any], path: Path) -> str:
         return f", found a list of {len(value)}"
     if value is None or isinstance(value, bool):
         return f", found {({None: 'nothing (null)', True: 'true', False: 'false'})[value]}"
-    text = repr(str(value) if isinstance(value, str) else value)
+    text = repr(str(value)) if isinstance(value, str) else _shown_number(value)
     return f", found {text if len(text) <= 80 else text[:77] + '…'}"
+
+
+def _shown_number(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # more digits than Python writes down
+        return "a number of thousands of digits"
+
+
+_FLAG_WORDS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+_FLAG_NUMBERS: dict[float, str] = {1: "true", 0: "false"}
 
 
 def _fix(item: dict[str, Any]) -> str:
     value, kind = item["input"], item["type"]
+    if kind == "bool_type" and isinstance(value, str | int | float):
+        word = _FLAG_WORDS.get(value.lower()) if isinstance(value, str) else _FLAG_NUMBERS.get(value)
+        return f"write {word}" if word else ""
+    if kind in ("int_type", "float_type") and isinstance(value, str):
+        digits = value.replace("_", "").replace(",", "").strip()
+        return f"write {digits}" if number_or_flag(digits) != digits and not digits[-1].isalpha() else ""
     if kind == "string_type" and isinstance(value, int | float):
         return f'put it in quotes: "{str(value).lower() if isinstance(value, bool) else value}"'
     if kind in ("list_type", "tuple_type") and isinstance(value, str | int | float):

@@ -9,6 +9,7 @@ from typing import Literal
 from rl_core.config.problems import Problem
 
 COMMAND_LINE = "command line"
+MOST_SHOWN = 200
 Path = tuple[str | int, ...]
 """Keys and list indices from the top of a document: ``("rewards", 0, "weight")``."""
 
@@ -63,11 +64,18 @@ class Findings:
         return any(problem.severity == "error" for problem in self._found)
 
     def in_order(self, files: Sequence[str]) -> tuple[Problem, ...]:
-        """All problems: file by file in the order of ``files``, by line, the command line last."""
+        """All problems (of very many the first ones, and their number): file by file in the order of ``files``, by
+        line, the command line last.
+        """
         rank = {file: index for index, file in enumerate(files)}
 
         def key(item: tuple[Problem, Location]) -> tuple[int, int]:
             at = item[1]
             return (len(rank) + 1 if at.file == COMMAND_LINE else rank.get(at.file, len(rank))), at.line
 
-        return tuple(problem for problem, _ in sorted(self._found.items(), key=key))
+        problems = [problem for problem, _ in sorted(self._found.items(), key=key)]
+        if len(problems) <= MOST_SHOWN:
+            return tuple(problems)
+        rest = problems[MOST_SHOWN:]
+        severity: Literal["error", "warning"] = "error" if any(p.severity == "error" for p in rest) else "warning"
+        return (*problems[:MOST_SHOWN], Problem("", f"and {len(rest)} more problems", severity=severity))

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rl_core.config.document import MAX_VALUES, Node, children
+from rl_core.config.document import MAX_VALUES, BrokenText, Node, children
 from rl_core.config.findings import Findings, Path, dotted
 from rl_core.config.redaction import is_secret
 from rl_core.config.suggest import closest, did_you_mean
@@ -31,10 +31,6 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def escape(text: str) -> str:
     """``text`` such that interpolation gives it back unchanged."""
     return text.replace("${", "$${")
-
-
-class BrokenText(str):
-    """Stands for a value whose interpolation failed and was reported; checks pass over it."""
 
 
 class Interpolator:

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+_NAME_BYTES = 255
+_PATH_BYTES = 4095
+
 
 class SourceText(str):
     """A string from a config that knows the folder its relative paths start from.
@@ -46,7 +49,19 @@ def _config_path(value: Any) -> Any:
         return value
     if not value:
         raise ValueError("the path is empty")
-    return absolute(value)
+    return _possible(absolute(value))
+
+
+def _possible(path: str) -> str:
+    """``path``; a ValueError says why no file system has it."""
+    if "\0" in path:
+        raise ValueError("the path holds a NUL character")
+    longest = max((os.fsencode(name) for name in path.split("/")), key=len)
+    if len(longest) > _NAME_BYTES and "://" not in path:
+        raise ValueError(f"a name in the path has {len(longest)} bytes; file systems take {_NAME_BYTES}")
+    if len(os.fsencode(path)) > _PATH_BYTES:
+        raise ValueError(f"the path has {len(os.fsencode(path))} bytes; systems take {_PATH_BYTES}")
+    return path
 
 
 def _model_path(value: Any) -> Any:
@@ -59,7 +74,7 @@ def _model_path(value: Any) -> Any:
         local = local or os.path.isdir(absolute(value))
     except ValueError:  # a null byte
         local = False
-    return absolute(value) if local else str(value)
+    return _possible(absolute(value) if local else str(value))
 
 
 def split_function_reference(reference: str) -> tuple[str, str]:
@@ -78,7 +93,7 @@ def _function_reference(value: Any) -> Any:
     if not where.endswith(".py"):
         return str(value)
     file = SourceText(where, value.base) if isinstance(value, SourceText) else where
-    return f"{absolute(file)}:{function}"
+    return f"{_possible(absolute(file))}:{function}"
 
 
 ConfigPath = Annotated[str, BeforeValidator(_config_path), WithJsonSchema({"type": "string", "format": "path"})]

@@ -28,7 +28,7 @@ class RunSection(Section):
     def _one_or_many(cls, given: Any) -> Any:
         return (given,) if isinstance(given, str) else given
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run.")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="Name of the run.")
     directory: ConfigPath | None = Field(
         None, description="Run directory; default: runs/<name> in the working directory."
     )

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+
+from rl_core.config.scalars import exact_scalars
 
 
 class Section(BaseModel):
@@ -10,9 +15,17 @@ class Section(BaseModel):
 
     A model may define ``problems(self, stage) -> Iterable[Problem]`` for checks that look at other sections
     (a :class:`rl_core.config.stage.StageConfig`); paths in the problems are relative to its own section.
-    Defaults are validated too, so that a relative default path becomes absolute like a given one.
+    Defaults are validated too, so that a relative default path becomes absolute like a given one. Numbers, flags and
+    texts are taken for nothing else (:mod:`rl_core.config.scalars`).
     """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def is_other_section(model: Any) -> bool:
+            return model is not cls and isinstance(model, type) and issubclass(model, Section)
+
+        return exact_scalars(handler(source), handler, done=is_other_section)

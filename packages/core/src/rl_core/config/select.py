@@ -9,11 +9,11 @@ from pydantic import BaseModel, ValidationError
 
 from rl_core.component import SECTIONS
 from rl_core.config.compose import LISTS, StageTree
-from rl_core.config.document import Node, plain
+from rl_core.config.document import BrokenText, Node, plain
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.explain import explain
 from rl_core.config.findings import Findings
-from rl_core.config.interpolate import BrokenText, Interpolator
+from rl_core.config.interpolate import Interpolator
 from rl_core.config.run_section import RunSection
 from rl_core.config.sections import (
     AlgorithmConfig,

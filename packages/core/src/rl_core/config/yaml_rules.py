@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import yaml
 
 TAG = "tag:yaml.org,2002:"
+MAX_DIGITS = 1000
+"""Most characters of a number; Python itself stops at 4,300 digits."""
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -59,6 +62,25 @@ def scalar_value(tag: str, text: str) -> Any:
         return None
     if tag == "bool":
         return text.lower() == "true"
+    if len(text) > MAX_DIGITS:
+        raise OverflowError(f"a number of more than {MAX_DIGITS} characters")
     if tag == "int":
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-    return float(re.sub(r"\.(inf|nan)", r"\1", text, flags=re.IGNORECASE))
+    value = float(re.sub(r"\.(inf|nan)", r"\1", text, flags=re.IGNORECASE))
+    mantissa = re.split("[eE]", text)[0]
+    if (math.isinf(value) and text[-1].isdigit()) or (value == 0 and mantissa.strip("-+0.")):
+        raise OverflowError("a number that no float64 holds")
+    return value
+
+
+def number_or_flag(value: Any) -> Any:
+    """What YAML reads a text as, where that is a number or true or false; else ``value`` itself."""
+    if not isinstance(value, str):
+        return value
+    for tag, pattern in (("bool", _BOOL), ("int", _INT), ("float", _FLOAT)):
+        if pattern.fullmatch(value):
+            try:
+                return scalar_value(tag, str(value))
+            except OverflowError:
+                return value
+    return value

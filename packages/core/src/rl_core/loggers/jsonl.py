@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from rl_core.run.appending import AppendedFile
 
 if TYPE_CHECKING:
     from rl_core.loggers.config import JsonlConfig
+
+_LONGEST = 10**4000
+"""Whole numbers from here on have more digits than Python writes down."""
 
 
 class JsonlLogger:
@@ -62,13 +66,21 @@ class JsonlLogger:
 
 
 def plain(value: Any) -> Any:
-    """``value`` in JSON's types: numpy becomes Python, what is not finite ``None``, anything else its ``str``."""
+    """``value`` in JSON's types: numpy becomes Python, what is not finite ``None``, dates and times ISO 8601, bytes
+    their number, anything else its ``str``.
+    """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, str | bool):
         return value
+    if isinstance(value, int):
+        return value if abs(value) < _LONGEST else f"<a number of {value.bit_length()} bits>"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):

@@ -20,6 +20,7 @@ import pluggy
 
 from rl_core import hookspecs
 from rl_core.component import Component
+from rl_core.plugins.containment import contained
 from rl_core.plugins.metadata import Candidate, Selection, candidates, core_version, incompatibility
 from rl_core.plugins.status import PluginStatus, Status, describe
 from rl_core.plugins.trace import Trace
@@ -110,6 +111,8 @@ def _phases(
     package = candidate.package
     if reason := selection.blocked(package):
         raise _Defect("blocked", reason)
+    if candidate.defect:
+        raise _Defect("broken", candidate.defect)
     with trace.phase("check version", package=package):
         if reason := incompatibility(candidate, core):
             raise _Defect("incompatible", reason)
@@ -126,10 +129,14 @@ def _phases(
 
 
 def _import(candidate: Candidate) -> Any:
+    assert candidate.entry_point is not None
     try:
-        return candidate.entry_point.load()
+        with contained(candidate.package, f"importing {candidate.module}"):
+            return candidate.entry_point.load()
+    except KeyboardInterrupt:
+        raise
     # SystemExit too: a module that calls sys.exit() must not end every `rl` command.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise _Defect("broken", f"importing {candidate.module} failed: {describe(error)}") from error
 
 
@@ -166,9 +173,12 @@ def _collect(manager: pluggy.PluginManager, name: str) -> tuple[Component, ...]:
             if implementation.plugin_name != name:
                 continue
             try:
-                result = invoke(implementation, {})
-                offered = [] if result is None else list(result)
-            except Exception as error:
+                with contained(package_of(implementation), hook):
+                    result = invoke(implementation, {})
+                    offered = [] if result is None else list(result)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 raise _Defect("broken", f"{hook} failed: {describe(error)}", tuple(components)) from error
             for one in offered:
                 if reason := _component_defect(one, kind):

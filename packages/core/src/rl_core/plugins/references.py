@@ -26,7 +26,7 @@ def _is_importable(name: str) -> bool:
         return sys.modules[name] is not None
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
+    except Exception:  # noqa: BLE001 - importing a parent package runs its code
         return False
 
 
@@ -62,7 +62,7 @@ def resolve_reference(reference: str, *, package: str = "") -> object:
 def install_command(module: str, *, package: str = "") -> str:
     """The pip command that brings the top-level ``module``, as ``package``'s own requirements word it."""
     wanted = canonicalize_name(module)
-    for line in _requirements(package):
+    for line in requirements_of(package):
         try:
             requirement = Requirement(line)
         except InvalidRequirement:
@@ -94,10 +94,11 @@ def _missing(reference: str, missing: str, package: str) -> str:
     )
 
 
-def _requirements(package: str) -> tuple[str, ...]:
+def requirements_of(package: str) -> tuple[str, ...]:
+    """The ``Requires-Dist`` lines of a distribution; none where it is not installed or cannot be read."""
     try:
         return tuple(importlib.metadata.requires(package) or ()) if package else ()
-    except importlib.metadata.PackageNotFoundError:
+    except Exception:  # noqa: BLE001 - it is not installed, or its metadata cannot be read
         return ()
 
 

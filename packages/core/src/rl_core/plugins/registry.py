@@ -81,7 +81,9 @@ class Registry:
             package = package_of(implementation)
             try:
                 outcomes.append(HookOutcome(package, invoke(implementation, kwargs)))
-            except Exception as error:  # noqa: BLE001 - the plugin boundary
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the plugin boundary; sys.exit() is a failure, too
                 outcomes.append(HookOutcome(package, error=error))
         return outcomes
 

@@ -52,12 +52,15 @@ class HookOutcome:
 
     package: str
     result: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 def describe(error: BaseException) -> str:
     """One line: type, message and the file:line of the innermost frame outside the import system."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - an exception of a plugin's own
+        text = "(its text cannot be shown)"
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)

@@ -17,6 +17,7 @@ from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.check import check, load_config
 from rl_core.config.redaction import RedactingFormatter, secret_values
 from rl_core.errors import ConfigError, RLError
+from rl_core.loggers.jsonl import plain
 from rl_core.plugins.registry import Registry, load_registry
 from rl_core.run.appending import LogFile
 from rl_core.run.assembly import Assembly, assemble
@@ -81,8 +82,8 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
         parts.publish_weights(0)
         with working("evaluating"):
             metrics, samples = run_evaluators(parts, parts.driver.evaluators, stage.run.steps)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    (folder / "metrics.json").write_text(json.dumps(plain(metrics), indent=2) + "\n")
+    (folder / "samples.jsonl").write_text("".join(json.dumps(plain(row)) + "\n" for row in samples))
     _show_evaluation(metrics, samples, folder)
     return 0
 

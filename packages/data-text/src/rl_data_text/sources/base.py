@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -144,6 +145,8 @@ class TextSource(ABC):
             row["label"] = normalize_label(row["label"])
         if self._answer_pattern is not None:
             row["answer"] = self._extract_answer(row)
+        for key in self._without_value(row):
+            del row[key]
         check_row(row)
         row |= chat_columns(row)
         if self.config.system is not None:
@@ -169,12 +172,24 @@ class TextSource(ABC):
         names = {getattr(self.config, key): value for key, value in changed.items()}
         return {**raw, **changed, **{name: value for name, value in names.items() if name in raw}}
 
+    def _without_value(self, row: Mapping[str, Any]) -> list[str]:
+        """Columns that are null because the row is for other training: not asked for, and no half of a pair."""
+        nulls = [key for key in ("completion", "chosen", "rejected") if key in row and row[key] is None]
+        if row.get("chosen") is not None or row.get("rejected") is not None:
+            nulls = [key for key in nulls if key == "completion"]
+        return [key for key in nulls if key not in self._mapping]
+
     def _has_label(self, raw: Mapping[str, Any]) -> bool:
         """``label`` is a common name, so it counts where it is mapped or the file has all of KTO's columns itself."""
         config = self.config
         if config.label is not None:
             return True
-        return config.prompt is None and config.completion is None and all(key in raw for key in _KTO)
+        return (
+            config.prompt is None
+            and config.completion is None
+            and all(key in raw for key in _KTO)
+            and raw["completion"] is not None
+        )
 
     def _extract_answer(self, row: Mapping[str, Any]) -> str:
         assert self._answer_pattern is not None
@@ -218,7 +233,10 @@ def digest_rows(rows: Iterable[Any]) -> str:
     """SHA-256 over rows as JSON; values JSON does not know enter as their ``repr``."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
+        try:
+            digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
+        except (TypeError, ValueError):  # keys that are no text; a number of more digits than Python writes down
+            digest.update(pickle.dumps(row))
         digest.update(b"\n")
     return digest.hexdigest()
 

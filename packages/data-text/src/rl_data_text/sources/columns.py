@@ -6,9 +6,13 @@ template with placeholders (``"Q: {question}\\nA:"``; ``{{`` and ``}}`` are lite
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import math
 import string
 from collections.abc import Callable, Mapping
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 CANONICAL = (
@@ -77,9 +81,16 @@ def _compile_template(key: str, spec: str) -> Getter:
 def _as_text(value: Any, name: str, key: str) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRow(f"column {name!r} in the template of {key!r} is {kind_of(value)}, not text")
-    return str(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    is_number = isinstance(value, Real | Decimal) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        found = "a number that is not finite" if is_number else kind_of(value)
+        raise BadRow(f"column {name!r} in the template of {key!r} is {found}, not text")
+    try:
+        return str(value)
+    except ValueError:
+        raise BadRow(f"column {name!r} in the template of {key!r} is a number of thousands of digits") from None
 
 
 def kind_of(value: Any) -> str:
@@ -90,7 +101,7 @@ def kind_of(value: Any) -> str:
         return "a boolean"
     if isinstance(value, str):
         return "a string"
-    if isinstance(value, int | float):
+    if isinstance(value, Real | Decimal):
         return "a number"
     if isinstance(value, Mapping):
         return "an object"

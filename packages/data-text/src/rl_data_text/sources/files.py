@@ -63,7 +63,12 @@ def _no_such_file(path: str) -> str:
     folder, name = os.path.split(path)
     if not os.path.isdir(folder):
         return f"no such file: {path}\n    its folder {folder} does not exist"
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    if os.path.lexists(path):
+        return f"{path} is neither a file nor a folder (a broken link, a pipe or a device)"
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError as error:
+        return f"no such file: {path}\n    its folder {folder} cannot be read: {error.strerror}"
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return f"no such file: {path}\n    did you mean {' or '.join(near)}?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class ParquetSource(TextSource):
             number = 0
             try:
                 with pyarrow.parquet.ParquetFile(path) as file:
+                    _check_names(path, file.schema_arrow.names)
                     for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
                         for value, error in _values(batch):
                             number += 1
@@ -50,6 +52,12 @@ class ParquetSource(TextSource):
 
     def describe(self) -> str:
         return ", ".join(self.config.paths)
+
+
+def _check_names(path: str, names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: two columns have the name {twice[0]!r}\n    rename or drop one of them")
 
 
 def _values(batch: pyarrow.RecordBatch) -> Iterator[tuple[Any, str]]:

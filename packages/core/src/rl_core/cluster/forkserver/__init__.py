@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl_core.cluster.resources import largest
+from rl_core.cluster.temporary import SOCKET_NAME_BYTES
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig
@@ -62,6 +63,10 @@ def serving(modules: Sequence[str], *, threads: int, log: Path) -> Iterator[str 
     folder = Path(tempfile.mkdtemp(prefix="rl-fork-"))
     try:
         python = _python(folder)
+        if len(os.fsencode(folder / "socket")) > SOCKET_NAME_BYTES:
+            logger.info("workers are not forked, but started anew: the name of %s is too long for a socket", folder)
+            yield None
+            return
         if python is None:
             logger.info("workers are not forked, but started anew: nothing in %s can be executed", folder)
             yield None
