@@ -128,14 +128,6 @@ def test_an_empty_dataset_is_an_error(tiny_sft, rl, tmp_path):
     assert "no rows" in done.stderr
 
 
-def test_a_prompt_longer_than_the_context_names_its_row(tiny_sft, rl, tmp_path):
-    with (tmp_path / "rows.jsonl").open("a") as file:
-        file.write(json.dumps({"prompt": "1" * 40, "completion": "1"}) + "\n")
-    done = rl("run", tiny_sft, "run.steps=20", check=False)
-    assert done.returncode == 1
-    assert f"{tmp_path}/rows.jsonl:41: the example has 42 tokens, more than model.max_length 16" in done.stderr
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tiny_sft, rl, tmp_path):
     done = rl("run", tiny_sft, "algorithm.learning_rate=1e30", "algorithm.optimizer.max_grad_norm=null", check=False)
     assert done.returncode == 1

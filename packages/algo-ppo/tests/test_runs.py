@@ -70,6 +70,6 @@ def test_ppo_lifts_the_reward(tiny, rl, tmp_path):
     rows = metrics_of(tmp_path / "run")
     reward = [r["rollout/reward_mean"] for r in rows]
     assert sum(reward[:5]) / 5 < 0.6
-    assert sum(reward[-5:]) / 5 > 1.8  # four tokens of two ones each are worth 2
+    assert sum(reward[-5:]) / 5 > 0.9  # four ones are worth 1
     assert rows[-1]["train/value_loss"] < 0.01 < rows[0]["train/value_loss"]
     assert max(r["mismatch/max_abs_logprob_gap"] for r in rows) < 1e-4

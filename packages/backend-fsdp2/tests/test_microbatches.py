@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from rl_backend_fsdp2.microbatches import Layout
 from rl_core.batch import SequenceBatch
+from rl_torch.microbatch import Packing
 
 MESH = SimpleNamespace(device=torch.device("cpu"), maximum=lambda count: count)
 
@@ -18,8 +19,8 @@ def shard(tokens: int = 6, **columns: np.ndarray) -> SequenceBatch:
     return batch.with_columns(token=columns)
 
 
-def made(layout: Layout, batch: SequenceBatch, *, mesh: SimpleNamespace = MESH, ragged: bool = False) -> list:
-    return [micro for _, micro in layout.micro_batches(batch, mesh, ragged=ragged)]
+def made(layout: Layout, batch: SequenceBatch, *, mesh: SimpleNamespace = MESH, packing: Packing | None = None) -> list:
+    return [micro for _, micro in layout.micro_batches(batch, mesh, packing=packing)]
 
 
 def test_the_layout_of_the_same_tokens_is_used_again_with_the_new_columns() -> None:
@@ -35,7 +36,7 @@ def test_a_layout_is_not_used_for_other_tokens_or_another_attention() -> None:
     (first,) = made(layout, shard())
     (other,) = made(layout, shard(7))
     assert other.input_ids.tolist() != first.input_ids.tolist()
-    (ragged,) = made(layout, shard(7), ragged=True)
+    (ragged,) = made(layout, shard(7), packing="ragged")
     assert other.rows is None
     assert ragged.rows is not None
     (again,) = made(layout, shard(7))

@@ -78,14 +78,14 @@ def older_varlen_attn(
 ) -> Tensor:
     """As in PyTorch 2.11, which wants as many heads of keys as of queries."""
     assert q.shape == k.shape == v.shape
-    return varlen._one_by_one(q, k, v, varlen.Segments(bounds, longest), scale, None)
+    return varlen._one_by_one(q, k, v, varlen.Segments(bounds, longest), None, scale=scale)
 
 
 def test_flash_attention_of_a_pytorch_without_shared_keys_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(16, heads, 8, generator=generator) for heads in (4, 2, 2))
     segments = varlen.Segments(torch.tensor([0, 5, 14, 16], dtype=torch.int32), 9)
-    expected = varlen._one_by_one(q, k, v, segments, None, None)
+    expected = varlen._one_by_one(q, k, v, segments, None, scale=None)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", older_varlen_attn)
     assert varlen.flash_is_available()
     torch.testing.assert_close(varlen._flash(q, k, v, segments, None, None), expected, atol=1e-6, rtol=1e-6)

@@ -18,7 +18,7 @@ SFT: dict[str, Any] = {
     "run": {"name": "seed", "steps": 4, "seed": 1, "cpus": 1},
     "model": {
         "init": {"architecture": "qwen2", "hidden_size": 32, "layers": 2, "heads": 2, "ffn": 64},
-        "max_length": 64,
+        "max_length": 512,
     },
     "tokenizer": {"name": "characters", "vocab_size": 64},
     "backend": {"name": "fsdp2", "max_tokens_per_microbatch": 512},
@@ -41,7 +41,7 @@ STAGES: dict[str, Any] = {
         {"name": "sft", **{key: SFT[key] for key in ("model", "algorithm", "data")}, "run": {"steps": 2}},
         {
             "name": "grpo",
-            "model": {"path": "${stages.sft.export}", "max_length": 64},
+            "model": {"path": "${stages.sft.export}", "max_length": 512},
             **{key: RL[key] for key in ("algorithm", "data")},
             "run": {"steps": 3, "require": "eval/accuracy >= 0.1"},
         },
