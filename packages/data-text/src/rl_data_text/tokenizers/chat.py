@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rl_core.chat_rendering import Form, Rendered, TemplateFacts, shared_renderer
 from rl_core.errors import DataError
 
 from rl_data_text.tokenizers.calls import CallForms, call_forms, has_calls
 from rl_data_text.tokenizers.messages import OWN_KEYS, cleaned, continues, is_trained
 from rl_data_text.tokenizers.notices import Notices
-from rl_data_text.tokenizers.rendering import Form, Rendered, TemplateFacts, shared_renderer
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
