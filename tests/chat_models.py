@@ -7,11 +7,15 @@ used. Small tokenizers stand in for models whose tokenizer no package has.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import public_tokenizers
+from rl_core.contracts.data import Row
+from rl_data_text.config import TextTokenizerConfig
+from rl_data_text.tokenizers.base import TextTokenizer
 
 CHATML = (
     "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"
@@ -177,3 +181,39 @@ def stand_in(special: tuple[str | None, ...]) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, bos_token=special[0], eos_token=special[1], pad_token=special[2]
     )
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+
+
+class Given(TextTokenizer):
+    """The tokenizer it is given."""
+
+    given: Any = None
+
+    def obtain(self, model_path: str | None, rows: Sequence[Row], *, trust_remote_code: bool) -> Any:
+        return self.given
+
+
+def product(model: ChatModel, **config: Any) -> TextTokenizer:
+    made = Given(TextTokenizerConfig(name="given", **config))
+    made.given = tokenizer_of(model)
+    made.load(None, [])
+    return made
+
+
+@cache
+def pair(name: str) -> tuple[TextTokenizer, Any]:
+    """The product's tokenizer and transformers' own."""
+    return product(MODELS[name]), tokenizer_of(MODELS[name])
+
+
+def oracle(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from rl_core.rollout.cursor import DataCursor
 from support import metrics_of
 
 pytestmark = pytest.mark.slow
@@ -36,3 +37,18 @@ def test_as_an_error_a_long_row_stops_the_run_before_its_first_step(long_row, rl
     assert "Traceback" not in said
     path = tmp_path / "run" / "metrics.jsonl"
     assert not path.exists() or not path.read_text()
+
+
+def test_a_resumed_run_counts_the_rows_that_it_will_draw(tiny_sft, rl, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    lines = data.read_text().splitlines()
+    drawn = DataCursor(size=40, seed=3).draw(17)
+    for index in (drawn[0], drawn[16]):  # a step has 8 rows: with one left out, the second step ends with the 17th
+        lines[index] = json.dumps({"prompt": "1+1=", "completion": "12" * 9})
+    data.write_text("\n".join(lines) + "\n")
+    said = []
+    for command in (("run", tiny_sft, "run.seed=3", "run.steps=1"), ("resume", tmp_path / "run", "run.steps=2")):
+        done = rl(*command)
+        said.append(re.sub(r"\s+", " ", done.stdout + done.stderr))
+    assert f"1 of 8 rows is longer than model.max_length 16: skipped; longest 23 ({data}:{drawn[0] + 1})" in said[0]
+    assert f"1 of 8 rows is longer than model.max_length 16: skipped; longest 23 ({data}:{drawn[16] + 1})" in said[1]

@@ -175,3 +175,57 @@ def test_a_damaged_tokenizer_is_an_error_that_names_the_folder(folder: str, conf
         Encoder(config(path=str(path)))
     assert str(caught.value).startswith(f"cannot read the tokenizer of the reward model {path}: ")
     assert str(caught.value).endswith("\n    check path; a hub id needs the network or a cached copy")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 'a' * 10**10 }}", "it needs too much memory"),
+        ("{{ raise_exception('no') }}", "the chat template refuses the messages: no"),
+    ],
+)
+def test_a_template_that_runs_away_or_refuses_is_an_error_of_its_row(
+    template: str, reason: str, folder: str, config: Callable, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd"
+    shutil.copytree(folder, path)
+    (path / "chat_template.jinja").write_text(template)
+    message = message_of(Encoder(config(path=str(path))), chat("Hello."))
+    assert message.startswith(f"train.jsonl:4: reward 'model': {path}: the chat template ")
+    assert reason in message
+
+
+@pytest.mark.parametrize("tools", [[], [{"type": "function", "function": {"name": "add"}}]])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_conversation_is_rendered_as_transformers_renders_it(
+    begun: bool, tools: list, folder: str, config: Callable, tmp_path: Path
+) -> None:
+    path = tmp_path / "named"
+    shutil.copytree(folder, path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = {
+        "default": tokenizer.chat_template,
+        "tool_use": "{{ tools | tojson }}{{ mood }}" + tokenizer.chat_template,
+    }
+    tokenizer.save_pretrained(path)
+    messages = [*MESSAGES, {"role": "assistant", "content": "Well, "}] if begun else MESSAGES
+    row = {"prompt": messages, "tools": tools, "chat_template_kwargs": {"mood": "ü"}}
+    (found,) = Encoder(config(path=str(path), chat="conversation")).encode([Sample(row=row, prompt="", completion="ö")])
+    answered = [*MESSAGES, {"role": "assistant", "content": "Well, ö" if begun else "ö"}]
+    expected = tokenizer.apply_chat_template(answered, tools=tools or None, mood="ü", tokenize=True, return_dict=False)
+    assert found.tolist() == expected
+
+
+def test_a_byte_level_tokenizer_under_the_class_name_of_another_kind_keeps_its_spaces(
+    folder: str, config: Callable, tmp_path: Path
+) -> None:
+    """As DeepSeek-R1's distillations have it: class LlamaTokenizerFast, model type llama, a byte-level tokenizer."""
+    path = tmp_path / "distilled"
+    shutil.copytree(folder, path)
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "LlamaTokenizerFast"}))
+    fields = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**fields, "model_type": "llama"}))
+    sample = Sample(row={"prompt": "It is 7.\n\nAnd 8"}, prompt="", completion=" too.")
+    expected = Encoder(config()).encode([sample])[0]
+    assert Encoder(config(path=str(path))).encode([sample])[0].tolist() == expected.tolist()

@@ -82,7 +82,7 @@ class Counts:
 class World:
     """Conversations with an environment, and what its generator was asked."""
 
-    def __init__(self, environment, *, max_length=64, **fields):
+    def __init__(self, environment, *, max_length=64, tokenizer=None, **fields):
         self.writer = Writer()
         config = EnvironmentConfig(name="world", **fields)
         self.calls = EnvironmentCalls(
@@ -92,7 +92,11 @@ class World:
             concurrency=config.concurrency,
         )
         self.conversations = Conversations(
-            self.calls, config=config, router=self.writer, tokenizer=Letters(), max_length=max_length
+            self.calls,
+            config=config,
+            router=self.writer,
+            tokenizer=tokenizer or Letters(),
+            max_length=max_length,
         )
 
     def run(self, rows, *, n=1, seeds=None):
@@ -169,6 +173,22 @@ def test_a_chat_is_continued_where_the_template_lets_the_model_write_again():
     batch = world.run([cut]).batch
     assert text(batch)[2:6] == ".<1>", "a turn that did not end is closed, and the model does not learn that"
     assert batch.token_columns["loss_mask"].tolist() == [0, 1, 0, 0, 0, 0, 1]
+
+
+def test_an_end_token_that_begins_the_next_turn_is_there_once():
+    class BeginsWithTheEnd(Letters):
+        """A turn begins with a dot, and nothing else ends the one before, as in GLM's template."""
+
+        def encode_reply(self, messages, *, chat, ended):
+            return np.array([ord(c) for c in "." + "".join(m["content"] for m in messages) + ":"])
+
+    chat, cut = ({"prompt": [{"role": "user", "content": one}]} for one in ("hi", "x"))
+    batch = World(Counts(), tokenizer=BeginsWithTheEnd()).run([chat]).batch
+    assert text(batch)[3:6] == ".1:"
+    assert batch.token_columns["loss_mask"].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    batch = World(Counts(), tokenizer=BeginsWithTheEnd(), on_long_turn="answer").run([cut]).batch
+    assert text(batch)[2:5] == ".1:", "a turn that did not end needs it"
+    assert batch.token_columns["loss_mask"].tolist() == [0, 1, 0, 0, 0, 1]
 
 
 def test_a_turn_that_reaches_its_limit_ends_the_conversation_unanswered():

@@ -143,3 +143,43 @@ def test_an_answer_of_a_pair_keeps_its_tool_calls(write_lines: Callable, jsonl: 
     path = write_lines([{"prompt": [USER], "chosen": [call("weather")], "rejected": [call("time")]}])
     (row,) = jsonl(path).load()
     assert (row["chosen"], row["rejected"]) == ([call("weather")], [call("time")])
+
+
+PARTS = [{"type": "text", "text": "What is 6"}, {"type": "text", "text": " x 7?"}]
+
+
+@pytest.mark.parametrize("source", ["jsonl", "parquet"])
+def test_a_content_of_text_parts_is_one_text(
+    source: str, write_lines: Callable, jsonl: Callable, tmp_path: Path
+) -> None:
+    messages = [{"role": "user", "content": PARTS}, {"role": "assistant", "content": PARTS[:1]}]
+    rows = [{"messages": messages, "prompt": messages[:1], "chosen": messages[1:]}]
+    if source == "jsonl":
+        (row,) = jsonl(write_lines(rows)).load()
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+        (row,) = ParquetSource(ParquetConfig(name="parquet", path=str(tmp_path / "rows.parquet"))).load()
+    plain = [{"role": "user", "content": "What is 6 x 7?"}, {"role": "assistant", "content": "What is 6"}]
+    assert row["messages"] == plain
+    assert row["prompt"] == plain[:1]
+    assert row["chosen"] == plain[1:]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([*PARTS, {"type": "image_url", "image_url": {"url": "a.png"}}], "has parts other than text: image_url;"),
+        ([{"type": "text", "text": 7}], "has parts other than text: a text that is no string;"),
+        (["What?"], "has parts other than text: a string;"),
+        ([], "content is a list, not a string"),
+        (None, "content is null, not a string"),
+    ],
+)
+def test_a_content_that_is_no_text_is_a_bad_row(
+    content: Any, said: str, write_lines: Callable, jsonl: Callable
+) -> None:
+    path = write_lines([{"prompt": [{"role": "user", "content": content}]}])
+    with pytest.raises(DataError) as caught:
+        jsonl(path).load()
+    assert said in str(caught.value)
+    assert f"{path}:1" in str(caught.value)

@@ -5,18 +5,19 @@ What is right comes from transformers' ``apply_chat_template``; each test is a p
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from chat_models import DEEPSEEK_R1, LARGE, MODELS, ChatModel, tokenizer_of
-from rl_core.contracts.data import Row
+from chat_models import DEEPSEEK_R1, LARGE, MODELS, WEATHER, ChatModel, oracle, pair, product, tokenizer_of
 from rl_core.errors import DataError
-from rl_data_text.config import TextTokenizerConfig
+from rl_data_text.config import HfTokenizerConfig
 from rl_data_text.tokenizers.base import TextTokenizer
+from rl_data_text.tokenizers.hf import HfTokenizer
 
 TALK = [
     {"role": "user", "content": "What is the answer?"},
@@ -24,14 +25,6 @@ TALK = [
     {"role": "user", "content": "And 7 times 6?"},
     {"role": "assistant", "content": "The same."},
 ]
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
 TOOL_TALK = [
     {"role": "user", "content": "Is it warm?"},
@@ -41,35 +34,9 @@ TOOL_TALK = [
 ]
 
 
-class Given(TextTokenizer):
-    """The tokenizer it is given."""
-
-    given: Any = None
-
-    def obtain(self, model_path: str | None, rows: Sequence[Row], *, trust_remote_code: bool) -> Any:
-        return self.given
-
-
-def product(model: ChatModel, **config: Any) -> TextTokenizer:
-    made = Given(TextTokenizerConfig(name="given", **config))
-    made.given = tokenizer_of(model)
-    made.load(None, [])
-    return made
-
-
-@cache
-def pair(name: str) -> tuple[TextTokenizer, Any]:
-    """The product's tokenizer and transformers' own."""
-    return product(MODELS[name]), tokenizer_of(MODELS[name])
-
-
 def names(chosen: Callable[[ChatModel], bool] = lambda model: True) -> list[Any]:
     fitting = [name for name, model in MODELS.items() if chosen(model)]
     return [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in fitting]
-
-
-def oracle(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
 
 
 def trained_text(tokenizer: TextTokenizer, raw: Any, row: dict[str, Any]) -> list[str]:
@@ -241,3 +208,49 @@ def test_a_thought_that_the_template_would_drop_is_refused_as_a_message_and_kept
     assert trained_text(ours, theirs, row) == [f"{thought}<｜end▁of▁sentence｜>"]
     prompt = oracle(theirs, TALK[:1], add_generation_prompt=True)
     assert ours.encode_example(row, "completion")[0][: len(prompt)].tolist() == prompt
+
+
+@pytest.mark.slow
+def test_text_parts_have_the_tokens_that_a_template_that_reads_them_gives_them() -> None:
+    ours, theirs = pair("gemma3")
+    parts = [[{"type": "text", "text": text} for text in (m["content"][:6], m["content"][6:])] for m in TALK]
+    messages = [{**message, "content": one} for message, one in zip(TALK, parts, strict=True)]
+    expected = oracle(theirs, [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in TALK])
+    assert ours.encode_example({"messages": messages}, "all")[0].tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma"])
+def test_contents_that_templates_would_write_as_python_prints_them_are_refused(name: str) -> None:
+    ours, theirs = pair(name)
+    for content in (None, [{"type": "image"}], {"text": "Hi"}):
+        messages = [TALK[0], {"role": "assistant", "content": content}]
+        if content is None:
+            assert "None" in theirs.apply_chat_template(messages, tokenize=False)
+        with pytest.raises(DataError, match=r"the content of message 1 \(assistant\) is \w+, not text"):
+            ours.encode_example({"messages": messages}, "completion")
+
+
+def test_a_conversation_of_no_messages_is_an_error() -> None:
+    ours, _ = pair("llama3")
+    with pytest.raises(DataError, match="a row: the list of messages is empty"):
+        ours.encode_example({"messages": []}, "completion")
+    with pytest.raises(DataError, match="the list of messages is empty"):
+        ours.encode_prompt([])
+
+
+def test_an_earlier_turn_that_ends_where_the_next_begins_is_trained_with_that_token(tmp_path: Path) -> None:
+    model = MODELS["glm4"]
+    theirs = tokenizer_of(model)
+    user = theirs.convert_tokens_to_ids("<|user|>")
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [theirs.eos_token_id, user]}))
+    ours = HfTokenizer(HfTokenizerConfig(name="hf"))
+    ours.load(str(tmp_path), [])
+    assert ours.end_token_ids == (theirs.eos_token_id, user)
+    tokens, mask = ours.encode_example({"messages": TALK}, "completion")
+    assert tokens.tolist() == [*oracle(theirs, TALK), theirs.eos_token_id]
+    assert trained_text(ours, theirs, {"messages": TALK}) == ["It is 42.<|user|>", "The same.<|endoftext|>"]
+    # In rollouts the model writes that token itself, and the reply goes on behind it.
+    first = np.flatnonzero(np.diff([0, *mask, 0]))
+    reply = ours.encode_reply(TALK[2:3], chat=True, ended=False).tolist()
+    assert [user, *tokens[first[1] : first[2]]] == reply

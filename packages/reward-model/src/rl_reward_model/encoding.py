@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rl_core.chat import row_template_kwargs, row_tools
+from rl_core.chat_rendering import Form, shared_renderer
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, EnvironmentProblem
 from rl_core.foreign import foreign, read_json_object
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 _CONTEXT = 64
 """Characters in front of a text that decide how it is tokenized."""
 
+_PROBE = "It is 7.\n\nAnd now?"
 _TURN = "…the assistant's turn…"
 
 
@@ -109,8 +111,6 @@ class Encoder:
 
     def _render(self, row: Mapping[str, Any], completion: str | None) -> str:
         """The conversation as text, with ``completion`` as the assistant's answer, or up to where it begins."""
-        from jinja2 import TemplateError
-
         if not self._tokenizer.chat_template:
             raise DataError(
                 f"the prompt is a list of messages, but the tokenizer of {self.config.path} has no chat template\n"
@@ -123,20 +123,11 @@ class Encoder:
             conversation[-1] = {**last, "content": last["content"] + completion}
         elif completion is not None:
             conversation.append({"role": "assistant", "content": completion})
+        form: Form = "whole" if completion is not None else "continue" if continues else "ask"
         try:
-            return self._tokenizer.apply_chat_template(
-                conversation,
-                tools=row_tools(row) or None,
-                tokenize=False,
-                add_generation_prompt=completion is None and not continues,
-                continue_final_message=completion is None and continues,
-                **row_template_kwargs(row),
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise DataError(
-                f"the chat template of {self.config.path} refuses the messages: {error}\n"
-                "    change the template, or the messages of this row"
-            ) from error
+            return render(self._tokenizer, conversation, row_tools(row), row_template_kwargs(row), form)
+        except DataError as error:
+            raise DataError(f"{self.config.path}: {error}") from error
 
     def _tokens(self, text: str) -> list[int]:
         if not text:
@@ -167,18 +158,33 @@ class Encoder:
 
 def turn_end(tokenizer: Any, *, otherwise: int) -> int:
     """The special token that the chat template puts right after an assistant's text, or ``otherwise``."""
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         return otherwise
     messages = [{"role": "user", "content": "user"}, {"role": "assistant", "content": _TURN}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (TemplateError, TypeError, ValueError, KeyError):
+        text = render(tokenizer, messages, [], {}, "whole")
+    except DataError:
         return otherwise  # a template for other messages; rendering these reports it
     tokens = tokenizer.encode(text.partition(_TURN)[2].lstrip(), add_special_tokens=False)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return tokens[0] if tokens and tokens[0] in special else otherwise
+
+
+def render(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: list[Any], kwargs: Mapping[str, Any], form: Form
+) -> str:
+    """What ``apply_chat_template`` gives, in a process with limits on time and memory: a template is code.
+
+    Raises:
+        DataError: there is no template, it refuses the messages, or it exceeds a limit.
+    """
+    try:
+        template = tokenizer.get_chat_template(tools=tools or None)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    variables = {**special, "tools": tools or None, "documents": None, **kwargs}
+    return shared_renderer().render(template, messages, variables, [(len(messages), form)])[0].text
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:
@@ -197,7 +203,18 @@ def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:
         # AutoTokenizer would rebuild a tokenizer saved under this class as the one usual for the model type.
         if local and _saved_class(path) == PreTrainedTokenizerFast.__name__:
             return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-        return AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
+        loaded = AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
+        if not loaded.is_fast or _keeps_text(loaded):
+            return loaded
+        # AutoTokenizer rebuilds byte-level tokenizers that are declared LlamaTokenizerFast (DeepSeek-R1's
+        # distillations) as SentencePiece ones, which lose every space.
+        as_published = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=local)
+        return as_published if _keeps_text(as_published) else loaded
+
+
+def _keeps_text(tokenizer: Any) -> bool:
+    """Whether a simple text is the same after tokenizing and decoding; not so for those that fold case or spaces."""
+    return tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False)).strip() == _PROBE
 
 
 def place_of(sample: Sample) -> str:

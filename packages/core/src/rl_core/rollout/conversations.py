@@ -182,17 +182,20 @@ class Conversations:
     def _encode(self, messages: Sequence[Message], conversation: Conversation, sampling: SamplingParams) -> np.ndarray:
         """int32 [E]: what the model reads of ``messages``, which join what was said, cut to their limit."""
         limit = self._config.max_environment_tokens
+        ended = conversation.last_token in sampling.stop_token_ids
         try:
             messages = [{**m, "content": self._tokenizer.shorten(m["content"], limit)} for m in messages]
             conversation.said += messages
             tokens = self._tokenizer.encode_reply(
                 messages,
                 chat=conversation.chat,
-                ended=conversation.last_token in sampling.stop_token_ids,
+                ended=ended,
                 **taken(self._tokenizer.encode_reply, template_options(conversation.row, self.tools)),
             )
         except DataError as error:
             raise DataError(f"{self._calls.name}, {conversation.place}: {error}") from error
+        if ended and conversation.chat and len(tokens) and tokens[0] == conversation.last_token:
+            tokens = tokens[1:]  # the model ended its turn with what begins the next one, as GLM's <|observation|> does
         if not len(tokens):
             raise RLError(
                 f"{self._calls.name} said nothing after turn {conversation.turns} of the conversation of "

@@ -162,11 +162,13 @@ def assemble(
     training: bool = True,
     policy_path: str | None = None,
     done: int = 0,
+    position: int = 0,
 ) -> Assembly:
     """Start or reuse workers and load every role and the generator; encode examples meanwhile.
 
     Args:
         done: steps that were trained before.
+        position: data rows that they drew.
         training: False builds no optimizers.
         policy_path: a folder to take the policy from; frozen roles keep what the stage started from.
     """
@@ -186,7 +188,7 @@ def assemble(
     encodings = _encoded_rows(stage, driver)
     starting = f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"
     done = done if training else stage.run.steps
-    with working(starting), encodings.ahead(*_coming_rows(stage, driver, done)):
+    with working(starting), encodings.ahead(*_coming_rows(stage, driver, done, position)):
         pool.prepare(resources)
         if stage.generator is not None:
             pool.warm(pool.generators[: resources.replicas], stage.generator)
@@ -218,7 +220,7 @@ def assemble(
         transport=transport,
         encodings=encodings,
     )
-    encodings.check(*_coming_rows(stage, driver, done))
+    encodings.check(*_coming_rows(stage, driver, done, position))
     logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
     return assembly
 
@@ -241,10 +243,10 @@ def _encoded_rows(stage: StageConfig, driver: DriverParts) -> EncodedRows:
     )
 
 
-def _coming_rows(stage: StageConfig, driver: DriverParts, done: int) -> tuple[DataCursor, int]:
-    """Where the rows of the steps behind ``done`` begin, and how many there are (with resampling: at most)."""
+def _coming_rows(stage: StageConfig, driver: DriverParts, done: int, position: int) -> tuple[DataCursor, int]:
+    """The rows of the steps after ``done``: where they begin, and how many there are (with resampling: at most)."""
     plan = driver.algorithm.plan()
-    cursor = DataCursor(size=len(driver.rows), seed=stage.run.seed, position=done * plan.rows_per_step)
+    cursor = DataCursor(size=len(driver.rows), seed=stage.run.seed, position=position)
     return cursor, (stage.run.steps - done) * plan.rows_per_step * (plan.max_resample_rounds + 1)
 
 

@@ -191,7 +191,8 @@ class Pipeline:
         checkpoints = self._checkpoints(stage)
         latest, done = start
         self._directory.trim(stage.name, done if latest else -1)
-        parts = assemble(stage, driver=driver, pool=pool, directory=folder, done=done)
+        drawn = read_state(latest).position if latest else 0
+        parts = assemble(stage, driver=driver, pool=pool, directory=folder, done=done, position=drawn)
         loggers.start(self._info(stage, done + 1))
         phases = Phases()
         profile = None

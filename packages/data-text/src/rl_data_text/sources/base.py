@@ -23,7 +23,7 @@ from rl_core.errors import DataError
 from rl_data_text.config import TextSourceConfig
 from rl_data_text.sources.checks import check_row
 from rl_data_text.sources.columns import CANONICAL, BadRow, compile_mapping, kind_of
-from rl_data_text.sources.conversations import as_roles, chat_columns, without_nulls
+from rl_data_text.sources.conversations import chat_columns, plain_messages, without_nulls
 from rl_data_text.sources.preference import normalize_label, normalize_pair
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class TextSource(ABC):
         """Messages in the form with roles, and no keys that only Arrow's schema put there."""
         for key in keys:
             if isinstance(row.get(key), list | tuple | Mapping):
-                row[key] = as_roles(without_nulls(row[key]) if self.fills_with_nulls else row[key])
+                row[key] = plain_messages(without_nulls(row[key]) if self.fills_with_nulls else row[key])
 
     def _with_changes(self, raw: Mapping[str, Any], changed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The raw row, where a pair's columns hold what became of them: ``completion: chosen`` is the answer alone."""

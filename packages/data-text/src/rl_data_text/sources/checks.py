@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_core.errors import DataError
@@ -62,9 +62,16 @@ def check_messages(key: str, messages: Any) -> None:
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             continue
+        if isinstance(content, list | tuple) and content:
+            raise BadRow(f"{place}.content has parts other than text: {_kinds_of(content)}; only text can be read")
         if not isinstance(content, str):
             raise BadRow(f"{place}.content is {kind_of(content)}, not a string")
         _check_unicode(f"{place}.content", content)
+
+
+def _kinds_of(parts: Sequence[Any]) -> str:
+    kinds = [part.get("type") if isinstance(part, Mapping) else kind_of(part) for part in parts]
+    return ", ".join(dict.fromkeys(str(kind) for kind in kinds if kind != "text")) or "a text that is no string"
 
 
 def _check_unicode(key: str, text: str) -> None:

@@ -9,6 +9,7 @@ from rl_core.chat import TEMPLATE_KWARGS, TOOLS, row_template_kwargs, row_tools
 from rl_core.errors import DataError
 
 from rl_data_text.sources.columns import BadRow
+from rl_data_text.tokenizers.messages import joined_parts
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "observation": "tool"}
 
@@ -30,14 +31,15 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def as_roles(value: Any) -> Any:
-    """Messages of the form ``{"from": "human", "value": …}`` as ``{"role": "user", "content": …}``.
+def plain_messages(value: Any) -> Any:
+    """Messages of the form ``{"from": "human", "value": …}`` as ``{"role": "user", "content": …}``, parts as one text.
 
     They keep their other keys, and anything else stays as it is.
     """
-    if not isinstance(value, list | tuple) or not any(_is_share_gpt(one) for one in value):
+    if not isinstance(value, list | tuple):
         return value
-    return [_with_role(one) if _is_share_gpt(one) else one for one in value]
+    with_roles = [_with_role(one) if _is_share_gpt(one) else one for one in value]
+    return [joined_parts(one) if isinstance(one, Mapping) else one for one in with_roles]
 
 
 def chat_columns(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -247,6 +247,8 @@ class TextTokenizer(ABC):
     def _conversation(
         self, messages: Sequence[Message], extras: Extras, *, given: int = 0, opening: str | None = None
     ) -> tuple[list[int], list[int]]:
+        if not messages:
+            raise DataError("the list of messages is empty")
         last = messages[-1]
         ends_with_answer = last.get("role") == "assistant" and is_trained(last)
         parts = self._chat.segments(messages, extras, given=given, opening=opening)

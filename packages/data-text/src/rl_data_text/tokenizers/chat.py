@@ -8,18 +8,17 @@ itself (``{% generation %}``), or the conversation is rendered up to each turn a
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rl_core.chat_rendering import Form, Rendered, TemplateFacts, shared_renderer
 from rl_core.errors import DataError
 
+from rl_data_text.tokenizers.calls import CallForms, call_forms, has_calls
 from rl_data_text.tokenizers.messages import OWN_KEYS, cleaned, continues, is_trained
-from rl_data_text.tokenizers.rendering import Form, Rendered, TemplateFacts, shared_renderer
-
-logger = logging.getLogger(__name__)
+from rl_data_text.tokenizers.notices import Notices
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -62,6 +61,11 @@ class Extras:
     tools: Sequence[Mapping[str, Any]] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """The same for extras with which a template renders an assistant's turn alike."""
+        return json.dumps([bool(self.tools), self.kwargs], sort_keys=True, default=repr)
+
 
 class ChatTemplate:
     """The chat template of a tokenizer, or its several ones.
@@ -93,7 +97,8 @@ class ChatTemplate:
         self._name = name
         self._kwargs = dict(kwargs or {})
         self._endings: dict[str, tuple[str, str]] = {}
-        self._reported: set[str] = set()
+        self._call_forms: dict[str, CallForms] = {}
+        self._notices = Notices()
         if name is not None and name not in self._templates:
             raise DataError(
                 f"tokenizer.chat_template_name: there is no chat template {name!r}\n"
@@ -128,7 +133,7 @@ class ChatTemplate:
 
         (Some templates ask for the next answer whether they are told to or not.)
         """
-        key = json.dumps([bool(extras.tools), extras.kwargs], sort_keys=True, default=repr)
+        key = extras.key
         if key not in self._endings:
             try:
                 whole = self.whole([{"role": "user", "content": "user"}, _turn()], extras)
@@ -230,7 +235,7 @@ class ChatTemplate:
             ]
             done = end
         if left_out:
-            self._report_left_out(left_out, len(turns))
+            self._notices.left_out(left_out, len(turns))
         return [s for s in [*segments, Segment(whole[done:], False)] if s.text]
 
     def _marked(
@@ -303,7 +308,25 @@ class ChatTemplate:
             **extras.kwargs,
         }
         self._check_reads(template, clean, extras)
+        if has_calls(clean):
+            forms = self._forms(template, variables, extras)
+            if forms.drops_text and any(m.get("tool_calls") and m.get("content") for m in clean):
+                self._notices.once("the chat template leaves out the content of messages with tool_calls")
+            clean = [forms.fit(m) if m.get("tool_calls") else m for m in clean]
         return shared_renderer().render(template, clean, variables, views)
+
+    def _forms(self, template: str, variables: Mapping[str, Any], extras: Extras) -> CallForms:
+        """What the template does with tool calls."""
+
+        def render(messages: list[dict[str, Any]]) -> str | None:
+            try:
+                return shared_renderer().render(template, messages, variables, [(len(messages), "whole")])[0].text
+            except DataError:
+                return None
+
+        if extras.key not in self._call_forms:
+            self._call_forms[extras.key] = call_forms(render)
+        return self._call_forms[extras.key]
 
     def _select(self, extras: Extras) -> str:
         named = self._templates
@@ -351,29 +374,11 @@ class ChatTemplate:
         if reserved:
             raise DataError(f"'chat_template_kwargs': {reserved[0]!r} is not a variable for a row to set")
         for key in keys - OWN_KEYS - facts.words:
-            self._report_unread(f"the message key {key!r}")
+            self._notices.unread(f"the message key {key!r}")
         for name in extras.kwargs.keys() - facts.variables:
-            self._report_unread(f"{name!r} of chat_template_kwargs")
+            self._notices.unread(f"{name!r} of chat_template_kwargs")
         if extras.tools and "tools" not in facts.variables:
-            self._report_unread("'tools'")
-
-    def _report_unread(self, what: str) -> None:
-        if what not in self._reported:
-            self._reported.add(what)
-            logger.warning("the chat template does not read %s: it has no effect", what)
-
-    def _report_left_out(self, left_out: int, turns: int) -> None:
-        first = "left out" not in self._reported
-        self._reported.add("left out")
-        logger.log(
-            logging.WARNING if first else logging.INFO,
-            "%d of a conversation's %d assistant turns are read, not trained on: the chat template renders them "
-            "otherwise once more messages follow (it drops their reasoning, for example), so the model would not have "
-            "written them like that. To train on them, give each a row of its own that ends with it (further ones at "
-            "level INFO)",
-            left_out,
-            turns,
-        )
+            self._notices.unread("'tools'")
 
 
 def _turn() -> dict[str, str]:

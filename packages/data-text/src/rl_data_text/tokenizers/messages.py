@@ -1,4 +1,4 @@
-"""Keys of chat messages: which of them say what is trained on, and nulls that stand for no key at all."""
+"""Chat messages: keys that say what is trained on, nulls that stand for no key, contents that are lists of parts."""
 
 from __future__ import annotations
 
@@ -46,15 +46,44 @@ def continues(messages: Sequence[Mapping[str, Any]]) -> bool:
     return last.get("role") == "assistant" and isinstance(content, str) and bool(content) and not last.get("tool_calls")
 
 
+def joined_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``message`` with its text parts (``{"type": "text", "text": …}``), one behind the other, as one text.
+
+    That is what templates make of them that read parts. Other contents stay as they are.
+    """
+    content = message.get("content")
+    if not isinstance(content, list | tuple) or not content or not all(map(_is_text_part, content)):
+        return message
+    return {**message, "content": "".join(part["text"] for part in content)}
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
 def cleaned(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages without the keys that are null, in tool calls as well. A null ``content`` stays: templates ask for it.
 
     What is inside a call's ``arguments`` is the row's own and stays.
+
+    Raises:
+        DataError: there are no messages, or one has a content that is no text.
     """
-    return [_cleaned(message) for message in messages]
+    found = [_cleaned(message) for message in messages]
+    if not found:
+        raise DataError("the list of messages is empty")
+    for index, message in enumerate(found):
+        content = message.get("content")
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            raise DataError(
+                f"the content of message {index} ({message.get('role')}) is {type(content).__name__}, not text\n"
+                '    give a string, or a list of parts like {"type": "text", "text": …}'
+            )
+    return found
 
 
 def _cleaned(message: Mapping[str, Any]) -> dict[str, Any]:
+    message = joined_parts(message)
     kept = {key: value for key, value in message.items() if value is not None or key == "content"}
     calls = kept.get("tool_calls")
     if isinstance(calls, Sequence) and not isinstance(calls, str):

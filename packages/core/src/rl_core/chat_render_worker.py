@@ -40,8 +40,9 @@ def environment() -> Any:
 
         def _mark(self, caller: Any) -> str:
             text = caller()
-            start = sum(map(len, self.environment.written))
-            self.environment.spans.append((start, start + len(text)))
+            rendering: Any = self.environment
+            start = sum(len(block) for block in rendering.written)
+            rendering.spans.append((start, start + len(text)))
             return text
 
     def raise_exception(message: str) -> None:

@@ -2,6 +2,7 @@
 
 A template is code that comes with a model: `{% for i in range(10**5) %}` in itself, or `'a' * 10**10`, must not take
 the driver with it. One process serves all tokenizers of this one, and is started when the first message is rendered.
+It is for plugins: this package renders nothing itself.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from rl_core.chat_render_worker import LENGTH
 from rl_core.errors import DataError, EnvironmentProblem
-
-from rl_data_text.tokenizers.render_worker import LENGTH
 
 Form = Literal["whole", "ask", "continue"]
 """A conversation as it is; up to where the assistant begins to write; up to the end of its last message's content."""
 
-_FIX = "set tokenizer.chat_template to one that works, or change the messages"
+_FIX = "use a chat template that works (tokenizer.chat_template for the policy's), or change the messages"
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Renderer:
     def _start(self) -> subprocess.Popen[bytes]:
         self._child = None
         self._sent.clear()
-        script = Path(__file__).with_name("render_worker.py")
+        script = Path(__file__).with_name("chat_render_worker.py")
         child = subprocess.Popen(
             [sys.executable, "-I", str(script)],
             stdin=subprocess.PIPE,
