@@ -63,8 +63,6 @@ def test_a_family_that_people_train_is_trained_adapted_sampled_from_and_exported
 
 
 KNOWN_FAULTS = {
-    # peft refuses to load an adapter on out_proj of these again.
-    *((name, "adapter") for name in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")),
     ("laguna", "adapter"),  # the adapter by itself has other names than transformers' layers
     ("youtu", "export"),  # 3e-4 after a step of training
 }

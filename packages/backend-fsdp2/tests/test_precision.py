@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,26 @@ def test_compiled_layers_are_kept_by_the_vector_instructions_they_are_for(
     compile_layers(plain_model(model_spec()))
     folder = tmp_path / "rl" / "inductor" / torch.backends.cpu.get_cpu_capability()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+
+
+def test_a_users_own_folder_for_compiled_layers_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compile_layers(plain_model(model_spec()))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+def test_the_folder_that_imports_set_is_not_taken_for_the_users(tmp_path: Path) -> None:
+    program = (
+        "import os, rl_backend_fsdp2.backend\n"
+        "from rl_backend_fsdp2.sharding import compile_layers\n"
+        "from torch import nn\n"
+        "compile_layers(nn.ModuleList([nn.Linear(1, 1)]))\n"
+        "print(os.environ['TORCHINDUCTOR_CACHE_DIR'])\n"
+    )
+    unset = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    environment = {**unset, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path / "rl" / "inductor")
 
 
 def test_a_float16_overflow_lowers_the_scale_and_repeats_the_batch(single: Ranks) -> None:

@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-_OTHER_SENSES = re.compile(r"(^|[._])(image|vision|visual|audio)")
+_OTHER_MODALITIES = re.compile(r"(^|[._])(image|vision|visual|audio)")
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -17,7 +17,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     lists: list[nn.ModuleList] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and module not in inside and not _OTHER_SENSES.search(name):
+        if isinstance(module, nn.ModuleList) and module not in inside and not _OTHER_MODALITIES.search(name):
             lists.append(module)
             inside.update(module.modules())
     return list(max(lists, key=len, default=nn.ModuleList()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,13 +105,26 @@ def _keep_expensive(_context: object, operation: object, *_args: object, **_kwar
 
 
 def compile_layers(model: nn.Module) -> None:
-    """torch.compile each decoder layer; they share one compiled graph, cached on disk for later runs."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # A home may be shared by machines, and PyTorch takes what was compiled for other vector instructions: it crashes.
-    folder = cache / "rl" / "inductor" / torch.backends.cpu.get_cpu_capability()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    """torch.compile each decoder layer; they share one compiled graph, cached on disk for later runs.
+
+    The cache is ``TORCHINDUCTOR_CACHE_DIR`` where the user set it, else below ``XDG_CACHE_HOME`` (``~/.cache``).
+    """
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if given is None or _is_pytorchs_own(Path(given)):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # Machines may share a home, and PyTorch loads what was compiled for other vector instructions: it crashes.
+        folder = cache / "rl" / "inductor" / torch.backends.cpu.get_cpu_capability()
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
+
+
+def _is_pytorchs_own(folder: Path) -> bool:
+    """Whether this is PyTorch's default, ``torchinductor_<user>`` in the temporary folder.
+
+    Importing ``torch._dynamo``, as transformers does, sets the variable to it.
+    """
+    return folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith("torchinductor_")
 
 
 def release(model: Wrapped) -> None:

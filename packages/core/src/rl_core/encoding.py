@@ -137,7 +137,7 @@ class RowEncoder:
             lost = self._limit.on_long_row == "truncate" and not np.any(mask[1:limit])
             place = where.removesuffix(" (chosen)").removesuffix(" (rejected)")
             # The error says which side it is; the count is of rows.
-            self._long.meet(where if self._limit.on_long_row == "error" else place, len(tokens), lost=lost)
+            self._long.record(where if self._limit.on_long_row == "error" else place, len(tokens), lost=lost)
             if lost or self._limit.on_long_row == "skip":
                 return None
             tokens, mask = _up_to_last_trained(tokens[:limit], mask[:limit])

@@ -48,7 +48,7 @@ def load_function(ref: str) -> Callable[..., Any]:
 
 
 def missing_function(ref: str) -> tuple[str, str] | None:
-    """``(what is wrong, how to mend it)`` where a reference names nothing, as far as that shows without running it.
+    """``(what is wrong, how to fix it)`` where a reference names nothing, as far as that shows without running it.
 
     For ``rl check``: a file is read and its top-level names are looked at; of a module only the top package.
     """

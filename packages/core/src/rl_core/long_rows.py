@@ -18,7 +18,7 @@ class LongRowError(DataError):
 
 
 class LongRows:
-    """The long rows that were met so far.
+    """The long rows that were seen so far.
 
     Attributes:
         on_long: what happens to one.
@@ -32,16 +32,15 @@ class LongRows:
         self._fix = fix
         self._tokens: dict[str, int] = {}
         self._lost: set[str] = set()
-        self._said = False
+        self._warned = False
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def meet(self, where: str, tokens: int, *, lost: bool = False) -> None:
-        """Count a row, once however often it is met.
+    def record(self, where: str, tokens: int, *, lost: bool = False) -> None:
+        """Count a row, once however often it is seen.
 
-        The first is a warning, further ones are not: every epoch meets them again. None is between :meth:`quiet` and
-        the summary.
+        The first one is a warning, later ones are not: every epoch sees them again. After :meth:`quiet` none is.
 
         Args:
             where: the row's place.
@@ -58,32 +57,32 @@ class LongRows:
         if self.on_long == "error":
             raise LongRowError(f"{where}: {tokens:,} tokens, more than {self._limit}\n    {self._fix}")
         if not known:
-            fate = "skipped" if lost or self.on_long == "skip" else "truncated"
-            level = logging.INFO if self._said else logging.WARNING
-            logger.log(level, "%s: %s tokens, more than %s: %s", where, f"{tokens:,}", self._limit, fate)
-            self._said = True
+            outcome = "skipped" if lost or self.on_long == "skip" else "truncated"
+            level = logging.INFO if self._warned else logging.WARNING
+            logger.log(level, "%s: %s tokens, more than %s: %s", where, f"{tokens:,}", self._limit, outcome)
+            self._warned = True
 
     def quiet(self) -> None:
         """Single rows are no longer warnings: a summary follows."""
-        self._said = True
+        self._warned = True
 
-    def summary(self, looked_at: int) -> str:
-        """The line about ``looked_at`` rows, of which at least one is long."""
+    def summary(self, checked: int) -> str:
+        """The line about ``checked`` rows, of which at least one is long."""
         where, longest = max(self._tokens.items(), key=lambda item: item[1])
-        fate = "skipped" if self.on_long == "skip" else "truncated"
+        outcome = "skipped" if self.on_long == "skip" else "truncated"
         if self._lost and self.on_long == "truncate":
-            fate += f" ({len(self._lost):,} of them skipped, because nothing to train on would be left)"
+            outcome += f" ({len(self._lost):,} of them skipped, because nothing to train on would be left)"
         verb = "is" if len(self) == 1 else "are"
         return (
-            f"{len(self):,} of {looked_at:,} {self._what} {verb} longer than {self._limit}: {fate}; "
+            f"{len(self):,} of {checked:,} {self._what} {verb} longer than {self._limit}: {outcome}; "
             f"longest {longest:,} ({where})"
         )
 
-    def error(self, looked_at: int) -> LongRowError:
+    def error(self, checked: int) -> LongRowError:
         """The error for all of them, under ``error``."""
         places = [f"{where} has {tokens:,} tokens" for where, tokens in self._tokens.items()]
         shown = "; ".join(places[:_SHOWN]) + ("; …" if len(places) > _SHOWN else "")
         verb = "is" if len(places) == 1 else "are"
         return LongRowError(
-            f"{len(places):,} of {looked_at:,} {self._what} {verb} longer than {self._limit}: {shown}\n    {self._fix}"
+            f"{len(places):,} of {checked:,} {self._what} {verb} longer than {self._limit}: {shown}\n    {self._fix}"
         )

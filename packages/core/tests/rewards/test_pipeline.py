@@ -94,7 +94,7 @@ def test_further_numbers_of_a_reward_become_metrics():
 def test_a_score_that_is_no_finite_number_stops_the_run_and_names_the_sample(bad, reason):
     with pytest.raises(RLError) as raised:
         pipeline((choice(), by_answer(a=1.0, b=bad, c=1.0))).score(SAMPLES)
-    assert str(raised.value) == f"rows.jsonl:2: reward 'mine' (rl-mine) {reason}\n{THE_SAMPLE}    mend it, or {INSTEAD}"
+    assert str(raised.value) == f"rows.jsonl:2: reward 'mine' (rl-mine) {reason}\n{THE_SAMPLE}    fix it, or {INSTEAD}"
 
 
 def test_a_reward_that_raises_stops_the_run_and_names_sample_and_line():
@@ -104,7 +104,7 @@ def test_a_reward_that_raises_stops_the_run_and_names_sample_and_line():
     first, *rest = str(raised.value).split("\n")
     assert first.startswith("rows.jsonl:2: reward 'mine' (rl-mine) raised KeyError: 'gold' (")
     assert f"{__file__}:" in first
-    assert rest == [THE_SAMPLE.rstrip("\n"), f"    mend it, or {INSTEAD}"]
+    assert rest == [THE_SAMPLE.rstrip("\n"), f"    fix it, or {INSTEAD}"]
     assert reward.asked == [3, 1, 1], "the search ends at the first that fails"
 
 
@@ -113,7 +113,7 @@ def test_scores_of_another_number_stop_the_run():
         pipeline((choice(), fixed(1.0))).score(SAMPLES)
     assert str(raised.value) == (
         "reward 'mine' (rl-mine) returned 1 scores for 3 samples, but scores each of the 3 samples alone\n"
-        "    mend how it scores several at once"
+        "    fix how it scores several at once"
     )
 
 

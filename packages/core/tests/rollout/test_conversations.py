@@ -319,7 +319,7 @@ def test_an_exception_names_the_environment_the_turn_the_row_and_the_line():
     assert str(caught.value) == (
         "environment 'world' (test) raised ValueError in step, after turn 2 of the conversation of rows.jsonl:7: "
         f"no such file ({__file__}:{line})\n"
-        "    mend it, or set environment.on_error: end, which ends such conversations and counts them"
+        "    fix it, or set environment.on_error: end, which ends such conversations and counts them"
     )
 
 
@@ -427,7 +427,7 @@ def test_a_reward_that_is_not_finite_is_a_failure_like_an_exception(reward):
     with pytest.raises(RLError) as caught:
         World(Says()).run(["a"])
     assert str(caught.value) == (
-        f"environment 'world' (test), a data row: step returned the reward {reward}\n    mend it, or set "
+        f"environment 'world' (test), a data row: step returned the reward {reward}\n    fix it, or set "
         "environment.on_error: end, which ends such conversations and counts them"
     )
     columns = World(Says(), on_error="end").run(["a"]).batch.sequence_columns

@@ -13,6 +13,7 @@ from rl_core.errors import RLError
 from rl_core.rewards.pipeline import InThisProcess, RewardPipeline
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor
+from rl_core.rollout.encodings import Prompts
 from rl_core.rollout.environment_calls import EnvironmentCalls
 from rl_core.rollout.rollouts import RolloutFeed
 
@@ -74,8 +75,9 @@ def feed(letters, *, rows_per_step, rounds, reward=None, on_error="error", **opt
     config = RewardConfig(name="varied", on_error=on_error)
     choice = ComponentChoice("reward", "varied", component, "test", config)
     options = {"cursor": DataCursor(size=len(letters), seed=0), **options}
+    rows = [{"prompt": letter} for letter in letters]
     return RolloutFeed(
-        [{"prompt": letter} for letter in letters],
+        rows,
         algorithm=KeepsVaried(None),
         tokenizer=Letters(),
         plan=BatchPlan("rollouts", rows_per_step=rows_per_step, group_size=2, max_resample_rounds=rounds),
@@ -84,7 +86,7 @@ def feed(letters, *, rows_per_step, rounds, reward=None, on_error="error", **opt
         rewards=RewardPipeline([(choice, InThisProcess(reward or Varied()))]),
         stage="train",
         seed=0,
-        max_length=8,
+        prompts=Prompts(rows, tokenizer=Letters(), max_length=8, max_new_tokens=1),
         samples_per_step=3,
         **options,
     )
@@ -267,5 +269,5 @@ def test_steps_without_any_score_are_empty_and_three_of_them_stop_the_run():
     assert str(raised.value) == (
         "stage 'train', step 3: for 3 steps in a row, rewards failed for every completion and on_error: drop left "
         "nothing to train on\n"
-        "    the warnings above say how they fail; mend them, then continue with `rl resume`"
+        "    the warnings above say how they fail; fix them, then continue with `rl resume`"
     )

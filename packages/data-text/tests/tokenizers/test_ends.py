@@ -36,7 +36,7 @@ LINES = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 def folder(tmp_path: Path) -> Callable[..., str]:
     """A model folder's tokenizer and configs: special tokens from id 0 on, ``<eos>`` the first, then single bytes."""
 
-    def write(special: Sequence[str] = (), *, template: str | None = None, pad: str | None = None, **files: Any) -> str:
+    def write(special: Sequence[str] = (), *, template: Any = None, pad: str | None = None, **files: Any) -> str:
         names = ["<eos>", "<bos>", *special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
         raw = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
         raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -69,6 +69,14 @@ def test_a_completion_ends_with_what_the_template_puts_after_an_assistants_text(
     special: list[str], template: str | None, ends: tuple[int, ...], folder: Callable, hf: Callable
 ) -> None:
     assert hf(folder(special, template=template)).end_token_ids == ends
+
+
+def test_a_completion_ends_as_the_template_that_the_config_chooses_ends_a_turn(folder: Callable, hf: Callable) -> None:
+    short = "{% for m in messages %}{{ m.content }}{{ '<short>' if brief else '<long>' }}{% endfor %}"
+    path = folder(["<|im_start|>", "<|im_end|>", "<long>", "<short>"], template={"default": CHATML, "other": short})
+    assert hf(path).end_token_ids == (0, 3)
+    assert hf(path, chat_template_name="other").end_token_ids == (0, 4)
+    assert hf(path, chat_template_name="other", chat_template_kwargs={"brief": True}).end_token_ids == (0, 5)
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,9 @@ class WeightPlan:
         state = model.state_dict(keep_vars=True)
         try:
             matched = _match(model, files, state)
-        except Exception as error:
-            if isinstance(error, EnvironmentProblem):
-                raise
+        except EnvironmentProblem:
+            raise
+        except Exception as error:  # noqa: BLE001 - the operations of any family
             logger.warning("transformers' conversion of names is not usable: %s: %s", type(error).__name__, error)
             return None
         if matched is None:

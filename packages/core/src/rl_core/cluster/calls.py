@@ -77,7 +77,7 @@ def fetch(references: Sequence[Any], timeout_s: float, *, what: str = "", crew: 
     """Results of calls through Ray and by line; raises as soon as one fails, with the worker's own message.
 
     Raises:
-        WorkerDied: the process behind a call ended or hung, or failed in a way that a new start may mend.
+        WorkerDied: the process behind a call ended or hung, or failed in a way that a new start may fix.
         RLError: the call raised (its own RLError is passed on), or, without ``crew``, took longer than ``timeout_s``.
     """
     by_line = [r for r in references if isinstance(r, LineCall)]

@@ -67,7 +67,7 @@ def hung(subject: Subject, silence: str, state: str, stack: str, *, what: str) -
 
 
 def recoverable(error: BaseException, text: str) -> str | None:
-    """Whether an exception in a worker is one that starting again may mend.
+    """Whether an exception in a worker is one that starting again may fix.
 
     Args:
         error: what the worker raised.

@@ -164,7 +164,7 @@ def _one_by_one(choice: ComponentChoice, one: Scorer, samples: Sequence[Sample],
     if not any(isinstance(outcome, Failure) for outcome in outcomes):
         message = f"{_statement(choice, together)}, but scores each of the {len(samples)} samples alone"
         if choice.config.on_error == "error" and not together.late:
-            raise RLError(f"{message}\n    mend how it scores several at once")
+            raise RLError(f"{message}\n    fix how it scores several at once")
         logger.warning("%s; %s", message, "raise its timeout_s" if together.late else "which takes longer")
     return outcomes
 
@@ -172,7 +172,7 @@ def _one_by_one(choice: ComponentChoice, one: Scorer, samples: Sequence[Sample],
 def _stop_if_failed(choice: ComponentChoice, sample: Sample, outcome: Outcome) -> None:
     if not isinstance(outcome, Failure):
         return
-    first = "raise its timeout_s, or" if outcome.late else "mend it, or"
+    first = "raise its timeout_s, or" if outcome.late else "fix it, or"
     raise RLError(
         f"{_at(sample, outcome)}{_statement(choice, outcome)}\n"
         f"    the sample: prompt {_excerpt(sample.prompt)}, completion {_excerpt(sample.completion)}\n"

@@ -219,7 +219,7 @@ class Conversations:
         if not isinstance(turn.reward, numbers.Real):
             raise RLError(f"{where} the reward {turn.reward!r}, which is no number")
         if not np.isfinite(float(turn.reward)):
-            raise EnvironmentFailure(f"{where} the reward {turn.reward!r}\n    mend it, {COUNT_INSTEAD}")
+            raise EnvironmentFailure(f"{where} the reward {turn.reward!r}\n    fix it, {COUNT_INSTEAD}")
         return turn
 
     def _endings(self, conversations: Sequence[Conversation]) -> list[Future[Any]]:

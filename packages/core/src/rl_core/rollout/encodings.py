@@ -119,11 +119,11 @@ class EncodedRows(ABC):
         """Encode these rows; how many are too long is said at ``level``. Raises as :meth:`check` does."""
         if self.long is not None:
             self.long.quiet()
-        looked_at = 0
+        checked = 0
         for index in dict.fromkeys(indices):
             if self._full:  # a row that is not kept would be encoded twice
                 break
-            looked_at += 1
+            checked += 1
             try:
                 self[index]
             except LongRowError:
@@ -132,8 +132,8 @@ class EncodedRows(ABC):
         if self.long is None or not len(self.long):
             return
         if self.long.on_long == "error":
-            raise self.long.error(looked_at)
-        logger.log(level, "%s", self.long.summary(looked_at))
+            raise self.long.error(checked)
+        logger.log(level, "%s", self.long.summary(checked))
 
     def _placed(self, index: int) -> Row:
         """The row with a place, whatever it came from."""
@@ -211,7 +211,15 @@ class Prompts(EncodedRows):
         **options: Any,
     ) -> None:
         super().__init__(rows)
-        self.long = long_prompts(on_long, max_length - max_new_tokens, max_length, limit_name, max_new_tokens, section)
+        limit = (
+            f"{max_length - max_new_tokens} tokens (model.max_length {max_length} less {limit_name} {max_new_tokens})"
+        )
+        self.long = LongRows(
+            on_long,
+            what="prompts" if section == "data" else f"prompts of {section}",
+            limit=limit,
+            fix=f"raise model.max_length, lower {limit_name}, or set algorithm.on_long_prompt to skip or truncate",
+        )
         self._arguments: Mapping[str, Any] = {
             "tokenizer": tokenizer,
             "max_length": max_length,
@@ -225,13 +233,3 @@ class Prompts(EncodedRows):
     def encode(self, index: int) -> np.ndarray:
         """int32 [P]: the prompt of row ``index``; empty where it is left out."""
         return encode_prompt(self._placed(index), **self._arguments)
-
-
-def long_prompts(
-    on_long: OnLong, room: int, max_length: int, limit_name: str, max_new_tokens: int, section: str
-) -> LongRows:
-    """A record of prompts with more than ``room`` tokens."""
-    what = "prompts" if section == "data" else f"prompts of {section}"
-    limit = f"{room} tokens (model.max_length {max_length} less {limit_name} {max_new_tokens})"
-    fix = f"raise model.max_length, lower {limit_name}, or set algorithm.on_long_prompt to skip or truncate"
-    return LongRows(on_long, what=what, limit=limit, fix=fix)

@@ -186,7 +186,7 @@ class EnvironmentCalls:
         text = " ".join(str(error).split())
         return EnvironmentFailure(
             f"{self.name} raised {type(error).__name__} in {doing}: {text} ({_line_of(error)})\n"
-            f"    mend it, {COUNT_INSTEAD}"
+            f"    fix it, {COUNT_INSTEAD}"
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -75,10 +74,9 @@ class RolloutFeed:
         rewards: RewardPipeline,
         stage: str,
         seed: int,
-        max_length: int,
+        prompts: Prompts,
         samples_per_step: int,
         conversations: Conversations | None = None,
-        prompts: Prompts | None = None,
     ) -> None:
         self.cursor = cursor
         self._rows = rows
@@ -92,13 +90,7 @@ class RolloutFeed:
         self._stage = stage
         self._seed = seed
         self._shown = samples_per_step
-        self._prompts = prompts or Prompts(
-            rows,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            max_new_tokens=self._sampling.max_new_tokens,
-            **self._prompt_options(),
-        )
+        self._prompts = prompts
         self._empty_steps = 0
 
     def next(self, step: int) -> Draw:
@@ -131,7 +123,7 @@ class RolloutFeed:
             raise RLError(
                 f"stage {self._stage!r}, step {step}: for {MOST_EMPTY_STEPS} steps in a row, rewards failed for every "
                 "completion and on_error: drop left nothing to train on\n"
-                "    the warnings above say how they fail; mend them, then continue with `rl resume`"
+                "    the warnings above say how they fail; fix them, then continue with `rl resume`"
             )
 
     def _sample(self, step: int, number: int) -> _Round:
@@ -187,12 +179,6 @@ class RolloutFeed:
             DataError: the row has no prompt, or no room for a completion in the context where that is an error.
         """
         return self._prompts[index]
-
-    def _prompt_options(self) -> dict[str, Any]:
-        if self._conversations is None:
-            return {}
-        name = self._conversations.limit_name("generator.max_new_tokens")
-        return {"tools": self._conversations.tools, "limit_name": name}
 
 
 def reward_metrics(scores: Sequence[Scores]) -> dict[str, float]:

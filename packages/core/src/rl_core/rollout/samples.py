@@ -54,7 +54,7 @@ def encode_prompt(
         raise DataError(f"{where}: the prompt is empty")
     if len(tokens) + max_new_tokens > max_length:
         if long is not None and max_new_tokens < max_length:
-            return _met(tokens, where, long, tokenizer, max_length - max_new_tokens)
+            return _shortened(tokens, where, long, tokenizer, max_length - max_new_tokens)
         raise DataError(
             f"{where}: the prompt has {len(tokens)} tokens; with {limit_name} {max_new_tokens} that is "
             f"more than model.max_length {max_length}\n    raise model.max_length, lower {limit_name}, or drop the row"
@@ -62,8 +62,8 @@ def encode_prompt(
     return tokens
 
 
-def _met(tokens: np.ndarray, where: str, long: LongRows, tokenizer: Tokenizer, room: int) -> np.ndarray:
-    long.meet(where, len(tokens))
+def _shortened(tokens: np.ndarray, where: str, long: LongRows, tokenizer: Tokenizer, room: int) -> np.ndarray:
+    long.record(where, len(tokens))
     if long.on_long == "skip":
         return tokens[:0]
     opening = tokens[:1] if tokens[0] == tokenizer.special_tokens.get("bos_token_id") else tokens[:0]

@@ -89,6 +89,7 @@ class Assembly:
                 f"algorithm {self.stage.algorithm.name!r} trains on rollouts, which need a generator and rewards\n"
                 "    add both sections (and, in the plugin, needs=('generator', 'rewards') to the Component)"
             )
+        assert isinstance(self.encodings, Prompts)
         feed = RolloutFeed(
             driver.rows,
             algorithm=driver.algorithm,
@@ -100,10 +101,9 @@ class Assembly:
             rewards=driver.rewards,
             stage=self.stage.name,
             seed=run.seed,
-            max_length=self.stage.model.max_length,
+            prompts=self.encodings,
             samples_per_step=run.samples_per_step,
             conversations=self.conversations(),
-            prompts=self.encodings if isinstance(self.encodings, Prompts) else None,
         )
         if not run.max_staleness:
             return feed

@@ -80,12 +80,15 @@ class TextTokenizer(ABC):
         self._unknown = _unexpressible(self._backend)
         opening = list(tokenizer("")["input_ids"])
         self._prefix = opening[:1] if opening and opening[0] == tokenizer.bos_token_id else []
-        self._ends = end_token_ids(tokenizer, folder, size=self._size)
+        self._chat = ChatTemplate(
+            tokenizer, name=self.config.chat_template_name, kwargs=self.config.chat_template_kwargs
+        )
+        self._ends = end_token_ids(tokenizer, folder, closing=self._chat.ending(Extras()), size=self._size)
+        self._chat.end_tokens = tuple(tokenizer.convert_ids_to_tokens(list(self._ends)))
         self._never = never_sampled(tokenizer, self._ends, size=self._size)
         names = (tokenizer.bos_token_id, tokenizer.pad_token_id)
         self._meaningless = frozenset({*self._never, *(i for i in names if i is not None)} - {*self._ends})
         self._prepends = any(self._raw(before + "a")[-len(self._raw("a")) :] != self._raw("a") for before in _NEUTRAL)
-        self._chat = chat_template(tokenizer, self.config, self._ends)
 
     @property
     def vocab_size(self) -> int:
@@ -335,16 +338,6 @@ def read_template(value: str | None) -> str | None:
         )
     with open(value, encoding="utf-8") as file:
         return file.read()
-
-
-def chat_template(tokenizer: Any, config: TextTokenizerConfig, ends: Sequence[int]) -> ChatTemplate:
-    """The tokenizer's chat template, as the config says."""
-    return ChatTemplate(
-        tokenizer,
-        name=config.chat_template_name,
-        kwargs=config.chat_template_kwargs,
-        end_tokens=tokenizer.convert_ids_to_tokens(list(ends)),
-    )
 
 
 def _as_messages(prompt: Text | None) -> list[Message]:

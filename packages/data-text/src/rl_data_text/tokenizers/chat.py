@@ -75,7 +75,9 @@ class ChatTemplate:
         name: which of its named templates to use; without it ``tool_use`` where there are tools, else ``default``,
             as transformers chooses.
         kwargs: variables for every conversation; a row's own come on top of them.
-        end_tokens: tokens that end a turn besides the tokenizer's own and the one that the template puts there.
+
+    Attributes:
+        end_tokens: texts of the tokens that may end a turn; the one that the template puts there always does.
 
     Raises:
         DataError: no template of that name, or ``kwargs`` that no template reads.
@@ -87,13 +89,12 @@ class ChatTemplate:
         *,
         name: str | None = None,
         kwargs: Mapping[str, Any] | None = None,
-        end_tokens: Sequence[str] = (),
     ) -> None:
         self._templates = _named(tokenizer.chat_template)
         self._special = {key: _as_text(value) for key, value in tokenizer.special_tokens_map.items()}
         self._added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._sizes = sorted({len(token) for token in self._added}, reverse=True)
-        self._end_tokens = (str(tokenizer.eos_token), *end_tokens)
+        self.end_tokens: tuple[str, ...] = (str(tokenizer.eos_token),)
         self._name = name
         self._kwargs = dict(kwargs or {})
         self._endings: dict[str, tuple[str, str]] = {}
@@ -199,7 +200,7 @@ class ChatTemplate:
     def closed(self, text: str, ending: str) -> int | None:
         """The length of ``text`` up to and with the end token it ends with; None where it ends otherwise."""
         body = text.rstrip()
-        return len(body) if body.endswith((*self._end_tokens, *([ending.strip()] if ending else []))) else None
+        return len(body) if body.endswith((*self.end_tokens, *([ending.strip()] if ending else []))) else None
 
     def _turn_by_turn(
         self, messages: Sequence[Mapping[str, Any]], extras: Extras, trained: list[int], opening: str | None

@@ -15,21 +15,19 @@ from typing import Any
 from rl_core.errors import DataError
 from rl_core.foreign import read_json
 
-from rl_data_text.tokenizers.chat import ChatTemplate, Extras
-
 FILLER = "<unused_{}>"
 """The name of a vocabulary entry that is only there to fill up a built tokenizer."""
 
 _FILLER = re.compile(r"<unused_\d+>")
-_TURN = "…the assistant's turn…"
 
 
-def end_token_ids(tokenizer: Any, folder: str | None, *, size: int) -> tuple[int, ...]:
+def end_token_ids(tokenizer: Any, folder: str | None, *, closing: str, size: int) -> tuple[int, ...]:
     """The tokens that end a completion, each once: the tokenizer's own first, then the model's, then the template's.
 
     Args:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
         folder: the model folder or hub id, for the ends that its configs list.
+        closing: what the chat template ends an assistant's message with; counts where it is a special token.
         size: ids from here on belong to no token and are left out.
 
     Raises:
@@ -39,25 +37,9 @@ def end_token_ids(tokenizer: Any, folder: str | None, *, size: int) -> tuple[int
     found = [int(tokenizer.eos_token_id)]
     if folder is not None:
         found += _configured(folder, _special_ids(tokenizer))
-    closing = turn_end(tokenizer)
-    found += [] if closing is None else [closing]
+    turn_end = tokenizer.convert_tokens_to_ids(closing.strip()) if closing else None
+    found += [turn_end] if turn_end in _special_ids(tokenizer) else []
     return tuple(dict.fromkeys(token for token in found if 0 <= token < size))
-
-
-def turn_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template puts right after an assistant's text; None where it puts none."""
-    if not tokenizer.chat_template:
-        return None
-    messages = [{"role": "user", "content": "user"}, {"role": "assistant", "content": _TURN}]
-    try:
-        text = ChatTemplate(tokenizer).whole(messages, Extras())
-    except DataError:
-        return None  # a template for other messages than these; what it is used for reports it
-    _, turn, after = text.partition(_TURN)
-    if not turn or not after or _TURN in after:
-        return None
-    tokens = tokenizer.encode(after.lstrip(), add_special_tokens=False)
-    return tokens[0] if tokens and tokens[0] in _special_ids(tokenizer) else None
 
 
 def never_sampled(tokenizer: Any, ends: Sequence[int], *, size: int) -> tuple[int, ...]:
