@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,15 +21,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def contained(package: str, doing: str) -> Iterator[None]:
     """What the block prints goes to stderr, and the working directory and signal handlers are put back after it.
 
-    A block that takes longer than :data:`SLOW_S` is named in a warning: every ``rl`` command waits for it.
+    A block that takes longer than :data:`SLOW_S` is named in a warning, while it runs: every ``rl`` command waits for it,
+    and it may never end.
     """
-    began = time.monotonic()
+    watch = threading.Timer(SLOW_S, logger.warning, ("%s: %s takes more than %g s", package, doing, SLOW_S))
+    watch.daemon = True
+    watch.start()
     folder = os.getcwd()
     handlers = {one: signal.getsignal(one) for one in _SIGNALS}
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with _output_to_stderr():
             yield
     finally:
+        watch.cancel()
         changed = []
         if _working_directory() != folder:
             os.chdir(folder)
@@ -42,8 +45,26 @@ def contained(package: str, doing: str) -> Iterator[None]:
                 changed.append(f"the handler of {one.name}")
         if changed:
             logger.warning("%s: %s changed %s, which was put back", package, doing, " and ".join(changed))
-        if (took := time.monotonic() - began) > SLOW_S:
-            logger.warning("%s: %s took %.1f s", package, doing, took)
+
+
+@contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """``sys.stdout``, and descriptor 1, to which C libraries and child processes write."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # stderr is closed
+            os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _working_directory() -> str:
