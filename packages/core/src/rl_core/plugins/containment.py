@@ -21,7 +21,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def contained(package: str, doing: str) -> Iterator[None]:
     """What the block prints goes to stderr, and the working directory and signal handlers are put back after it.
 
-    A block that takes longer than :data:`SLOW_S` is named in a warning, while it runs: every ``rl`` command waits for it,
+    A block that takes longer than :data:`SLOW_S` is named in a warning while it runs: every ``rl`` command waits,
     and it may never end.
     """
     watch = threading.Timer(SLOW_S, logger.warning, ("%s: %s takes more than %g s", package, doing, SLOW_S))
