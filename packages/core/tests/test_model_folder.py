@@ -46,6 +46,7 @@ def without(name: str) -> dict[str, list[int]]:
     [
         ({"vocab_size": 9}, {}, "model.embed_tokens.weight is [8, 4], not [9, 4]"),
         ({"hidden_size": 8}, {}, "model.embed_tokens.weight is [8, 4], not [8, 8]"),
+        ({"intermediate_size": 6}, {"model.layers.0.mlp.down_proj.weight": [4, 7]}, "weight is [4, 7], not [4, 6]"),
         ({}, {"lm_head.weight": [2, 4]}, "lm_head.weight is [2, 4], not [8, 4]"),
         ({"num_hidden_layers": 4}, {}, "the folder lacks the weights of the layers 2, 3 (num_hidden_layers: 4)"),
         ({"num_hidden_layers": 9}, {}, "the folder lacks the weights of the layers 2, 3, 4, 5, 6, …"),
@@ -61,13 +62,18 @@ def test_files_of_another_model_are_refused(config, tensors, reason, folder):
     assert str(caught.value).startswith(f"the model {path}: ")
 
 
+def test_numbers_without_their_scales_are_refused(folder):
+    with pytest.raises(EnvironmentProblem, match=r"not how they are scaled: model.embed_tokens.weight is U8 \[8, 4\]"):
+        check_model_folder(folder(CONFIG, TENSORS, "U8"))
+
+
 @pytest.mark.parametrize(
     ("config", "tensors", "dtype"),
     [
         ({}, TENSORS, "BF16"),
         ({}, without("lm_head.weight"), "BF16"),  # tied to the embedding
         ({}, {name.removeprefix("model."): shape for name, shape in TENSORS.items()}, "BF16"),
-        ({"vocab_size": 16}, TENSORS, "U8"),  # two numbers in a byte
+        ({"vocab_size": 16, "quantization_config": {"quant_method": "x"}}, TENSORS, "U8"),  # two numbers in a byte
         ({"model_type": "opt", "vocab_size": 9}, TENSORS, "BF16"),  # has embeddings of another width
         ({"auto_map": {"AutoModelForCausalLM": "code.Model"}, "num_hidden_layers": 1}, TENSORS, "BF16"),
         ({"model_type": "glm4_moe", "num_hidden_layers": 1, "num_nextn_predict_layers": 1}, TENSORS, "BF16"),

@@ -157,11 +157,28 @@ def check_fit(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> 
     known = config.get("model_type") in LLAMA_LIKE and "auto_map" not in config
     if not (known and stored and isinstance(layers, int) and all(isinstance(one, int) for one in sizes)):
         return
-    for name in ("model.embed_tokens.weight", "embed_tokens.weight", "lm_head.weight"):
+    quantized = any(config.get(key) for key in ("quantization_config", "compression_config"))
+    embedding, projection = (sizes[0], sizes[1]), (sizes[1], config.get("intermediate_size"))
+    for name, shape in (
+        ("model.embed_tokens.weight", embedding),
+        ("embed_tokens.weight", embedding),
+        ("lm_head.weight", embedding),
+        ("model.layers.0.mlp.down_proj.weight", projection),
+    ):
         tensor = stored.get(name)
-        if tensor is not None and tensor.dtype in ("F64", "F32", "F16", "BF16") and list(tensor.shape) != sizes:
+        if tensor is None or not all(isinstance(one, int) for one in shape):
+            continue
+        is_float = tensor.dtype in ("F64", "F32", "F16", "BF16")
+        if not is_float and not quantized:
             raise EnvironmentProblem(
-                f"the files do not fit the config.json: {name} is {list(tensor.shape)}, not {sizes}\n{_OTHER_FILES}"
+                "the files hold quantised numbers for float weights, and not how they are scaled: "
+                f"{name} is {tensor.dtype} {list(tensor.shape)}\n"
+                "    give a copy of the model with float weights, or the config.json with its quantization_config"
+            )
+        if is_float and tensor.shape != shape:
+            raise EnvironmentProblem(
+                f"the files do not fit the config.json: {name} is {list(tensor.shape)}, not {list(shape)}\n"
+                + _OTHER_FILES
             )
     names: dict[int, list[str]] = {}
     for name in stored:

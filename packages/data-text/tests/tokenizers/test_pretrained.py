@@ -51,7 +51,7 @@ def test_a_damaged_tokenizer_is_an_error_that_names_the_folder(bpe: Callable, hf
         f"{tmp_path}/tokenizer.json is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
         "(char 1)\n    copy or download it again"
     )
-    (tmp_path / "tokenizer.json").write_text("{}")  # JSON, and no tokenizer
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "No", "vocab": {"a": 0}}}')
     with pytest.raises(EnvironmentProblem) as caught:
         hf(str(tmp_path))
     first, last = str(caught.value).split("\n", 1)[0], str(caught.value).rsplit("\n", 1)[1]
@@ -63,6 +63,7 @@ def test_a_damaged_tokenizer_is_an_error_that_names_the_folder(bpe: Callable, hf
     ("name", "content", "reason"),
     [
         ("tokenizer.json", "{", "tokenizer.json is not JSON: "),
+        ("tokenizer.json", '{"model": {"type": "BPE"}}', "tokenizer.json has no vocabulary"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json does not hold an object, but a list"),
         ("special_tokens_map.json", "\ufeff{}", "special_tokens_map.json starts with a byte order mark"),
         ("tokenizer.json", None, "tokenizer.json is a folder, not a file"),
@@ -76,7 +77,7 @@ def test_a_damaged_tokenizer_is_found_by_the_check(
     if content is None:
         (tmp_path / name).mkdir()
     elif name:
-        (tmp_path / "tokenizer.json").write_text("{}")
+        (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
         (tmp_path / name).write_text(content)
     config = HfTokenizerConfig(name="hf", path=str(tmp_path) if own else None)
     stage = SimpleNamespace(model=SimpleNamespace(path="/no/such/model" if own else str(tmp_path)))

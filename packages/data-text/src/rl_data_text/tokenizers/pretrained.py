@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rl_core.errors import DataError
+from rl_core.errors import DataError, EnvironmentProblem
 from rl_core.foreign import MAX_TOKENIZER_BYTES, foreign, read_json_object
 from rl_core.model_folder import check_files
 
@@ -75,8 +75,13 @@ def check_folder(path: str) -> None:
         with foreign(path, what="the tokenizer of"):
             check_files(Path(path))
             for name in _OBJECTS:
-                if name in names:
-                    read_json_object(os.path.join(path, name), max_bytes=MAX_TOKENIZER_BYTES)
+                if name not in names:
+                    continue
+                file = os.path.join(path, name)
+                content = read_json_object(file, max_bytes=MAX_TOKENIZER_BYTES)
+                model = content.get("model")
+                if name == "tokenizer.json" and not (isinstance(model, dict) and model.get("vocab")):
+                    raise EnvironmentProblem(f"{file} has no vocabulary")
         return
     shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "") if names else "nothing"
     raise DataError(
