@@ -36,7 +36,9 @@ def configs(registry) -> list[dict[str, Any]]:
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    (tmp_path / "rows.py").write_text("def rows(): return []\ndef reward(samples): return []\ndef tool(x): return x\n")
+    (tmp_path / "rows.py").write_text(
+        "def rows(): return []\ndef reward(samples): return []\ndef tool(x): return x\nclass Game: pass\n"
+    )
     return tmp_path
 
 
