@@ -228,11 +228,12 @@ def _has(tree: Any, path: Path) -> bool:
 
 
 def _tweaked(value: Any, rng: random.Random) -> Any:
-    """Another value of the same kind."""
+    """Another value of the same kind, or one that is nearly of it."""
     if isinstance(value, bool):
-        return not value
+        return rng.choice((not value, not value, int(value), str(value), "yes"))
     if isinstance(value, int | float):
-        return rng.choice((value + 1, value * 2, value / 2, float(value), str(value), 0, 1))
+        near = (True, f"{value}_0", f" {value}", f"{value},0")
+        return rng.choice((value + 1, value * 2, value / 2, float(value), str(value), 0, 1, rng.choice(near)))
     if isinstance(value, list):
         return rng.choice((value[::-1], value[:1], value * 2))
     return dict(reversed(value.items())) if isinstance(value, dict) else value
