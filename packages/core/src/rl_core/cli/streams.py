@@ -8,10 +8,7 @@ import io
 import os
 import sys
 import unicodedata
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any, TextIO
 
 _ERRORS = "rl.plain"
 _PLAIN = {
@@ -51,7 +48,7 @@ def prepare() -> None:
 class _Lasting(io.FileIO):
     """A file that becomes the null device when its reader or its terminal has gone."""
 
-    def write(self, data: ReadableBuffer, /) -> int | None:
+    def write(self, data: Any, /) -> int | None:
         try:
             return super().write(data)
         except OSError as error:
