@@ -48,7 +48,7 @@ def prepare() -> None:
 class _Lasting(io.FileIO):
     """A file that becomes the null device when its reader or its terminal has gone."""
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:

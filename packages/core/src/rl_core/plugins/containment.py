@@ -50,7 +50,8 @@ def contained(package: str, doing: str) -> Iterator[None]:
 @contextmanager
 def _output_to_stderr() -> Iterator[None]:
     """``sys.stdout``, and descriptor 1, to which C libraries and child processes write."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader has gone; it is closed; there is none
+        sys.stdout.flush()
     try:
         kept = os.dup(1)
     except OSError:  # it is closed
