@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,23 +18,45 @@ SLOW_S = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+_running: list[tuple[str, str, float]] = []
+"""``(package, what it does, when it began)`` of the blocks that are running, the innermost last."""
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Name slow blocks of :func:`contained` while they run: each ``rl`` command waits, perhaps for ever."""
+    done = threading.Event()
+    threading.Thread(target=_watch, args=(done,), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _watch(done: threading.Event) -> None:
+    named = None
+    while not done.wait(SLOW_S / 4):
+        for one in _running[-1:]:
+            if one is not named and time.monotonic() - one[2] > SLOW_S:
+                logger.warning("%s: %s takes more than %g s", one[0], one[1], SLOW_S)
+                named = one
+
+
 @contextmanager
 def contained(package: str, doing: str) -> Iterator[None]:
     """What the block prints goes to stderr, and the working directory and signal handlers are put back after it.
 
-    A block that takes longer than :data:`SLOW_S` is named in a warning while it runs: every ``rl`` command waits,
-    and it may never end.
+    Inside of :func:`watched`, a block that takes longer than :data:`SLOW_S` is named in a warning.
     """
-    watch = threading.Timer(SLOW_S, logger.warning, ("%s: %s takes more than %g s", package, doing, SLOW_S))
-    watch.daemon = True
-    watch.start()
+    running = (package, doing, time.monotonic())
+    _running.append(running)
     folder = os.getcwd()
     handlers = {one: signal.getsignal(one) for one in _SIGNALS}
     try:
         with _output_to_stderr():
             yield
     finally:
-        watch.cancel()
+        _running.remove(running)
         changed = []
         if _working_directory() != folder:
             os.chdir(folder)
