@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +15,12 @@ from rl_backend_fsdp2.plugin import register_backends
 from rl_core.config.problems import Problem
 
 
-def stage(gpus: int, nodes: int = 1, *, init: Any = None, adapter: str | None = None) -> SimpleNamespace:
+def stage(
+    gpus: int, nodes: int = 1, *, init: Any = None, adapter: str | None = None, path: str | None = None
+) -> SimpleNamespace:
     return SimpleNamespace(
         run=SimpleNamespace(gpus=gpus, nodes=nodes),
-        model=SimpleNamespace(init=init, adapter=adapter and SimpleNamespace(name=adapter, rank=6)),
+        model=SimpleNamespace(path=path, init=init, adapter=adapter and SimpleNamespace(name=adapter, rank=6)),
     )
 
 
@@ -33,6 +37,17 @@ def test_ranks_follow_the_gpus_or_the_config() -> None:
 def test_data_parallel_ranks_are_what_the_other_dimensions_leave() -> None:
     sizes = ParallelConfig(tp=2, replicate=2).sizes(16)
     assert sizes == {"replicate": 2, "dp": 4, "cp": 1, "tp": 2}
+
+
+def test_a_quantisation_that_cannot_be_undone_is_a_problem_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
+    assert list(config().problems(stage(0, path=str(tmp_path)))) == [
+        Problem(
+            "",
+            f"the model {tmp_path}: its weights are quantised (quant_method 'awq') in a way that cannot be undone here",
+            "give a copy of the model with float weights (bfloat16), as it was before it was quantised",
+        )
+    ]
 
 
 def test_ranks_that_do_not_match_the_gpus_are_a_problem_with_the_arithmetic() -> None:

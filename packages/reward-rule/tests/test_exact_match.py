@@ -46,6 +46,9 @@ def test_extract_takes_the_first_group_of_the_last_match(sample: Callable) -> No
         (2**53 + 1, "9007199254740993"),
         (Decimal("5.00"), "5.00"),
         (np.int64(5), "5"),
+        (0.5, "0.5"),
+        (np.float32(-2.25), "-2.25"),
+        (True, "True"),
         (datetime.date(2024, 1, 5), "2024-01-05"),
         (datetime.datetime(2024, 1, 5, 12, 30), "2024-01-05T12:30:00"),
     ],
@@ -58,6 +61,16 @@ def test_answers_of_other_types_are_compared_as_text(answer: Any, text: str, sam
 def test_an_answer_without_one_text_names_the_row(answer: Any, sample: Callable) -> None:
     with pytest.raises(DataError, match=r"^train.jsonl:3: the answer is a .*cannot compare with text"):
         reward().score([sample("72", answer=answer)])
+
+
+@pytest.mark.parametrize("answer", [5.0, -0.0, 1e-7, 1e22, np.float32(5), np.float64(5)], ids=repr)
+def test_a_float_that_is_written_in_several_ways_names_the_row_and_the_reward_for_numbers(
+    answer: Any, sample: Callable
+) -> None:
+    with pytest.raises(
+        DataError, match=r"^train.jsonl:3: the answer is the float \S+, which (?s:.*)the reward numeric"
+    ):
+        reward().score([sample("5", answer=answer)])
 
 
 def test_the_answer_may_be_in_another_column(sample: Callable) -> None:

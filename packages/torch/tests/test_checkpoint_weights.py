@@ -11,9 +11,11 @@ import pytest
 import torch
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import EnvironmentProblem
+from rl_core.model_folder import LLAMA_LIKE, check_model_folder
 from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_config, build_model
 from rl_torch.pretrained import empty_like, forget_quantization, load_pretrained
+from rl_torch.quant_methods import folder_problems
 from rl_torch.quantized import apply_scales, unpack_fp4
 from rl_torch.weight_plan import WeightPlan
 from safetensors.torch import load_file, save_file
@@ -297,6 +299,18 @@ def test_a_quantisation_that_is_not_known_is_refused(options: Any, says: str, tm
     with pytest.raises(EnvironmentProblem, match=says) as caught:
         build_model(ModelSpec(path=str(folder)), dtype=torch.float32)
     assert str(tmp_path) in str(caught.value)
+    for problem in folder_problems(str(folder)):  # from the config.json alone
+        assert f"{problem.message}\n    {problem.fix}" == str(caught.value)
+    assert bool(list(folder_problems(str(folder)))) == (says[0] == "'")
+
+
+@pytest.mark.parametrize("architecture", sorted(LLAMA_LIKE))
+def test_what_transformers_writes_fits_its_own_config(architecture: str, tmp_path: Path) -> None:
+    tiny(architecture).save_pretrained(tmp_path)
+    check_model_folder(tmp_path)
+    change_config(tmp_path, vocab_size=1000)
+    with pytest.raises(EnvironmentProblem, match=r"is \[128, 32\], not \[1000, 32\]"):
+        check_model_folder(tmp_path)
 
 
 def test_a_classifier_is_no_reward_model(tmp_path: Path) -> None:

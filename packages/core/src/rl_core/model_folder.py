@@ -44,6 +44,16 @@ _SIZES = (
     *("intermediate_size", "ffn_dim", "head_dim", "max_position_embeddings", "n_positions"),
 )
 _MAY_BE_ZERO = ("num_key_value_heads", "num_kv_heads", "n_inner", *_EXPERTS)
+LLAMA_LIKE = frozenset(
+    (
+        *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"),
+        *("phi3", "olmo", "olmo2", "olmoe", "smollm3", "deepseek_v2", "deepseek_v3", "glm", "glm4", "glm4_moe"),
+        *("gpt_oss", "granite", "cohere", "starcoder2"),
+    )
+)
+"""Model types whose embedding ``[vocab_size, hidden_size]`` and ``layers`` lie where Llama's do."""
+_LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
+_OTHER_FILES = "    give the config.json that belongs to these files, or copy the model again"
 _MOST_LAYERS, _MOST_EXPERTS, _MOST = 512, 4096, 2**31
 
 
@@ -66,7 +76,9 @@ def check_model_folder(path: str | os.PathLike[str]) -> None:
     with foreign(path):
         check_files(folder)
         config = read_config(folder)
-        check_counts(config, stored_tensors(folder) or {}, where=folder / CONFIG)
+        stored = stored_tensors(folder) or {}
+        check_counts(config, stored, where=folder / CONFIG)
+        check_fit(config, stored)
 
 
 def check_files(folder: Path) -> None:
@@ -130,6 +142,60 @@ def check_counts(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], 
                         f"{where}: {key} is {count:,}, but the weights' highest number of a layer or expert is "
                         f"{highest_number(stored)}"
                     )
+
+
+def check_fit(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> None:
+    """Compare vocabulary, width and layers with the names and shapes in the files, where a family is built like Llama.
+
+    Loading compares everything, of every family; this finds wrong files in milliseconds.
+
+    Raises:
+        EnvironmentProblem: weights are missing, have another shape, or belong to no layer of the model.
+    """
+    sizes = [config.get("vocab_size"), config.get("hidden_size")]
+    layers = config.get("num_hidden_layers")
+    known = config.get("model_type") in LLAMA_LIKE and "auto_map" not in config
+    if not (known and stored and isinstance(layers, int) and all(isinstance(one, int) for one in sizes)):
+        return
+    quantized = any(config.get(key) for key in ("quantization_config", "compression_config"))
+    embedding, projection = (sizes[0], sizes[1]), (sizes[1], config.get("intermediate_size"))
+    for name, shape in (
+        ("model.embed_tokens.weight", embedding),
+        ("embed_tokens.weight", embedding),
+        ("lm_head.weight", embedding),
+        ("model.layers.0.mlp.down_proj.weight", projection),
+    ):
+        tensor = stored.get(name)
+        if tensor is None or not all(isinstance(one, int) for one in shape):
+            continue
+        is_float = tensor.dtype in ("F64", "F32", "F16", "BF16")
+        if not is_float and not quantized:
+            raise EnvironmentProblem(
+                "the files hold quantised numbers for float weights, and not how they are scaled: "
+                f"{name} is {tensor.dtype} {list(tensor.shape)}\n"
+                "    give a copy of the model with float weights, or the config.json with its quantization_config"
+            )
+        if is_float and tensor.shape != shape:
+            raise EnvironmentProblem(
+                f"the files do not fit the config.json: {name} is {list(tensor.shape)}, not {list(shape)}\n"
+                + _OTHER_FILES
+            )
+    names: dict[int, list[str]] = {}
+    for name in stored:
+        if match := _LAYER.match(name):
+            names.setdefault(int(match[1]), []).append(name)
+    if missing := [number for number in range(layers) if number not in names]:
+        text = f"{', '.join(map(str, missing[:5]))}{', …' if len(missing) > 5 else ''}"
+        raise EnvironmentProblem(
+            f"the folder lacks the weights of the layers {text} (num_hidden_layers: {layers})\n{_OTHER_FILES}"
+        )
+    extra = config.get("num_nextn_predict_layers")  # lie behind the layers, and are not trained
+    extra = extra if isinstance(extra, int) else 0
+    if beyond := [name for number in sorted(names) if number >= layers + extra for name in names[number]]:
+        raise EnvironmentProblem(
+            "the files hold weights that the model of this config.json does not have: "
+            f"{', '.join(beyond[:3])}{', …' if len(beyond) > 3 else ''}\n{_OTHER_FILES}"
+        )
 
 
 def highest_number(names: Mapping[str, object]) -> int:

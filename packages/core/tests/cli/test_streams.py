@@ -66,6 +66,41 @@ def test_a_stream_that_is_closed_ends_no_command_in_a_traceback(shell):
     assert b"Error" not in done.stderr
 
 
+LOUD = """
+import os, sys
+from rl_core.cli.streams import prepare
+prepare()
+for stream in (sys.stdout, sys.stderr):
+    while True:
+        print("x" * 1000, file=stream, flush=True)
+        if os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull)):
+            break
+os.system("echo from a child; echo from a child >&2")
+print("still here")
+open(sys.argv[1], "w").write("done")
+"""
+
+
+@pytest.mark.parametrize("env", [{}, {"PYTHONUNBUFFERED": "1"}], ids=str)
+def test_a_process_goes_on_after_its_reader_has_gone(env, tmp_path):
+    command = ["sh", "-c", '("$0" -c "$1" "$2" 2>&1; echo $? >"$2.code") | head -n 1']
+    done = subprocess.run(
+        [*command, sys.executable, LOUD, str(tmp_path / "file")],
+        capture_output=True,
+        env={**os.environ, **env},
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == b"x" * 1000 + b"\n"
+    assert (tmp_path / "file").read_text() == "done"
+    assert (tmp_path / "file.code").read_text() == "0\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_what_does_not_fit_on_a_disk_is_not_dropped_in_silence():
+    assert run("plugins", "--json", shell=">/dev/full").returncode == 1
+
+
 def test_a_file_that_is_opened_later_does_not_get_what_is_printed(tmp_path):
     code = (
         "import os, sys; from rl_core.cli.streams import prepare; prepare()\n"

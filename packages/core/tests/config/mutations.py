@@ -48,16 +48,17 @@ STAGES: dict[str, Any] = {
     ],
 }
 NEEDED = {
-    "parquet": {"path": "rows.parquet"},
-    "jsonl": {"path": "rows.jsonl"},
-    "huggingface": {"path": "org/data"},
-    "python": {"function": "rows.py:rows"},
-    "function": {"function": "rows.py:reward"},
-    "regex": {"pattern": "a+"},
-    "model": {"path": "org/reward"},
-    "tools": {"tools": ["rows.py:tool"]},
-    "rm": {"pairs_per_step": 4},
-    "dpo": {"pairs_per_step": 4},
+    ("data_source", "parquet"): {"path": "rows.parquet"},
+    ("data_source", "jsonl"): {"path": "rows.jsonl"},
+    ("data_source", "huggingface"): {"path": "org/data"},
+    ("data_source", "python"): {"function": "rows.py:rows"},
+    ("reward", "function"): {"function": "rows.py:reward"},
+    ("reward", "regex"): {"pattern": "a+"},
+    ("reward", "model"): {"path": "org/reward"},
+    ("environment", "python"): {"class": "rows.py:Game"},
+    ("environment", "tools"): {"tools": ["rows.py:tool"]},
+    ("algorithm", "rm"): {"pairs_per_step": 4},
+    ("algorithm", "dpo"): {"pairs_per_step": 4},
 }
 """Fields that a component needs besides its name."""
 
@@ -67,7 +68,7 @@ def seeds(components: list[tuple[str, str]]) -> list[dict[str, Any]]:
     made = [SFT, RL, STAGES]
     sections = {kind: section for section, kind in KIND_OF.items() if section != "eval_data"}
     for kind, name in components:
-        given = {"name": name, **NEEDED.get(name, {})}
+        given = {"name": name, **NEEDED.get((kind, name), {})}
         section = sections[kind]
         base = SFT if kind == "algorithm" and name in ("sft", "rm", "dpo") else RL
         base = {key: value for key, value in base.items() if key not in ("rewards", "generator") or base is RL}
@@ -77,7 +78,7 @@ def seeds(components: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 @dataclass
 class Case:
-    """One mutated config: files by name (``c.yaml`` is checked), overrides, and the tree where nothing else acts."""
+    """One mutated config: files by name (``c.yaml`` is checked), overrides, and the tree they all say, if known."""
 
     files: dict[str, str]
     overrides: list[str] = field(default_factory=list)
@@ -152,6 +153,7 @@ def mutate(seed: dict[str, Any], rng: random.Random) -> Case:
     """``seed`` with one to four changes."""
     tree: Any = copy.deepcopy(seed)
     raws: dict[str, str] = {}
+    overridden: list[tuple[Path, Any]] = []
     case = Case({})
     plain = True
     for _ in range(rng.choice((1, 1, 1, 2, 2, 4))):
@@ -177,24 +179,61 @@ def mutate(seed: dict[str, Any], rng: random.Random) -> Case:
             value = _get(tree, path)
             tree = _put(tree, path, [value] if rng.random() < 0.5 else {rng.choice(KEYS): value})
         else:
-            key = ".".join(map(str, path)) if rng.random() < 0.9 else rng.choice(KEYS)
-            value = rng.choice([*RAW, *map(_written, SCALARS)])
-            case.overrides.append(f"{key}={value}")
-            plain = False
+            if rng.random() < 0.1:
+                path = (rng.choice(KEYS),)
+            if rng.random() < 0.3:
+                text = rng.choice(RAW)
+                plain = False
+            else:
+                tweak = rng.random() < 0.6 and _has(tree, path)
+                value = _tweaked(_get(tree, path), rng) if tweak else rng.choice(SCALARS)
+                text = _written(value)
+                overridden.append((path, value))
+            plain = plain and text != "?" and not any(set(".=\n") & set(str(key)) or key == "" for key in path)
+            case.overrides.append(f"{'.'.join(map(str, path))}={text}")
     if not isinstance(tree, dict):
         tree = {"run": tree}
     plain = plain and not raws
-    case.tree = copy.deepcopy(tree) if plain and "stages" not in tree else None
+    case.tree = _in_full(tree, overridden) if plain else None
     _write(case, tree, raws, rng)
     return case
 
 
+def _in_full(tree: Any, overridden: list[tuple[Path, Any]]) -> Any:
+    """``tree`` with its overrides, and in each stage what all of them share; None where an override has no place."""
+    tree = copy.deepcopy(tree)
+    for path, value in overridden:
+        try:
+            tree = _put(tree, path, copy.deepcopy(value))
+        except (LookupError, TypeError):
+            return None
+    if isinstance(stages := tree.get("stages"), list):
+        shared = {key: value for key, value in tree.items() if key != "stages"}
+        tree["stages"] = [_merged(shared, stage) for stage in stages]
+    return tree
+
+
+def _merged(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
+
+
+def _has(tree: Any, path: Path) -> bool:
+    try:
+        _get(tree, path)
+    except (LookupError, TypeError):
+        return False
+    return True
+
+
 def _tweaked(value: Any, rng: random.Random) -> Any:
-    """Another value of the same kind."""
+    """Another value of the same kind, or one that is nearly of it."""
     if isinstance(value, bool):
-        return not value
+        return rng.choice((not value, not value, int(value), str(value), "yes"))
     if isinstance(value, int | float):
-        return rng.choice((value + 1, value * 2, value / 2, float(value), str(value), 0, 1))
+        near = (True, f"{value}_0", f" {value}", f"{value},0")
+        return rng.choice((value + 1, value * 2, value / 2, float(value), str(value), 0, 1, rng.choice(near)))
     if isinstance(value, list):
         return rng.choice((value[::-1], value[:1], value * 2))
     return dict(reversed(value.items())) if isinstance(value, dict) else value
@@ -204,7 +243,6 @@ def _write(case: Case, tree: dict[str, Any], raws: dict[str, str], rng: random.R
     """Into one file, or several that extend one another, or with a key given twice."""
     how = rng.random()
     if how < 0.1 and len(tree) > 1:
-        case.tree = None
         below = rng.sample(list(tree), rng.randint(1, len(tree) - 1))
         case.files["base.yaml"] = _text({key: tree[key] for key in below}, raws)
         tree = {key: value for key, value in tree.items() if key not in below}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from mutations import Case, mutate, seeds
+from mutations import SFT, STAGES, Case, mutate, seeds
 from rl_core.config.check import CheckResult, check
 from rl_core.config.plan import render_plan
 from rl_core.config.redaction import REDACTED
@@ -36,7 +36,9 @@ def configs(registry) -> list[dict[str, Any]]:
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    (tmp_path / "rows.py").write_text("def rows(): return []\ndef reward(samples): return []\ndef tool(x): return x\n")
+    (tmp_path / "rows.py").write_text(
+        "def rows(): return []\ndef reward(samples): return []\ndef tool(x): return x\nclass Game: pass\n"
+    )
     return tmp_path
 
 
@@ -66,7 +68,7 @@ def _comes_back(result: CheckResult, registry: Registry) -> None:
     Path("again.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
     again = check("again.yaml", [], registry)
     assert again.config is not None, again.problems
-    assert again.config.document == result.config.document
+    assert repr(again.config.document) == repr(result.config.document)  # NaN is not equal to itself
     assert again.config.to_yaml() == text
 
 
@@ -84,7 +86,7 @@ def _means_what_it_says(given: Any, taken: Any, path: tuple[Any, ...]) -> None:
     elif isinstance(given, int | float):
         assert isinstance(taken, int | float), f"{path}: {given!r} is taken as {taken!r}"
         nearest = float(given) if isinstance(taken, float) else given  # a float64 holds no more digits
-        assert nearest == taken, f"{path}: {given!r} is taken as {taken!r}"
+        assert nearest == taken or nearest != nearest, f"{path}: {given!r} is taken as {taken!r}"
     elif isinstance(given, str) and isinstance(taken, int | float) and path[-1] not in TEXT_FOR_NUMBERS:
         assert "${" in given or _number(given) == taken, f"{path}: {given!r} is taken as {taken!r}"
 
@@ -105,6 +107,19 @@ def run_many(count: int, start: int, configs, registry) -> int:
             error.add_note(f"mutation {number}: {case.overrides}\n{case.files['c.yaml']}")
             raise
     return valid
+
+
+def test_a_shared_section_without_keys_is_refused_where_every_stage_has_its_own(registry, folder):
+    (folder / "c.yaml").write_text(yaml.safe_dump({**STAGES, "run": 2}))
+    assert [str(one) for one in check("c.yaml", [], registry).errors] == [
+        "c.yaml:16: run: must be a mapping of keys to values\n    remove run, or give it keys"
+    ]
+
+
+def test_numbers_that_are_not_finite_are_kept_in_arguments_of_functions(registry, folder):
+    data = {"name": "python", "function": "rows.py:rows", "arguments": {"a": float("nan"), "b": [float("-inf")]}}
+    result = attempt(Case({"c.yaml": yaml.safe_dump({**SFT, "data": data})}), registry)
+    assert repr(result.config.document["data"]["arguments"]) == "{'a': nan, 'b': [-inf]}"
 
 
 def test_most_seeds_are_valid(configs, registry, folder):

@@ -7,12 +7,13 @@ from enum import IntEnum
 from typing import Any, Literal
 
 import pytest
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from rl_core.config.durations import Duration
 from rl_core.config.run_section import RunSection
 from rl_core.config.section import Section
 from rl_core.config.sections import ModelConfig
 from rl_core.plugins.registry import load_registry
+from rl_core.testing.inspection import lax_models, with_nested
 
 
 class Level(IntEnum):
@@ -102,10 +103,12 @@ def test_a_value_of_another_kind_is_refused(given):
         Sample(**given)
 
 
-def _models() -> dict[str, type[Section]]:
+def _models() -> dict[str, type[BaseModel]]:
+    """The config models of core and of every installed component, with those in their fields."""
     registry = load_registry()
     plugins = {f"{r.package}/{r.component.name}": registry.resolve(r.component.config) for r in registry.components()}
-    return {"run": RunSection, "model": ModelConfig, **plugins}
+    given = {"run": RunSection, "model": ModelConfig, **plugins}
+    return {f"{name}: {one.__name__}": one for name, model in given.items() for one in with_nested(model)}
 
 
 def _holds(annotation: Any, wanted: type) -> bool:
@@ -124,22 +127,39 @@ def test_no_number_of_any_installed_component_takes_true():
                 model.model_validate({info.alias or field: True})
             refusals = [error["loc"][0] for error in refused.value.errors()]
             assert (info.alias or field) in refusals, f"{name}: {field}: true is taken as a number"
-    assert numbers > 80
+    assert numbers > 150
+
+
+def test_no_number_of_any_installed_component_takes_text_that_yaml_does_not_read_as_one():
+    for name, model in _models().items():
+        for field, info in model.model_fields.items():
+            annotation = info.annotation
+            if _holds(annotation, str) or not (_holds(annotation, int) or _holds(annotation, float)):
+                continue
+            for text in ("1_000", " 1", "１", "1,000", "nan"):
+                with pytest.raises(ValidationError) as refused:
+                    model.model_validate({info.alias or field: text})
+                refusals = [error["loc"][0] for error in refused.value.errors()]
+                assert (info.alias or field) in refusals, f"{name}: {field}: {text!r} is taken as a number"
+
+
+def test_every_model_of_any_installed_component_is_a_section():
+    assert [where for model in _models().values() for where in lax_models(model)] == []
 
 
 def test_no_flag_of_any_installed_component_takes_a_number():
     flags = 0
     for name, model in _models().items():
         for field, info in model.model_fields.items():
-            if info.annotation is not bool:
+            if not _holds(info.annotation, bool) or _holds(info.annotation, int):
                 continue
             flags += 1
-            with pytest.raises(ValidationError) as refused:
-                model.model_validate({field: 1})
-            assert field in [error["loc"][0] for error in refused.value.errors()], (
-                f"{name}: {field}: 1 is taken as true"
-            )
-    assert flags > 5
+            for value in (1, 0.0, "yes", "1"):
+                with pytest.raises(ValidationError) as refused:
+                    model.model_validate({field: value})
+                refusals = [error["loc"][0] for error in refused.value.errors()]
+                assert field in refusals, f"{name}: {field}: {value!r} is taken as a flag"
+    assert flags > 20
 
 
 @pytest.mark.parametrize(

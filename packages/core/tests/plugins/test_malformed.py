@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from rl_core.cli.main import main
@@ -153,6 +155,18 @@ def test_what_a_plugin_prints_is_not_part_of_any_output(install, capsys):
     assert "hello from hook" in output.err
 
 
+def test_what_a_plugin_writes_to_the_descriptor_of_standard_output_is_not_part_of_any_output(install, site):
+    loud = "import os, subprocess\n{}os.write(1, b'by hand\\n')\n{}subprocess.run(['echo', 'by a child'])"
+    install("rl-x-loud", plugin(top=loud.format("", ""), hook=loud.format("    ", "    ")))
+    path = os.pathsep.join([str(site), *sys.path])
+    code = "import sys; from rl_core.cli.main import main; sys.exit(main(['plugins', '--json']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONPATH": path}, text=True, check=True
+    )
+    assert "rl-x-loud" in [one["package"] for one in json.loads(done.stdout)["plugins"]]
+    assert done.stderr.count("by hand\n") == done.stderr.count("by a child\n") == 2
+
+
 def test_what_a_plugin_changes_in_the_process_is_put_back(install, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
@@ -171,7 +185,25 @@ def test_a_plugin_that_takes_long_is_named(install, monkeypatch, caplog):
     monkeypatch.setattr("rl_core.plugins.containment.SLOW_S", 0.01)
     install("rl-x-slow", plugin(top="import time\ntime.sleep(0.05)"))
     load_registry()
-    assert [one for one in caplog.messages if one.startswith("rl-x-slow: importing rl_x_slow.plugin took 0.")]
+    assert "rl-x-slow: importing rl_x_slow.plugin takes more than 0.01 s" in caplog.messages
+
+
+def test_a_plugin_that_hangs_is_named_while_it_hangs(install, site):
+    install("rl-x-hang", plugin(top="import time\ntime.sleep(1000)"))
+    code = (
+        "import sys; from rl_core.plugins import containment; containment.SLOW_S = 0.1; "
+        "from rl_core.cli.main import main; sys.exit(main(['plugins']))"
+    )
+    path = os.pathsep.join([str(site), *sys.path])
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}, text=True
+    ) as hanging:
+        try:
+            assert hanging.stderr.readline() == "rl-x-hang: importing rl_x_hang.plugin takes more than 0.1 s\n"
+            assert hanging.poll() is None
+        finally:
+            hanging.kill()
 
 
 def test_of_two_packages_of_one_name_the_first_on_the_path_counts(install, site, tmp_path, monkeypatch):

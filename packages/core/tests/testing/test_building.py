@@ -79,6 +79,28 @@ def test_a_config_that_accepts_unknown_keys_is_named_also_in_nested_models(kit, 
     }
 
 
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        "from pydantic import BaseModel\nclass Limits(BaseModel, extra='forbid'):",
+        "from dataclasses import dataclass\n@dataclass\nclass Limits:",
+        "from typing import NamedTuple\nclass Limits(NamedTuple):",
+        "from typing_extensions import TypedDict\nclass Limits(TypedDict):",
+    ],
+)
+@pytest.mark.parametrize("field", ["Limits | None", "list[Limits] | None", "dict[str, tuple[Limits, ...]] | None"])
+def test_a_nested_model_that_is_no_section_is_named(kit, bounds, field):
+    config = CONFIG.replace("class Limits(Section):", bounds).replace("Limits | None", field)
+    with pytest.raises(AssertionError) as caught:
+        conformance.check_config_bases(
+            kit(config=config.replace('low: int = Field(0, description="Shortest.")', "low: int"))
+        )
+    assert str(caught.value) == (
+        "rl-x-kit: reward 'length': Limits, of the field LengthConfig.limits, would take true for 1 and 1_000 for "
+        "1000; derive it from rl_core.config.sections.Section"
+    )
+
+
 VALIDATOR = """
     @field_validator("target", mode="before")
     @classmethod

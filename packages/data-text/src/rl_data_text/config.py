@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import string
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from rl_core.config.paths import ConfigPath, FunctionRef, ModelPath, absolute
+from rl_core.config.problems import Problem
 from rl_core.config.sections import ComponentConfig
+from rl_core.errors import DataError, EnvironmentProblem
 
 
 def _column_spec(value: str) -> str:
@@ -158,6 +162,19 @@ class HfTokenizerConfig(TextTokenizerConfig):
     """The tokenizer of an existing model."""
 
     path: ModelPath | None = Field(None, description="Folder or hub id of the tokenizer; default: model.path.")
+
+    def problems(self, stage: Any) -> Iterator[Problem]:
+        """Damaged files of a tokenizer in a local folder."""
+        from rl_data_text.tokenizers.pretrained import check_folder
+
+        path = self.path or stage.model.path
+        if path is None or not os.path.isdir(path):
+            return
+        try:
+            check_folder(path)
+        except (EnvironmentProblem, DataError) as error:
+            message, _, fix = str(error).partition("\n")
+            yield Problem("path" if self.path else "", message, fix.strip())
 
 
 class CharactersConfig(TextTokenizerConfig):

@@ -131,6 +131,24 @@ def test_a_number_of_thousands_of_digits_is_a_bad_row(write_lines: Callable, jso
     assert message_of(jsonl(path)).startswith(f"{path}:1: invalid JSON: Exceeds the limit (4300 digits)")
 
 
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        ("1e400", "the number 1e400 is larger than any float64"),
+        ("-1" + "0" * 400 + ".5", f"the number -1{'0' * 38}… is larger than any float64"),
+        ("NaN", "NaN is no JSON (write null)"),
+        ("[-Infinity]", "-Infinity is no JSON (write null)"),
+    ],
+    ids=["1e400", "400 digits", "NaN", "-Infinity"],
+)
+def test_a_number_that_json_or_float64_does_not_have_is_a_bad_row(
+    number: str, reason: str, write_lines: Callable, jsonl: Callable
+) -> None:
+    path = write_lines([{"prompt": "a", "n": 1e300}, f'{{"prompt": "b", "n": {number}}}'])
+    assert message_of(jsonl(path)) == f"{path}:2: invalid JSON: {reason}{FIX}"
+    assert [row["n"] for row in jsonl(path, on_bad_row="skip").load()] == [1e300]
+
+
 def test_a_missing_file_suggests_its_neighbours(write_lines: Callable, tmp_path: Path, jsonl: Callable) -> None:
     write_lines([{"prompt": "a"}], "train.jsonl")
     asked = str(tmp_path / "trian.jsonl")

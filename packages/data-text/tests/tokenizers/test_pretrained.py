@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import public_tokenizers
 import pytest
 from rl_core.errors import DataError, EnvironmentProblem
+from rl_data_text.config import HfTokenizerConfig
 
 
 def test_a_saved_tokenizer_is_loaded_from_the_model_folder(bpe: Callable, hf: Callable, tmp_path: Path) -> None:
@@ -45,9 +47,50 @@ def test_a_damaged_tokenizer_is_an_error_that_names_the_folder(bpe: Callable, hf
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(EnvironmentProblem) as caught:
         hf(str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path}/tokenizer.json is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
+        "(char 1)\n    copy or download it again"
+    )
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "No", "vocab": {"a": 0}}}')
+    with pytest.raises(EnvironmentProblem) as caught:
+        hf(str(tmp_path))
     first, last = str(caught.value).split("\n", 1)[0], str(caught.value).rsplit("\n", 1)[1]
     assert first.startswith(f"cannot read the tokenizer of {tmp_path}: ")
     assert last == "    check model.path (or tokenizer.path); a hub id needs the network or a cached copy"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json is not JSON: "),
+        ("tokenizer.json", '{"model": {"type": "BPE"}}', "tokenizer.json has no vocabulary"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json does not hold an object, but a list"),
+        ("special_tokens_map.json", "\ufeff{}", "special_tokens_map.json starts with a byte order mark"),
+        ("tokenizer.json", None, "tokenizer.json is a folder, not a file"),
+        ("", "", "the folder {path} has no tokenizer (no tokenizer.json; it holds nothing)"),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True], ids=["model.path", "tokenizer.path"])
+def test_a_damaged_tokenizer_is_found_by_the_check(
+    own: bool, name: str, content: str, reason: str, tmp_path: Path
+) -> None:
+    if content is None:
+        (tmp_path / name).mkdir()
+    elif name:
+        (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+        (tmp_path / name).write_text(content)
+    config = HfTokenizerConfig(name="hf", path=str(tmp_path) if own else None)
+    stage = SimpleNamespace(model=SimpleNamespace(path="/no/such/model" if own else str(tmp_path)))
+    (problem,) = config.problems(stage)
+    assert reason.format(path=tmp_path) in problem.message
+    assert problem.path == ("path" if own else "")
+    assert problem.fix
+
+
+def test_a_tokenizer_of_the_hub_or_of_a_model_that_is_not_there_yet_is_not_looked_at() -> None:
+    for path in ("org/model", "/no/such/model", None):
+        stage = SimpleNamespace(model=SimpleNamespace(path=path))
+        assert list(HfTokenizerConfig(name="hf").problems(stage)) == []
 
 
 def test_a_model_from_scratch_has_no_tokenizer_to_load(hf: Callable) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from numbers import Rational, Real
 from typing import Any
 
 from rl_core.contracts.reward import Sample
@@ -37,7 +38,8 @@ def text_of(sample: Sample, column: str, reward: str) -> str:
     """The answer column as text: text itself, numbers in decimal digits, dates and times as ISO 8601, flags.
 
     Raises:
-        DataError: there is no answer, or it has no one text: a list, a mapping, bytes, a number that is not finite.
+        DataError: there is no answer, or it has no one text: a list, a mapping, bytes, a number that is not finite, a
+            float that people write in several ways (5.0 and 5, 1e-07 and 0.0000001).
     """
     value = answer_of(sample, column, reward)
     if isinstance(value, str):
@@ -46,14 +48,26 @@ def text_of(sample: Sample, column: str, reward: str) -> str:
         return value.isoformat()
     if isinstance(value, bool) or exact_number(value) is not None:
         try:
-            return str(value)
+            text = str(value)
         except ValueError:  # more digits than Python writes down
-            pass
+            text = ""
+        if text and not (_is_float(value) and re.search(r"\.0$|e", text)):
+            return text
+        if text:
+            raise DataError(
+                f"{place_of(sample)}: the answer is the float {text}, which a completion may write in several ways; "
+                f"reward {reward!r} compares text\n"
+                "    compare numbers with the reward numeric, or make the column text or whole numbers"
+            )
     raise DataError(
         f"{place_of(sample)}: the answer is a {type(value).__name__}, which reward {reward!r} cannot compare with "
         "text\n"
         "    make it text in the data (answer: <template>), or leave the row out"
     )
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, Rational)
 
 
 def extract(pattern: re.Pattern[str] | None, text: str) -> str | None:

@@ -25,7 +25,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from rl_torch.quantized import FLOATS, Packed4, Recipe, Scaled, apply_scales, method_of, recipes, unpack_fp4
+from rl_torch.quant_methods import method_of
+from rl_torch.quantized import FLOATS, Packed4, Recipe, Scaled, apply_scales, recipes, unpack_fp4
 
 Box = tuple[slice, ...]
 """A part of a tensor: a slice with a start and an end for each of its dimensions."""

@@ -18,6 +18,8 @@ from rl_core.errors import EnvironmentProblem
 from rl_core.model_folder import StoredTensor
 from torch import Tensor
 
+from rl_torch.quant_methods import ADVICE, MXFP4, SUFFIXES, method_of
+
 FLOATS = {"F64", "F32", "F16", "BF16"}
 _SMALL = {"F8_E4M3", "F8_E5M2", "I8"}
 _SCALES = FLOATS | {"F8_E8M0", "U8"}
@@ -25,12 +27,6 @@ _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 
 # Of activations and of cached keys and values: nothing that weights are computed from.
 _UNUSED = re.compile(r"(^|\.|_)((activation|input|output)_scale|input_scale_ub)$|\.[qkv]_scale$")
-_SUFFIXES = {
-    "fp8": ("_scale_inv", ".scale"),
-    "fbgemm_fp8": ("_scale",),
-    "compressed-tensors": ("_scale",),
-}
-_ADVICE = "    give a copy of the model with float weights (bfloat16), as it was before it was quantised"
 
 
 @dataclass(frozen=True)
@@ -64,23 +60,6 @@ class Packed4:
 Recipe = Scaled | Packed4
 
 
-def method_of(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """``(quant_method, quantization_config)`` of a ``config.json``; None where it names no quantisation.
-
-    Raises:
-        EnvironmentProblem: what stands there is malformed.
-    """
-    text = config.get("text_config")
-    places = (config, text if isinstance(text, Mapping) else {})
-    keys = ("quantization_config", "compression_config")
-    found = next((place[key] for place in places for key in keys if place.get(key)), None)
-    if found is None:
-        return None
-    if not isinstance(found, Mapping) or not isinstance(found.get("quant_method"), str):
-        raise EnvironmentProblem("its config.json has a quantization_config without a quant_method\n" + _ADVICE)
-    return found["quant_method"], found
-
-
 def recipes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> tuple[dict[str, Recipe], set[str]]:
     """``(weight's name → how to compute it, names that are used up by that)``.
 
@@ -95,19 +74,15 @@ def recipes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> tu
     if found is None:
         return {}, set()
     method, options = found
-    if method == "mxfp4":
+    if method == MXFP4:
         return _packed(stored)
-    if method not in _SUFFIXES or _transforms(options):
-        raise EnvironmentProblem(
-            f"its weights are quantised (quant_method {method!r}) in a way that cannot be undone here\n{_ADVICE}"
-        )
     block = _block(options, default=(128, 128) if method == "fp8" else None)
     made: dict[str, Recipe] = {}
     used = {name for name in stored if _UNUSED.search(name)}
     for name, tensor in stored.items():
         if name in used:
             continue
-        scale = _scale_of(name, stored, _SUFFIXES[method])
+        scale = _scale_of(name, stored, SUFFIXES[method])
         if scale is not None and tensor.dtype in _SMALL:
             made[name] = Scaled(name, scale, tensor.shape, _checked(name, tensor, scale, stored[scale], block))
             used |= {scale}
@@ -118,17 +93,6 @@ def _scale_of(name: str, stored: Mapping[str, StoredTensor], suffixes: tuple[str
     stem = name.removesuffix(".weight")
     candidates = [stem + suffix if suffix.startswith(".") else name + suffix for suffix in suffixes]
     return next((one for one in candidates if one in stored and one != name), None)
-
-
-def _transforms(options: Mapping[str, Any]) -> bool:
-    """Whether weights are rotated or sparse besides, or quantised with offsets."""
-    groups = options.get("config_groups")
-    uneven = any(
-        isinstance(group, Mapping) and (group.get("weights") or {}).get("symmetric") is False
-        for group in (groups.values() if isinstance(groups, Mapping) else ())
-    )
-    sparsity = options.get("sparsity_config") or {}
-    return uneven or bool(options.get("transform_config")) or sparsity.get("format", "dense") != "dense"
 
 
 def _block(options: Mapping[str, Any], *, default: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -163,7 +127,7 @@ def _checked(
             f"{name} is {weight.dtype} {list(weight.shape)}, but its scales {scale} are {stored.dtype} "
             f"{list(stored.shape)}"
             + (f" for blocks of {list(block)}" if block else "")
-            + f"{' for each of ' + str(list(lead)) if lead else ''}\n{_ADVICE}"
+            + f"{' for each of ' + str(list(lead)) if lead else ''}\n{ADVICE}"
         )
     return found
 
@@ -220,10 +184,10 @@ def _packed(stored: Mapping[str, StoredTensor]) -> tuple[dict[str, Recipe], set[
             continue
         if len(blocks.shape) != 4 or blocks.shape[-1] != 16 or scales.shape != blocks.shape[:-1]:
             raise EnvironmentProblem(
-                f"{name} is {list(blocks.shape)}, but its scales are {list(scales.shape)}\n{_ADVICE}"
+                f"{name} is {list(blocks.shape)}, but its scales are {list(scales.shape)}\n{ADVICE}"
             )
         if (blocks.dtype, scales.dtype) != ("U8", "U8"):
-            raise EnvironmentProblem(f"{name} is {blocks.dtype} with scales {scales.dtype}, not U8 and U8\n{_ADVICE}")
+            raise EnvironmentProblem(f"{name} is {blocks.dtype} with scales {scales.dtype}, not U8 and U8\n{ADVICE}")
         experts, rows, groups, _ = blocks.shape
         made[stem] = Packed4(name, f"{stem}_scales", (experts, 32 * groups, rows))
         used |= {name, f"{stem}_scales"}

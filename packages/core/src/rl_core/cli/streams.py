@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import errno
+import io
 import os
 import sys
 import unicodedata
+from typing import Any, TextIO
 
 _ERRORS = "rl.plain"
 _PLAIN = {
@@ -23,7 +26,8 @@ def prepare() -> None:
     """Make ``sys.stdin``, ``sys.stdout`` and ``sys.stderr`` usable, whatever this process was started with.
 
     A stream that was closed becomes the null device, so that no file that is opened later takes its number and gets
-    what is printed. Characters that a stream's encoding does not have are written in ASCII.
+    what is printed. After the reader of a stream has gone (``rl run … | head``), what is printed is dropped: a run goes
+    on. Characters that a stream's encoding does not have are written in ASCII.
     """
     for number in range(3):
         try:
@@ -33,10 +37,44 @@ def prepare() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the whole process
+        elif name != "stdin" and getattr(sys, name) is getattr(sys, f"__{name}__"):
+            setattr(sys, name, _lasting(getattr(sys, name)))
     codecs.register_error(_ERRORS, _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS)
+
+
+class _Lasting(io.FileIO):
+    """A file that becomes the null device when its reader or its terminal has gone."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())  # for what libraries and child processes print as well
+            os.close(null)
+            return super().write(data)
+
+
+def _lasting(stream: TextIO) -> TextIO:
+    """``stream``, an output of this process, over a :class:`_Lasting` file."""
+    below = getattr(stream, "buffer", None)
+    file = getattr(below, "raw", below)  # PYTHONUNBUFFERED: nothing between text and file
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(file, io.FileIO):
+        return stream
+    stream.flush()
+    raw = _Lasting(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if below is file else io.BufferedWriter(raw),  # type: ignore[type-var]
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

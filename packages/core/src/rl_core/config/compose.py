@@ -220,8 +220,17 @@ def _stages(root: Node, given: Node, findings: Findings) -> tuple[StageTree, ...
         own = frozenset(key for key in item.value if key in STAGE_SECTIONS)
         _check_run_identity(item, findings)
         overlay = replace(item, value={key: item.value[key] for key in item.value if key in STAGE_SECTIONS})
+        for key in overlay.value.keys() & base.value.keys():
+            _check_shared(key, base.value[key], findings)
         trees.append(StageTree(name, path, _without_nulls(merge_sections(base, overlay)), own))
     return tuple(trees)
+
+
+def _check_shared(key: str, node: Node, findings: Findings) -> None:
+    """A section that stages are merged over has keys, or they would replace it unread."""
+    is_reference = isinstance(node.value, str) and "${" in node.value
+    if key not in LISTS and node.value is not None and not isinstance(node.value, dict) and not is_reference:
+        findings.add(node.where, node.path, "must be a mapping of keys to values", fix=f"remove {key}, or give it keys")
 
 
 def _stage_name(item: Node, path: Path, seen: dict[str, Node], findings: Findings) -> str:

@@ -20,7 +20,7 @@ import pluggy
 
 from rl_core import hookspecs
 from rl_core.component import Component
-from rl_core.plugins.containment import contained
+from rl_core.plugins.containment import contained, watched
 from rl_core.plugins.metadata import Candidate, Selection, candidates, core_version, incompatibility
 from rl_core.plugins.status import PluginStatus, Status, describe
 from rl_core.plugins.trace import Trace
@@ -77,7 +77,8 @@ def discover(environ: Mapping[str, str] | None = None) -> Discovery:
         core = core_version()
     selection = Selection.from_environ(environ)
     selection.warn_unknown(found)
-    return Discovery(manager, tuple(_load(manager, one, selection, core, trace) for one in found))
+    with watched():
+        return Discovery(manager, tuple(_load(manager, one, selection, core, trace) for one in found))
 
 
 def package_of(implementation: pluggy.HookImpl) -> str:

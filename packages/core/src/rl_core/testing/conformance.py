@@ -30,7 +30,16 @@ from rl_core.config.environment import EnvironmentConfig
 from rl_core.plugins.registry import load_registry
 from rl_core.plugins.status import describe
 from rl_core.testing.building import check_building_twice, check_pickling, check_refusals, check_unknown_keys
-from rl_core.testing.inspection import components_of, config_model, label, resolve, run_apart, statuses, with_nested
+from rl_core.testing.inspection import (
+    components_of,
+    config_model,
+    label,
+    lax_models,
+    resolve,
+    run_apart,
+    statuses,
+    with_nested,
+)
 from rl_core.testing.preloading import check_preload
 
 __all__ = [
@@ -167,13 +176,21 @@ def check_references(package: str) -> tuple[str, ...]:
 
 
 def check_config_bases(package: str) -> None:
-    """Every config model derives from ``ComponentConfig``, or the base of its kind (:data:`CONFIG_BASES`)."""
+    """Every config model derives from ``ComponentConfig``, or the base of its kind (:data:`CONFIG_BASES`).
+
+    Models in its fields derive from ``Section``: pydantic's own, dataclasses and tuples take ``true`` for 1.
+    """
     for component in components_of(package):
         model = config_model(package, component)
         base = CONFIG_BASES.get(component.kind, sections.ComponentConfig)
         assert issubclass(model, base), (
             f"{package}: {label(component)}: {component.config!r} must derive from {base.__module__}.{base.__name__}"
         )
+        for holder, field, lax in lax_models(model):
+            raise AssertionError(
+                f"{package}: {label(component)}: {lax.__name__}, of the field {holder.__name__}.{field}, would take "
+                "true for 1 and 1_000 for 1000; derive it from rl_core.config.sections.Section"
+            )
 
 
 def check_field_descriptions(package: str) -> None:

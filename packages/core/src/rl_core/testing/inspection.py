@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 
 from rl_core import hookspecs
 from rl_core.component import Component
+from rl_core.config.section import Section
 from rl_core.errors import EnvironmentProblem
 from rl_core.plugins.registry import PluginStatus, Registry, load_registry
 
@@ -69,6 +71,24 @@ def with_nested(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             seen.add(one)
             yield one
             waiting.extend(field.annotation for field in one.model_fields.values())
+
+
+def lax_models(model: type[BaseModel]) -> Iterator[tuple[type[BaseModel], str, type]]:
+    """``(model, field, class)`` of each class in the fields of a model that holds values but is no ``Section``."""
+    for holder in with_nested(model):
+        for name, field in holder.model_fields.items():
+            waiting: list[Any] = [field.annotation]
+            while waiting:
+                one = waiting.pop()
+                waiting.extend(typing.get_args(one))
+                if isinstance(one, type) and _holds_values(one) and not issubclass(one, Section):
+                    yield holder, name, one
+
+
+def _holds_values(one: type) -> bool:
+    is_typed_dict = hasattr(one, "__required_keys__")  # typing.is_typeddict does not know those of typing_extensions
+    is_named_tuple = issubclass(one, tuple) and hasattr(one, "_fields")
+    return issubclass(one, BaseModel) or dataclasses.is_dataclass(one) or is_typed_dict or is_named_tuple
 
 
 def label(component: Component) -> str:

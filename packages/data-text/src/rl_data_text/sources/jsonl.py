@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,7 +78,10 @@ def _parse_line(where: str, line: str | bytes, number: int) -> Record:
         except UnicodeDecodeError as error:
             return Record(where, error=f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}")
     try:
-        return Record(where, json.loads(line.removeprefix(_BOM), object_pairs_hook=_object))
+        value = json.loads(
+            line.removeprefix(_BOM), object_pairs_hook=_object, parse_float=_float, parse_constant=_no_number
+        )
+        return Record(where, value)
     except json.JSONDecodeError as error:
         if number == 1 and line.strip() in ("[", "[{"):
             return Record(where, error="a JSON array over several lines, not JSON lines (convert it: jq -c '.[]')")
@@ -88,6 +92,19 @@ def _parse_line(where: str, line: str | bytes, number: int) -> Record:
         return Record(where, error=f"invalid JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; thousands of brackets
         return Record(where, error=f"invalid JSON: {error}")
+
+
+def _float(text: str) -> float:
+    """The number; one that is larger than any float64 would become infinity."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text if len(text) <= 40 else text[:40] + '…'} is larger than any float64")
+    return value
+
+
+def _no_number(text: str) -> float:
+    """``NaN`` and ``Infinity``, which Python writes and JSON does not have."""
+    raise ValueError(f"{text} is no JSON (write null)")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rl_core.errors import DataError
-from rl_core.foreign import foreign, read_json_object
+from rl_core.errors import DataError, EnvironmentProblem
+from rl_core.foreign import MAX_TOKENIZER_BYTES, foreign, read_json_object
 from rl_core.model_folder import check_files
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_OBJECTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 _PROBE = "It is 7.\n\nAnd now?"
 
 
@@ -23,13 +24,11 @@ def load_pretrained(path: str, *, trust_remote_code: bool) -> Any:
     """
     local = os.path.isdir(path)
     if local:
-        _check_folder(path)
+        check_folder(path)
     elif os.path.isabs(path):
         raise DataError(f"the tokenizer folder {path} does not exist\n    check model.path (or tokenizer.path)")
     advice = "check model.path (or tokenizer.path); a hub id needs the network or a cached copy"
     with foreign(path, what="the tokenizer of", fix=advice):
-        if local:
-            check_files(Path(path))
         return _load(path, local=local, trust_remote_code=trust_remote_code)
 
 
@@ -64,9 +63,25 @@ def _saved_class(path: str) -> str | None:
     return None if "auto_map" in fields else fields.get("tokenizer_class")
 
 
-def _check_folder(path: str) -> None:
+def check_folder(path: str) -> None:
+    """Look at the files of a local folder that loading reads, as far as they are JSON.
+
+    Raises:
+        DataError: the folder has no tokenizer.
+        EnvironmentProblem: a file is damaged, or is no file.
+    """
     names = sorted(os.listdir(path))
     if any(n in _FILES or n.endswith(".tiktoken") or n == "tokenizer_config.json" for n in names):
+        with foreign(path, what="the tokenizer of"):
+            check_files(Path(path))
+            for name in _OBJECTS:
+                if name not in names:
+                    continue
+                file = os.path.join(path, name)
+                content = read_json_object(file, max_bytes=MAX_TOKENIZER_BYTES)
+                model = content.get("model")
+                if name == "tokenizer.json" and not (isinstance(model, dict) and model.get("vocab")):
+                    raise EnvironmentProblem(f"{file} has no vocabulary")
         return
     shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "") if names else "nothing"
     raise DataError(
