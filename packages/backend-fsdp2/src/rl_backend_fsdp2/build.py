@@ -178,11 +178,15 @@ def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:
     all ranks, which so find the same.
     """
     config = build_config(spec)
-    layers = min(2, config.num_hidden_layers)
-    shape = {**config.to_dict(), "num_hidden_layers": layers, "vocab_size": 64}
+    text = config.get_text_config(decoder=True)  # of a model for images and text, its text model's
+    layers = min(2, text.num_hidden_layers)
+    shape = {**text.to_dict(), "num_hidden_layers": layers, "vocab_size": 64}
     shape |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if shape.get("layer_types"):
         shape["layer_types"] = shape["layer_types"][:layers]
+    if text is not config:
+        name = next(key for key in config.sub_configs if getattr(config, key) is text)
+        shape = {**config.to_dict(), name: shape}
     auto = AutoModelForCausalLM if role.head == "lm" else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
