@@ -23,6 +23,7 @@ from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
 from rl_core.errors import RLError
 from rl_generation_hf.config import HfGeneratorConfig
 from rl_generation_hf.generator import HfGenerator
+from safetensors.torch import save_file
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForCausalLM,
@@ -31,9 +32,6 @@ from transformers import (
 
 CLOSE = 2e-5
 """In float32, relative to the largest number (plus 1): after four layers some hundred roundings of 6e-8 each."""
-
-ILL_CONDITIONED = {"recurrent_gemma": 30.0}
-"""Factors on it: its recurrence computes sqrt(1 - a²) for a near 1, which loses digits."""
 
 POLICY = Role("policy", trainable=True)
 REWARD = Role("reward", trainable=True, head="scalar")
@@ -60,20 +58,31 @@ NLL = LossSpec("family_sweep:nll")
 
 
 class Family:
-    """A tiny model of a family in a folder, and what transformers computes with it."""
+    """A tiny model of a family in a folder, and what transformers computes with it.
+
+    Attributes:
+        not_run: why transformers cannot build, load or run it.
+    """
 
     def __init__(self, name: str, folder: Path, **changes: Any) -> None:
         self.name = name
         self.folder = str(folder / "model")
-        self.close = CLOSE * ILL_CONDITIONED.get(name, 1.0)
         self.config = families.tiny_config(name, **changes)
         self.probabilities = families.switch_dropout_on(self.config)
-        self.model = families.tiny_model(self.config)
-        self.model.save_pretrained(self.folder)
-        eager(self.folder)  # some that can be built cannot be loaded
         draw = np.random.default_rng(0)
         self.sequences = [draw.integers(3, families.VOCABULARY, n).tolist() for n in LENGTHS]
-        self.expected = logprobs(self.model, self.sequences)
+        self.not_run: Exception | None = None
+        try:
+            families.tiny_model(self.config).save_pretrained(self.folder)
+            self.model = eager(self.folder)  # some that can be built cannot be loaded
+            self.expected = logprobs(self.model, self.sequences)
+        except AssertionError:  # of the table of small configs
+            raise
+        except Exception as error:
+            self.not_run = error
+            self.config.save_pretrained(self.folder)
+            if not list(Path(self.folder).glob("*.safetensors")):
+                save_file({}, f"{self.folder}/model.safetensors", metadata={"format": "pt"})
 
     @property
     def spec(self) -> ModelSpec:
@@ -132,13 +141,15 @@ def forward(family: Family, packing: str) -> None:
     """Each sequence's log-probs are those it has by itself, whatever stands beside it."""
     with backend(packing=packing) as made:
         made.load(POLICY, family.spec, optimizer())
-        check("log-probs", ours(made, family.sequences), family.expected, family.close)
-        check(
-            "log-probs of a sequence alone",
-            ours(made, family.sequences[:1]),
-            family.expected[: LENGTHS[0]],
-            family.close,
-        )
+        check("log-probs", ours(made, family.sequences), family.expected)
+        check("log-probs of a sequence alone", ours(made, family.sequences[:1]), family.expected[: LENGTHS[0]])
+
+
+def sharded(family: Family) -> None:
+    """What several processes or 16 bits need: built without storage, read piece by piece, sharded by FSDP."""
+    with backend(cpu_offload=True) as made:
+        made.load(POLICY, family.spec, optimizer())
+        check("log-probs", ours(made, family.sequences), family.expected)
 
 
 def scale_of(sequences: list[list[int]]) -> Scale:
@@ -210,7 +221,7 @@ def export(family: Family) -> None:
     with tempfile.TemporaryDirectory() as folder:
         after = trained(family, family.spec, folder)
         reloaded = eager(folder)
-        check("log-probs of the exported model", logprobs(reloaded, family.sequences), after, family.close)
+        check("log-probs of the exported model", logprobs(reloaded, family.sequences), after)
         kept = families.probabilities(reloaded.config)
         if not family.probabilities.items() <= kept.items():
             raise Mismatch(f"exported config has {kept}, should have {family.probabilities}")
@@ -225,9 +236,9 @@ def adapter(family: Family) -> None:
     spec = replace(family.spec, adapter=AdapterSpec(kind="lora", rank=4, alpha=8.0))
     with tempfile.TemporaryDirectory() as folder:
         after = trained(family, spec, folder)
-        check("log-probs of the merged export", logprobs(eager(folder), family.sequences), after, family.close)
+        check("log-probs of the merged export", logprobs(eager(folder), family.sequences), after)
         alone = PeftModel.from_pretrained(eager(family.folder), f"{folder}/adapter").eval()
-        check("log-probs with the exported adapter", logprobs(alone, family.sequences), after, family.close)
+        check("log-probs with the exported adapter", logprobs(alone, family.sequences), after)
 
 
 def reward(family: Family) -> None:
@@ -278,6 +289,7 @@ _RUN: dict[str, Callable[[Family], str | None]] = {
     "padded": lambda family: forward(family, "padded"),
     "ragged": lambda family: forward(family, "ragged"),
     "auto": lambda family: forward(family, "auto"),
+    "sharded": sharded,
     "gradient": gradient,
     "generate": generate,
     "export": export,
@@ -289,8 +301,7 @@ _RUN: dict[str, Callable[[Family], str | None]] = {
 def sweep(name: str, stages: tuple[str, ...] = tuple(_RUN), **changes: Any) -> dict[str, str]:
     """``ok``, ``none: …``, ``refused: …`` or ``wrong: …`` for every stage; nothing after a refused load.
 
-    Raises:
-        whatever transformers raises if it cannot build the family or run it.
+    What transformers itself cannot build or run has to be refused.
     """
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -306,6 +317,8 @@ def sweep(name: str, stages: tuple[str, ...] = tuple(_RUN), **changes: Any) -> d
                 found[stage] = f"wrong: {type(error).__name__}: {error}"
             else:
                 found[stage] = f"ok: {note}" if note else "ok"
+            if family.not_run is not None and not found[stage].startswith("refused"):
+                found[stage] = f"wrong: not refused, though transformers has {family.not_run!r}"
             if stage == "load" and found[stage] != "ok":
                 break
     return found
@@ -313,4 +326,4 @@ def sweep(name: str, stages: tuple[str, ...] = tuple(_RUN), **changes: Any) -> d
 
 def _first_line(error: Exception) -> str:
     """Without paths, which differ from run to run."""
-    return re.sub(r"/[^ ]*/model\b:? ?", "", str(error).partition("\n")[0])
+    return re.sub(r"(the model )?/[^ ]*/model\b:? ?", "", str(error).partition("\n")[0])

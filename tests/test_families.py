@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 
 import families
@@ -43,6 +44,8 @@ def test_a_family_does_what_the_page_says(name):
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", sorted(set(families.FAMILIES) - set(IN_SUITE)))
 def test_a_family_does_what_the_page_says_in_the_nightly_run(name):
+    if name == "gemma3n" and importlib.util.find_spec("timm"):
+        pytest.skip("with the package timm, transformers builds it")
     assert sweep(name) == RESULTS["families"][name]
 
 
@@ -50,24 +53,24 @@ def test_the_page_is_made_from_the_results():
     assert models_page.PAGE.read_text() == models_page.page(RESULTS), "run `hatch run models`"
 
 
-def test_every_causal_family_has_a_result_or_a_reason_why_not():
+def test_every_causal_family_has_a_result():
     assert set(RESULTS["families"]) == set(families.FAMILIES)
-    assert set(RESULTS["untried"]) == set(families.UNTRIED)
-    assert {*families.FAMILIES, *families.UNTRIED, *families.ENCODERS} == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert {*families.FAMILIES, *families.ENCODERS} == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def test_a_family_is_refused_only_for_what_transformers_does():
+    refused = {name for name, found in RESULTS["families"].items() if found["load"] != "ok"}
+    assert refused == set(families.REFUSED) == set(RESULTS["refused"])
 
 
 @pytest.mark.parametrize("name", MUST)
 def test_a_family_that_people_train_is_trained_adapted_sampled_from_and_exported(name):
     found = RESULTS["families"][name]
-    assert {found[stage] for stage in ("load", "auto", "gradient", "generate", "adapter", "export")} == {"ok"}
+    assert {found[stage] for stage in ("load", "auto", "sharded", "gradient", "generate", "adapter", "export")} == {
+        "ok"
+    }
 
 
-KNOWN_FAULTS = {
-    ("laguna", "adapter"),  # the adapter by itself has other names than transformers' layers
-    ("youtu", "export"),  # 3e-4 after a step of training
-}
-
-
-def test_no_further_family_computes_something_else_than_transformers():
+def test_no_family_computes_something_else_than_transformers():
     found = {(n, s) for n, f in RESULTS["families"].items() for s, what in f.items() if what.startswith("wrong")}
-    assert found == KNOWN_FAULTS
+    assert found == set()

@@ -23,7 +23,10 @@ A sweep builds a tiny model with random weights of each causal family of transfo
 the backend `fsdp2` and the generator `hf`: log-probs in every layout, each sequence beside longer ones, the gradient,
 greedy completions, the exported folder, LoRA (merged, and the adapter by itself), and the score of a reward model. Each
 number is compared with what transformers computes in float32 for one sequence at a time, with its own ("eager")
-attention and in evaluation mode. This page is written from its results: `hatch run models all` repeats them,
+attention and in evaluation mode. Folders of models for images and text are written and read as the published ones; only
+their text model is trained. Beside one process in float32 the sweep loads each model as several processes or 16 bits
+do, in parts and sharded. All families are here, except encoders that transformers can also run as language models. This
+page is written from its results: `hatch run models all` repeats them,
 `hatch run nightly` compares them with the code.
 
 - **Layouts** are those of `backend.packing`. `auto` takes one that is right: `padded` where a family does not keep the
@@ -54,17 +57,13 @@ metric `router_aux_loss` is its value without the coefficient. Most published co
 _REFUSED = """
 ## Refused, or wrong, as a whole or in part
 """
-_UNTRIED = """
-## Not tried
-Nothing is known about these; a small model of them could not be made, or has no use here.
-"""
 
 
 def page(results: dict[str, Found]) -> str:
     """The page.
 
     Args:
-        results: ``families`` (by name: stage to what was found), ``untried`` (name to reason), ``transformers``.
+        results: ``families`` (by name: stage to what was found), ``refused`` (name to reason), ``transformers``.
     """
     families = results["families"]
     lines = [_INTRODUCTION.format(version=results["transformers"])]
@@ -74,16 +73,22 @@ def page(results: dict[str, Found]) -> str:
         if name not in refused:
             lines.append(f"| {name} | {' | '.join(_cells(found))} |")
     lines.append(_REFUSED)
-    lines += [f"- `{name}`: {_reason(why)}" for name, why in sorted(refused.items())]
+    for name, why in sorted(refused.items()):
+        because = results["refused"].get(name)
+        lines.append(f"- `{name}`: {f'{because} (' if because else ''}{_reason(why)}{')' if because else ''}")
     for name, found in sorted(families.items()):
         notable = {stage: why for stage, why in found.items() if name not in refused and _is_notable(stage, why)}
         lines += [f"- `{name}`, {_STAGE.get(stage, stage)}: {_reason(why)}" for stage, why in notable.items()]
-    lines.append(_UNTRIED)
-    lines += [f"- `{name}`: {why}" for name, why in sorted(results["untried"].items())]
     return "\n".join(lines) + "\n"
 
 
-_STAGE = {"adapter": "LoRA", "reward": "reward model", "generate": "generation", "gradient": "training"}
+_STAGE = {
+    "adapter": "LoRA",
+    "sharded": "with several processes, 16 bits or offloading",
+    "reward": "reward model",
+    "generate": "generation",
+    "gradient": "training",
+}
 
 
 def _is_notable(stage: str, found: str) -> bool:
@@ -121,7 +126,7 @@ def sweep(names: list[str]) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     results = read() if RESULTS.exists() else {"families": {}}
-    results |= {"transformers": transformers.__version__, "untried": families.UNTRIED}
+    results |= {"transformers": transformers.__version__, "refused": families.REFUSED}
     for name in families.FAMILIES if names == ["all"] else names:
         results["families"][name] = family_sweep.sweep(name)
         write(results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Scale
 from rl_core.contracts.model import AdapterSpec, ModelSpec
-from rl_core.errors import EnvironmentProblem
+from rl_core.errors import ConfigError, EnvironmentProblem
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -79,21 +81,6 @@ def test_no_part_of_a_model_is_random_whatever_its_field_is_called(architecture:
         assert getattr(exported, name) == value, "an export keeps what the folder says"
 
 
-def test_the_text_model_of_one_for_images_is_read_in_parts_too(tmp_path: Path) -> None:
-    text = {**SMALL, "num_hidden_layers": 3, "intermediate_size": 32, "num_key_value_heads": 2, "head_dim": 8}
-    image = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    image |= {"image_size": 16, "patch_size": 4}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = AutoConfig.for_model("gemma3", text_config=text, vision_config=image, mm_tokens_per_image=4)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    model.save_pretrained(tmp_path / "model")
-    spec = ModelSpec(path=str(tmp_path / "model"), max_length=64)
-    with helpers.backend(0, 1, 0, cpu_offload=True) as made:
-        made.load(helpers.POLICY, spec, helpers.optimizer_spec())
-        np.testing.assert_allclose(ours(made), logprobs(model), atol=3e-5)
-
-
 def test_auto_pads_where_a_model_does_not_keep_packed_sequences_apart(tmp_path: Path) -> None:
     model = folder_of(tmp_path / "model", "bloom", n_layer=2, n_head=4)
     spec = ModelSpec(path=str(tmp_path / "model"), max_length=64)
@@ -105,6 +92,88 @@ def test_auto_pads_where_a_model_does_not_keep_packed_sequences_apart(tmp_path: 
     assert str(caught.value) == (
         "BloomForCausalLM does not keep sequences in one row apart\n    remove backend.packing, or set it to padded"
     )
+
+
+SLIDING = {"num_hidden_layers": 3, "layer_types": ["sliding_attention"] * 2 + ["full_attention"], "sliding_window": 4}
+ATTENTION = {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32}
+FEW_LAYERS = {
+    # A model for images too, whose own config has no layers.
+    "gemma3": {"text_config": {**SMALL, **SLIDING, **ATTENTION}, "vision_config": {**SMALL, "image_size": 14}},
+    # The config differs between layers.
+    "gemma4_text": {
+        **ATTENTION,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 4,
+        "global_head_dim": 16,
+        "vocab_size_per_layer_input": 50,
+        "hidden_size_per_layer_input": 4,
+        "num_kv_shared_layers": 2,
+    },
+    # Says of each layer what it is, and the first two are of one kind.
+    "qwen3_next": {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention"] * 2 + ["full_attention"],
+        **ATTENTION,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("architecture", FEW_LAYERS)
+def test_a_model_that_is_read_in_parts_computes_what_it_does_as_a_whole(architecture: str, tmp_path: Path) -> None:
+    model = folder_of(tmp_path / "model", architecture, **FEW_LAYERS[architecture])
+    with helpers.backend(0, 1, free_port(), cpu_offload=True) as made:
+        made.load(helpers.POLICY, ModelSpec(path=str(tmp_path / "model"), max_length=64), helpers.optimizer_spec())
+        np.testing.assert_allclose(ours(made), logprobs(model), atol=3e-5)
+
+
+ZAMBA = {
+    "num_hidden_layers": 4,
+    "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    "num_key_value_heads": 4,
+    "attention_hidden_size": 64,
+    "attention_head_dim": 16,
+    "intermediate_size": 32,
+    "mamba_d_state": 4,
+}
+
+
+def test_layers_that_share_a_weight_get_no_adapter(tmp_path: Path) -> None:
+    folder_of(tmp_path / "model", "zamba", **ZAMBA)
+    lora = AdapterSpec("lora", rank=2, alpha=4.0)
+    spec = ModelSpec(path=str(tmp_path / "model"), max_length=64, adapter=lora)
+    with helpers.backend(0, 1, 0) as made:
+        made.load(helpers.POLICY, spec, helpers.optimizer_spec())
+        count = sum(map(len, SEQUENCES))
+        scale = Scale(tokens=count, sequences=len(SEQUENCES), units=len(SEQUENCES))
+        columns = {"loss_mask": [np.ones(len(s), np.float32) for s in SEQUENCES]}
+        made.train("policy", SequenceBatch.from_lists(SEQUENCES, token_columns=columns), helpers.NLL, scale)
+        trained = ours(made)
+        made.export("policy", str(tmp_path / "export"))
+        asked = dataclasses.replace(spec, adapter=dataclasses.replace(lora, target_modules=("q_proj",)))
+        with pytest.raises(ConfigError, match=r"q_proj cannot have an adapter, because other layers have the same wei"):
+            made.load(helpers.POLICY, asked, helpers.optimizer_spec())
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export", attn_implementation="eager")
+    np.testing.assert_allclose(logprobs(exported), trained, atol=3e-5)
+
+
+def test_layers_that_share_a_weight_are_not_sharded(tmp_path: Path) -> None:
+    folder_of(tmp_path / "model", "zamba", **ZAMBA)
+    with (
+        helpers.backend(0, 1, free_port(), cpu_offload=True) as made,
+        pytest.raises(
+            EnvironmentProblem, match=r"has one weight shared_transf.* for layers 1 and 3, which FSDP cannot"
+        ),
+    ):
+        made.load(helpers.POLICY, ModelSpec(path=str(tmp_path / "model"), max_length=64), helpers.optimizer_spec())
 
 
 @pytest.mark.parametrize(

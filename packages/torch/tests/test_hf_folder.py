@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from rl_core.errors import EnvironmentProblem
 from rl_torch.hf_folder import check_writable, write_config, write_safetensors
 from rl_torch.models import build_config, build_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, MllamaForCausalLM
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 SMALL = {"architecture": "llama", "hidden_size": 16, "layers": 1, "heads": 2}
 
@@ -43,6 +46,36 @@ def test_a_generation_config_is_copied_even_if_transformers_would_not_write_it(t
     config = build_config(ModelSpec(path=str(tmp_path / "model")))
     write_config(tmp_path / "export", type(loaded)(config), dtype=torch.float32)
     assert json.loads((tmp_path / "export" / "generation_config.json").read_text()) == given
+
+
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
+
+
+def test_a_model_that_transformers_would_load_with_another_weight_is_refused_before_training(tmp_path: Path) -> None:
+    extra = {**LATENT, "initializer_range": 0.2}
+    spec = ModelSpec(init=SMALL | {"architecture": "youtu", "extra": extra}, vocab_size=20, max_length=32)
+    check_writable(build_model(spec, dtype=torch.float32), dtype=torch.float32)
+    padded = build_model(dataclasses.replace(spec, special_tokens={"pad_token_id": 3}), dtype=torch.float32)
+    with torch.no_grad():
+        padded.lm_head.weight[3] = 1.0  # what a training step would change
+    padded.save_pretrained(tmp_path)
+    assert not AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight[3].any(), "no refusal would be needed"
+    with pytest.raises(EnvironmentProblem, match=r"embedding of token 3 \(pad_token_id\) to zero .*\n    remove pad"):
+        check_writable(padded, dtype=torch.float32)
+
+
+def test_a_text_model_that_no_class_of_transformers_reads_is_refused_before_training() -> None:
+    config = MllamaTextConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=16,
+        pad_token_id=0,
+    )
+    with pytest.raises(EnvironmentProblem, match=r"cannot load an exported MllamaForCausalLM .*\(mllama_text_model\)"):
+        check_writable(MllamaForCausalLM(config), dtype=torch.float32)
 
 
 def test_a_config_that_cannot_be_written_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

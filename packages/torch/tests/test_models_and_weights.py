@@ -246,3 +246,9 @@ def test_an_empty_list_of_buckets_misses_everything() -> None:
     with pytest.raises(ValueError, match=r"weights do not fit the model; missing: weight, bias"):
         load_buckets_into(torch.nn.Linear(2, 2), [])
     load_buckets_into(torch.nn.Identity(), [WeightBucket((), (), (), np.zeros(0, np.uint8))])
+
+
+def test_an_architecture_whose_heads_differ_in_size_between_layers_has_a_config() -> None:
+    init = {"architecture": "gemma4_text", "hidden_size": 32, "layers": 2, "heads": 4}
+    config = build_config(ModelSpec(init=init, vocab_size=50, max_length=32))
+    assert [layer.head_dim for layer in config.per_layer_config] == [256, 512]

@@ -130,6 +130,7 @@ def test_common_architectures_are_supported(architecture: str, head: str) -> Non
     ("architecture", "extra"),
     [
         ("gemma2", {"final_logit_softcapping": 1.5, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),
+        ("recurrent_gemma", {"logits_soft_cap": 1.5, "block_types": ["recurrent", "attention"], "lru_width": 32}),
         ("granite", {"logits_scaling": 8.0}),
         ("hyperclovax", {"logits_scaling": 0.5}),
         ("cohere", {"logit_scale": 0.0625}),
@@ -141,7 +142,8 @@ def test_logits_that_an_architecture_scales_or_caps_are_its_own(architecture: st
     model = build_model(spec(architecture, **extra), dtype=torch.float32)
     data, temperature = batch(), 0.7
     wrapped = wrap_model(model, "lm", transform=check_supported(model).transform)
-    found = compute_outputs(wrapped, MicroBatch.build(data), ("logprobs", "entropy"), temperature=temperature)
+    rows = MicroBatch.build(data, packing="padded" if architecture == "recurrent_gemma" else "packed")
+    found = compute_outputs(wrapped, rows, ("logprobs", "entropy"), temperature=temperature)
     (found.logprobs.sum() + found.entropy.sum()).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -172,6 +174,23 @@ def test_logits_that_the_config_does_not_explain_are_refused(monkeypatch: pytest
         return found
 
     monkeypatch.setattr(model, "forward", doubled)
+    with pytest.raises(EnvironmentProblem, match="in a way that is not known here"):
+        check_supported(model)
+
+
+def test_a_cap_is_seen_whatever_its_field_is_called_and_however_small_logits_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build_model(spec(), dtype=torch.float32)
+    whole = model.forward
+
+    def capped(**arguments):
+        found = whole(**arguments)
+        found.logits = 50.0 * torch.tanh(found.logits / 50.0)
+        return found
+
+    monkeypatch.setattr(model, "forward", capped)
+    assert model(input_ids=torch.arange(1, 10)[None]).logits.abs().max() < 1, "small: 50 tanh(1 / 50) is nearly 1"
     with pytest.raises(EnvironmentProblem, match="in a way that is not known here"):
         check_supported(model)
 

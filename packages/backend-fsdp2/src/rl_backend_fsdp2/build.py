@@ -9,24 +9,24 @@ import torch
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import ConfigError, EnvironmentProblem
 from rl_core.foreign import foreign
-from rl_torch.architectures import attention_of
 from rl_torch.hf_folder import check_writable
 from rl_torch.llama.layers import supports_own_layers, use_own_layers
 from rl_torch.logits import LogitTransform
 from rl_torch.microbatch import Packing
-from rl_torch.models import build_config, build_model, settle
+from rl_torch.models import build_model, settle
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
 from rl_torch.ragged import supports_ragged_attention, use_ragged_attention
 from rl_torch.routing import balancing_of, check_balancing
 from rl_torch.varlen import flash_is_available, supports_varlen_attention, use_varlen_attention
 from rl_torch.weight_plan import WeightPlan
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rl_backend_fsdp2 import adapters, loading
 from rl_backend_fsdp2.context_parallel import use_context_parallel_attention
 from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.mesh import Mesh
+from rl_backend_fsdp2.sample import small_sample
 from rl_backend_fsdp2.sharding import (
     COMPUTE_DTYPE,
     Wrapped,
@@ -106,14 +106,14 @@ def _open(
     role: Role, spec: ModelSpec, *, config: Fsdp2Config, mesh: Mesh
 ) -> tuple[PreTrainedModel, WeightPlan | None, RowLayout]:
     """The model; without storage, and with what to read it from, where each rank reads its own part."""
-    found = None if is_plain(mesh, config) else loading.empty_model(spec, role.head)
-    if found is None:
+    sample = None if is_plain(mesh, config) else small_sample(spec, role.head)
+    found = None if sample is None else loading.empty_model(spec, role.head)
+    if found is None or sample is None:
         model, plan = build_model(spec, dtype=torch.float32, head=role.head), None
         sample = model
     else:
         model, plan = found
         settle(model, spec)
-        sample = _sample_of(spec, role)
     support = check_supported(sample)
     if role.trainable and role.head == "lm" and balancing_of(model.config) is not None:
         check_balancing(sample)
@@ -169,31 +169,6 @@ def _uses_varlen(sample: PreTrainedModel, config: Fsdp2Config, *, packed: bool, 
     if config.attention == "varlen":
         raise EnvironmentProblem(f"backend.attention: varlen {problem}")
     return False
-
-
-def _sample_of(spec: ModelSpec, role: Role) -> PreTrainedModel:
-    """Two layers of the same architecture with random weights and a small vocabulary, to try what needs numbers.
-
-    In float32, whatever the file's dtype: 16 bits differ by more than what is told apart. The weights are the same on
-    all ranks, which so find the same.
-    """
-    config = build_config(spec)
-    text = config.get_text_config(decoder=True)  # of a model for images and text, its text model's
-    layers = min(2, text.num_hidden_layers)
-    shape = {**text.to_dict(), "num_hidden_layers": layers, "vocab_size": 64}
-    shape |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    if shape.get("layer_types"):
-        shape["layer_types"] = shape["layer_types"][:layers]
-    if text is not config:
-        name = next(key for key in config.sub_configs if getattr(config, key) is text)
-        shape = {**config.to_dict(), name: shape}
-    auto = AutoModelForCausalLM if role.head == "lm" else AutoModelForSequenceClassification
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        made = auto.from_config(
-            type(config).from_dict(shape), dtype=torch.float32, attn_implementation=attention_of(config, auto)
-        )
-    return made.eval()
 
 
 def _split(wrapped: Wrapped, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh, *, varlen: bool) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rl_core.errors import EnvironmentProblem
 from rl_torch.policy import PolicyModel, ScalarModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
 
 from rl_backend_fsdp2.layers import decoder_layers
 from rl_backend_fsdp2.mesh import Mesh
@@ -43,11 +45,15 @@ def shard_model(model: Wrapped, mesh: Mesh, config: Fsdp2Config, *, whole: set[n
     """Shard ``model`` in place over ``mesh`` and return it; parameters in ``whole`` stay on every rank.
 
     A model with storage is moved to the mesh's device first.
+
+    Raises:
+        EnvironmentProblem: layers share weights, which FSDP would shard with each of them.
     """
     if not any(p.is_meta for p in model.parameters()):
         model.to(mesh.device)
     if is_plain(mesh, config):
         return model
+    _check_nothing_shared(model.model)
     dtype = COMPUTE_DTYPE[config.precision]
     # Float32 compute needs no policy; casting would cost a copy of every parameter.
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -69,6 +75,18 @@ def shard_model(model: Wrapped, mesh: Mesh, config: Fsdp2Config, *, whole: set[n
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return model
+
+
+def _check_nothing_shared(model: PreTrainedModel) -> None:
+    owners: dict[nn.Parameter, int] = {}
+    for index, layer in enumerate(decoder_layers(model)):
+        for name, parameter in layer.named_parameters():
+            first = owners.setdefault(parameter, index)
+            if first != index:
+                raise EnvironmentProblem(
+                    f"{type(model).__name__} has one weight {name} for layers {first} and {index}, which FSDP cannot "
+                    "shard\n    train it with one process, backend.precision: fp32 and without backend.cpu_offload"
+                )
 
 
 def recompute_activations(model: nn.Module, how: Recompute) -> None:

@@ -55,14 +55,16 @@ def choose_targets(adapter: AdapterSpec, model: PreTrainedModel) -> list[str]:
     """Whole names of the layers that get an adapter.
 
     Without ``target_modules`` these are all linear layers of the decoder blocks, except routers (which send a token
-    to its experts) and what peft could not load again. An entry of ``target_modules`` is a name's end, cut at a dot.
+    to its experts), layers that share a weight, and what peft could not load again. An entry of ``target_modules`` is
+    a name's end, cut at a dot.
 
     Raises:
         ConfigError: an entry names no such layer, or one that cannot have this kind of adapter; or none is left.
     """
     layers = linear_layers(model)
     unloadable = _taken_for_experts(model, layers) if adapter.kind == "dora" else set()
-    default = [n for n in layers if not _ROUTER.search(n) and last_part(n) not in unloadable]
+    without = {**_sharing(model, layers), **_renamed(model, layers)}
+    default = [n for n in layers if not _ROUTER.search(n) and last_part(n) not in unloadable and n not in without]
     chosen: set[str] = set()
     for target in adapter.target_modules:
         found = [n for n in layers if is_named(n, target)]
@@ -74,6 +76,12 @@ def choose_targets(adapter: AdapterSpec, model: PreTrainedModel) -> list[str]:
                 f"model.adapter.target_modules: {odd} cannot have a dora adapter, because peft takes "
                 f"{last_part(odd)!r} in {model.config.model_type} models for the fused experts, which have no DoRA\n"
                 f"    set model.adapter.name: lora, or target_modules: {_listed(default)}"
+            )
+        odd = next((n for n in found if n in without), None)
+        if odd is not None:
+            raise ConfigError(
+                f"model.adapter.target_modules: {odd} cannot have an adapter, because {without[odd]}\n"
+                f"    set target_modules: {_listed(default)}"
             )
         chosen.update(found)
     if not (chosen or default):
@@ -137,6 +145,40 @@ def _taken_for_experts(model: PreTrainedModel, names: Iterable[str]) -> set[str]
         if end not in config.target_modules:
             found.add(end)
     return found
+
+
+def _sharing(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Why those of ``names`` cannot have an adapter of which other layers have the weight (Zamba's blocks).
+
+    Each would get its own, and a full export has only one weight for the sum.
+    """
+    users: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        users.setdefault(id(parameter), []).append(name)
+    weights = {n: id(model.get_parameter(f"{n}.weight")) for n in names}
+    return {
+        n: f"other layers have the same weight ({', '.join(users[weight][:2])})"
+        for n, weight in weights.items()
+        if len(users[weight]) > 1
+    }
+
+
+def _renamed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Why those of ``names`` cannot have an adapter that peft, when it loads one, looks for under another name.
+
+    peft applies to an adapter's names what transformers does to those of old checkpoints of the family.
+    """
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+    except ImportError:  # transformers 4
+        return {}
+    from peft import LoraConfig
+
+    saved = {f"base_model.model.{n}.lora_A.weight": n for n in names}
+    found = convert_peft_adapter_state_dict_for_transformers(
+        model, LoraConfig(), {key: torch.zeros(1, 1) for key in saved}
+    )
+    return {n: "peft looks for it under another name when it loads it" for key, n in saved.items() if key not in found}
 
 
 def _fused_experts(model: nn.Module) -> list[str]:

@@ -84,7 +84,7 @@ class Decoder:
         config = model.config.get_text_config(decoder=True)
         self.vocab_size: int = config.vocab_size
         self.never_sampled = NeverSampled(self.vocab_size, vocab_size=tokens, ids=never)
-        self.cache = SlotCache(config.num_hidden_layers)
+        self.cache = SlotCache(getattr(config, "num_hidden_layers", 1))  # blt has several counts
         self.forward = forward_of(model, self.cache)
 
     @torch.inference_mode()

@@ -7,12 +7,14 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from rl_core.errors import EnvironmentProblem
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 _GENERATION = "generation_config.json"
@@ -42,8 +44,9 @@ def check_writable(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
     """Write what :func:`write_config` would, and forget it: better to know before a training than after it.
 
     Raises:
-        EnvironmentProblem: it cannot be written.
+        EnvironmentProblem: it cannot be written, or transformers would not read the trained model from it.
     """
+    _check_read_again(model)
     with tempfile.TemporaryDirectory() as folder:
         try:
             write_config(Path(folder), model, dtype=dtype)
@@ -52,6 +55,24 @@ def check_writable(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
                 f"the config of {type(model).__name__}, which an export writes, cannot be written: "
                 f"{type(error).__name__}: {error}\n    correct config.json of the model"
             ) from error
+
+
+def _check_read_again(model: PreTrainedModel) -> None:
+    config, name = model.config, type(model).__name__
+    own_code = not type(config).__module__.startswith("transformers.")
+    kinds: tuple[Any, ...] = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+    if not own_code and not any(type(config) in kind for kind in kinds):
+        raise EnvironmentProblem(
+            f"transformers {transformers.__version__} cannot load an exported {name} by itself: no class of models "
+            f"for text reads its config ({config.model_type})\n    choose a model without a part for images"
+        )
+    if config.model_type == "youtu" and config.tie_word_embeddings and config.pad_token_id is not None:
+        # Unlike in other families, it does so after the folder's weights are in place.
+        raise EnvironmentProblem(
+            f"{name}: transformers sets the embedding of token {config.pad_token_id} (pad_token_id) to zero whenever "
+            "it loads such a model, and the output layer has the same weight, so it would not load what is trained\n"
+            "    remove pad_token_id from config.json of the model"
+        )
 
 
 def _given_generation_config(model: PreTrainedModel) -> str | None:

@@ -130,10 +130,18 @@ def _config_from_shape(spec: ModelSpec) -> PretrainedConfig:
     }
     config = AutoConfig.for_model(name, **fields)
     head_dim = init["hidden_size"] // init["heads"]
-    if "head_dim" not in extra and getattr(config, "head_dim", head_dim) != head_dim:
+    if "head_dim" not in extra and _head_dim(config) not in (None, head_dim):
         # Some architectures (qwen3) default to heads of 128, whatever the width.
         config.head_dim = head_dim
     return config
+
+
+def _head_dim(config: PretrainedConfig) -> int | None:
+    """None where there is no field for it, or it differs between layers (Gemma 4)."""
+    try:
+        return getattr(config, "head_dim", None)
+    except Exception:  # noqa: BLE001 - transformers has one of its own for this
+        return None
 
 
 def _load(auto: Any, spec: ModelSpec, config: PretrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:

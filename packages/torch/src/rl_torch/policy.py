@@ -259,7 +259,8 @@ def check_supported(model: PreTrainedModel) -> Support:
     try:
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state
         embedding = model.get_output_embeddings()
-        logits = None if embedding is None else model(input_ids=ids, use_cache=False).logits
+        if embedding is not None:
+            model(input_ids=ids, use_cache=False)
         causal = _ignores_what_follows(body, ids, hidden)
         packed = only_windows(model.config) and _keeps_apart(body, ids, hidden)
     except torch.OutOfMemoryError:
@@ -275,10 +276,10 @@ def check_supported(model: PreTrainedModel) -> Support:
             f"{name} lets tokens see what follows them, or counts it: what it says of a sequence depends on the "
             "padding behind it\n    choose another architecture (docs/models.md lists those that work)"
         )
-    if logits is None:
+    if embedding is None:
         return Support(packed)
     before = layers_before_logits(model)
-    transform = logit_transform(model, hidden if before is None else before(hidden), logits)
+    transform = logit_transform(model, ids, hidden if before is None else before(hidden))
     return Support(packed, None if transform == LogitTransform() else transform)
 
 

@@ -1,8 +1,7 @@
 """From a conversation to text that is cut into what the model reads and what it is trained to write.
 
-What is trained on is what the model writes in rollouts: a turn begins where the template's generation prompt ends, and
-ends with the end token that the template puts there. Two ways to find the assistant's parts: the template marks them
-itself (``{% generation %}``), or the conversation is rendered up to each turn and up to its end.
+A turn begins where the template's generation prompt ends, and ends with the end token that the template puts there. The
+template marks the assistant's parts (``{% generation %}``), or the text is rendered up to each turn and up to its end.
 """
 
 from __future__ import annotations
