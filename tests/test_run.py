@@ -152,7 +152,7 @@ def test_a_model_folder_without_tokenizer_is_explained(tiny_sft, rl, tmp_path):
         (bare / name).write_bytes((tmp_path / "run" / "export" / name).read_bytes())
     overrides = [f"model={{path: {bare}, max_length: 16}}", "tokenizer={name: hf}", f"run.directory={tmp_path}/next"]
     done = rl("run", tiny_sft, *overrides, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert str(bare) in done.stderr
     assert "tokenizer" in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ SOURCES = sorted(p for p in ROOT.glob("packages/*/src/**/*") if p.suffix == ".py
 KIT = "packages/core/src/rl_core/testing"
 IPC = "packages/torch/src/rl_torch/transports/ipc.py"
 PARCELS = "packages/core/src/rl_core/cluster/parcels.py"
-RENDERING = "packages/data-text/src/rl_data_text/tokenizers/render_worker.py"
+RENDERING = "packages/core/src/rl_core/chat_render_worker.py"
 BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py", IPC, PARCELS, RENDERING}
 """The conformance kit sends configs to processes of its own, a trainer handles of its memory, the driver calls over a
 socket whose other end has proven to know a secret that Ray brought, and messages to the process that renders chat

@@ -38,11 +38,11 @@ def packages() -> dict[str, Path]:
 
 def offers() -> list[Offer]:
     """Every component of every package, in the order of :data:`rl_core.component.KINDS`, then by name."""
+    # All of them, before any is imported: configs use light modules of packages that offer no components.
+    sys.path += [str(folder / "src") for folder in packages().values() if str(folder / "src") not in sys.path]
     found = []
     for package, folder in packages().items():
         for reference in _plugin_modules(folder):
-            if str(folder / "src") not in sys.path:
-                sys.path.append(str(folder / "src"))
             found += [Offer(component, package) for component in _registered(importlib.import_module(reference))]
     return sorted(found, key=lambda offer: (KINDS.index(offer.component.kind), offer.component.name))
 
