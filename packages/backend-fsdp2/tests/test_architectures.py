@@ -79,6 +79,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 def read(path: Path, auto: Any = AutoModelForCausalLM, **options: Any) -> PreTrainedModel:
     """As transformers reads a folder; fails where it says anything of the weights it found."""
+    options = {"attn_implementation": "eager", **options}  # what SDPA leaves out: soft-caps of scores
     model, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
     assert not any(info.values()), info
     return model.eval()
