@@ -343,4 +343,5 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None
     extra = {"model.layers.2.eh_proj.weight": torch.zeros(32, 64)}
     save_file(weights | extra, tmp_path / WEIGHTS, {"format": "pt"})
     change_config(tmp_path, num_nextn_predict_layers=1)
-    build_model(ModelSpec(path=str(tmp_path)), dtype=torch.float32)
+    model = build_model(ModelSpec(path=str(tmp_path)), dtype=torch.float32)
+    assert not any("eh_proj" in name for name in model.state_dict())

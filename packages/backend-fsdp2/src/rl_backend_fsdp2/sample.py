@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from rl_torch.models import build_config
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 VOCABULARY = 64
+
+logger = logging.getLogger(__name__)
 
 
 def small_sample(spec: ModelSpec, head: Head) -> PreTrainedModel | None:
@@ -37,7 +40,8 @@ def small_sample(spec: ModelSpec, head: Head) -> PreTrainedModel | None:
                 )
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # noqa: BLE001 - a family's own rules for its config
+        except Exception as error:  # noqa: BLE001 - a family's own rules for its config
+            logger.info("%s cannot be made smaller: %s", type(config).__name__, error)
             continue
         return made.eval()
     return None

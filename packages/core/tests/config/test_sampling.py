@@ -51,7 +51,7 @@ def test_a_sampling_value_that_makes_no_sense_is_an_error_in_its_line(key, value
 
 @pytest.mark.parametrize("stop", ['["\\n\\n"]', '["\\n", "\\n\\n"]', '[" "]', '["<|im_end|>", "é"]'])
 def test_stop_strings_of_white_space_and_such_that_share_text_are_fine(stop, config_of):
-    config_of(ROLLOUTS.replace("max_new_tokens: 8", f"max_new_tokens: 8, stop: {stop}"))
+    assert config_of(ROLLOUTS.replace("max_new_tokens: 8", f"max_new_tokens: 8, stop: {stop}")) is not None
 
 
 class Digits:
