@@ -39,7 +39,8 @@ REFUSED = {
     **dict.fromkeys(("musicgen", "musicgen_melody"), "it writes music, and transformers has no class for text of it"),
     "cpmant": "its positions count the padding",
     "emu3": "transformers does not find the text model's weights in a folder of the model for images",
-    "gemma3n": "transformers builds its part for images with the package timm; its text model is gemma3n_text",
+    "gemma3n": "works where the package timm is installed (`pip install timm`): transformers builds its part for "
+    "images with it",
     "mllama": "transformers cannot load its text model, once trained, without the part for images",
 }
 """Families that cannot be trained here, because of what transformers' own code does."""
@@ -206,6 +207,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), _LINEAR),
     **dict.fromkeys(("qwen4_exp_text",), _QWEN4),
     **dict.fromkeys(("qwen3_5_vision", "qwen3_5_moe_vision", "qwen4_exp_vision"), _IMAGES),
+    "gemma3n_vision": {"architecture": "test_convnext"},
     "gemma4_vision": {"position_embedding_size": 16},
     "gemma4_audio": {"subsampling_conv_channels": [8, 4], "output_proj_dims": 32, "hidden_size": 32},
     "kimi_linear": {**_LATENT, "linear_head_dim": 8, "linear_num_heads": 4, "layer_types": _HYBRID},

@@ -13,6 +13,7 @@ import pytest
 from rl_backend_fsdp2.config import Fsdp2Config, ParallelConfig
 from rl_backend_fsdp2.plugin import register_backends
 from rl_core.config.problems import Problem
+from rl_core.config.sections import AlgorithmConfig
 
 
 def stage(
@@ -20,6 +21,7 @@ def stage(
 ) -> SimpleNamespace:
     return SimpleNamespace(
         run=SimpleNamespace(gpus=gpus, nodes=nodes),
+        algorithm=SimpleNamespace(config=AlgorithmConfig(name="sft")),
         model=SimpleNamespace(path=path, init=init, adapter=adapter and SimpleNamespace(name=adapter, rank=6)),
     )
 

@@ -12,7 +12,7 @@ import pytest
 from rl_backend_megatron.config import MegatronConfig, ParallelConfig
 from rl_backend_megatron.plugin import register_backends
 from rl_core.config.problems import Problem
-from rl_core.config.sections import ModelConfig
+from rl_core.config.sections import AlgorithmConfig, ModelConfig
 
 INIT = {"architecture": "qwen2", "hidden_size": 48, "layers": 6, "heads": 6, "kv_heads": 2, "ffn": 96}
 
@@ -20,7 +20,9 @@ INIT = {"architecture": "qwen2", "hidden_size": 48, "layers": 6, "heads": 6, "kv
 def problems(parallel: dict, *, gpus: int = 0, nodes: int = 1, model: ModelConfig | None = None) -> list[Problem]:
     config = MegatronConfig(name="megatron", parallel=parallel)
     run = SimpleNamespace(gpus=gpus, nodes=nodes)
-    return list(config.problems(SimpleNamespace(run=run, model=model or ModelConfig(init=INIT))))
+    algorithm = SimpleNamespace(config=AlgorithmConfig(name="sft"))
+    stage = SimpleNamespace(run=run, model=model or ModelConfig(init=INIT), algorithm=algorithm)
+    return list(config.problems(stage))
 
 
 def test_ranks_are_the_gpus_or_the_product_of_the_layout() -> None:

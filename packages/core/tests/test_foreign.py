@@ -31,6 +31,23 @@ def test_whatever_is_raised_becomes_an_error_that_names_the_folder(error: BaseEx
     assert caught.value.__cause__ is error
 
 
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (
+            ImportError("TimmWrapperModel needs timm. You can install it with pip: `pip install timm`."),
+            "pip install timm",
+        ),
+        (ModuleNotFoundError("No module named 'tiktoken'", name="tiktoken"), "pip install tiktoken"),
+        (ImportError("cannot load the library"), "install the package that it needs, and try again"),
+    ],
+)
+def test_a_package_that_is_missing_is_to_be_installed_and_no_file_copied(error: ImportError, fix: str) -> None:
+    with pytest.raises(EnvironmentProblem) as caught, foreign("/models/a"):
+        raise error
+    assert str(caught.value).endswith(f"\n    {fix}")
+
+
 def test_an_error_that_explains_itself_keeps_its_kind_and_its_advice() -> None:
     with pytest.raises(ConfigError) as caught, foreign("/models/a"):
         raise ConfigError("tp does not divide it\n    set tp: 2")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
-from rl_torch.quant_methods import folder_problems
+from rl_torch.quant_methods import stage_problems
 
 if TYPE_CHECKING:
     from rl_core.contracts.rating import BackendJob, MemoryEstimate
@@ -119,7 +119,7 @@ class Fsdp2Config(BackendConfig):
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Findings that need the rest of the stage's config."""
         yield from self._layout_problems(stage)
-        yield from folder_problems(stage.model.path)
+        yield from stage_problems(stage)
         if self.parallel.sequence and self.parallel.tp == 1:
             yield Problem(
                 path="backend.parallel.sequence",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
-from rl_torch.quant_methods import folder_problems
+from rl_torch.quant_methods import stage_problems
 
 from rl_backend_megatron.layout import Shape, layout_problems, ranks_problems
 
@@ -88,7 +88,7 @@ class MegatronConfig(BackendConfig):
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Layouts that cannot work, with the arithmetic."""
         yield from ranks_problems(self.parallel, gpus=stage.run.gpus, nodes=stage.run.nodes)
-        yield from folder_problems(stage.model.path)
+        yield from stage_problems(stage)
         shape = Shape.of(stage.model)
         if shape is not None:
             yield from layout_problems(self.parallel, shape)

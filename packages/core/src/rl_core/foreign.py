@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,4 +148,13 @@ def _problem(path: str | os.PathLike[str], error: BaseException, *, what: str, f
     shown = shown if len(shown) <= 600 else f"{shown[:600]} …"
     explains_itself = isinstance(error, OSError | RecursionError) or type(error) is ValueError
     reason = shown if explains_itself else f"{type(error).__name__}: {shown}"
+    if isinstance(error, ImportError):
+        fix = _install(error)
     return EnvironmentProblem(f"cannot read {what} {os.fspath(path)}: {reason}\n    {fix}")
+
+
+def _install(error: ImportError) -> str:
+    """What to do about a package that is missing: the files are not to blame."""
+    named = re.search(r"pip install ([\w.\[\]-]+)", str(error))
+    package = named[1].rstrip(".") if named else error.name
+    return f"pip install {package}" if package else "install the package that it needs, and try again"

@@ -4,8 +4,8 @@ import os
 import pickle
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
-from rl_core.config.paths import ConfigPath, FunctionRef, ModelPath, SourceText
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from rl_core.config.paths import ConfigPath, FunctionRef, HubPath, ModelPath, SourceText, model_paths
 
 
 def read(kind, value: str, base: str = "/conf"):
@@ -85,3 +85,32 @@ def test_a_value_that_is_no_text_is_refused(kind):
 def test_config_text_pickles_as_plain_text():
     copy = pickle.loads(pickle.dumps(SourceText("x", "/conf")))
     assert (type(copy), copy) == (str, "x")
+
+
+class Reference(BaseModel):
+    path: ModelPath | None = None
+
+
+class Models(BaseModel):
+    path: ModelPath
+    dataset: HubPath = "/data"
+    teachers: list[ModelPath] = []
+    by_name: dict[str, Reference] = {}
+    reference: Reference | None = None
+    either: Reference | str = "/text"
+
+
+def test_the_paths_of_models_are_found_wherever_they_stand_in_a_section():
+    section = Models(
+        path="/a",
+        teachers=["/b", "org/c"],
+        by_name={"x": Reference(path="/d"), "y": Reference()},
+        either={"path": "/e"},
+    )
+    assert dict(model_paths(section)) == {
+        ("path",): "/a",
+        ("teachers", 0): "/b",
+        ("teachers", 1): "org/c",
+        ("by_name", "x", "path"): "/d",
+        ("either", "path"): "/e",
+    }

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from rl_core.config.paths import ConfigPath, FunctionRef, ModelPath, absolute
+from rl_core.config.paths import ConfigPath, FunctionRef, HubPath, absolute
 from rl_core.config.problems import Problem
 from rl_core.config.sections import ComponentConfig
 from rl_core.errors import DataError, EnvironmentProblem
@@ -125,7 +125,7 @@ class HuggingFaceConfig(TextSourceConfig):
 
     location_fields: ClassVar[tuple[str, ...]] = ("path", "config_name", "dataset_split", "revision")
 
-    path: ModelPath = Field(description="Hub id, a local dataset folder, or a folder written by save_to_disk.")
+    path: HubPath = Field(description="Hub id, a local dataset folder, or a folder written by save_to_disk.")
     config_name: str | None = Field(None, description="Configuration of the dataset, e.g. main.")
     dataset_split: str = Field("train", description="Split of the dataset, e.g. train or test[:100].")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
@@ -161,7 +161,7 @@ class TextTokenizerConfig(ComponentConfig):
 class HfTokenizerConfig(TextTokenizerConfig):
     """The tokenizer of an existing model."""
 
-    path: ModelPath | None = Field(None, description="Folder or hub id of the tokenizer; default: model.path.")
+    path: HubPath | None = Field(None, description="Folder or hub id of the tokenizer; default: model.path.")
 
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Damaged files of a tokenizer in a local folder."""

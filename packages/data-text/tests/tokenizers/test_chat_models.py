@@ -18,6 +18,7 @@ from rl_core.errors import DataError
 from rl_data_text.config import HfTokenizerConfig
 from rl_data_text.tokenizers.base import TextTokenizer
 from rl_data_text.tokenizers.hf import HfTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 TALK = [
     {"role": "user", "content": "What is the answer?"},
@@ -254,3 +255,23 @@ def test_an_earlier_turn_that_ends_where_the_next_begins_is_trained_with_that_to
     first = np.flatnonzero(np.diff([0, *mask, 0]))
     reply = ours.encode_reply(TALK[2:3], chat=True, ended=False).tolist()
     assert [user, *tokens[first[1] : first[2]]] == reply
+
+
+IN_SUITE = ("llama2", "zephyr", "phi3", "qwen3")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in IN_SUITE else pytest.mark.nightly) for name in MODELS]
+)
+def test_what_is_saved_has_the_tokens_of_the_model_it_came_from(name: str, tmp_path: Path) -> None:
+    ours, theirs = pair(name)
+    ours.save(str(tmp_path))
+    # DeepSeek's is byte-level under the name of Llama's class, which AutoTokenizer takes at its word.
+    loader = PreTrainedTokenizerFast if name == "deepseek-v3" else AutoTokenizer
+    saved = loader.from_pretrained(tmp_path, local_files_only=True)
+    assert oracle(saved, TALK) == oracle(theirs, TALK)
+    again = HfTokenizer(HfTokenizerConfig(name="hf"))
+    again.load(str(tmp_path), [])
+    tokens, mask = ours.encode_example({"messages": TALK}, "completion")
+    expected = again.encode_example({"messages": TALK}, "completion")
+    assert [tokens.tolist(), mask.tolist()] == [one.tolist() for one in expected]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from rl_core.chat_rendering import Limits, Renderer
 from rl_core.errors import DataError
+from rl_data_text.tokenizers import chat
 from transformers.utils.chat_template_utils import render_jinja_template
 
 MESSAGES = [{"role": "user", "content": "hi <b> ü"}, {"role": "assistant", "content": "fox "}]
@@ -107,17 +107,18 @@ def test_a_forked_process_has_a_renderer_of_its_own(renderer: Renderer) -> None:
     assert render(renderer, "{{ messages[0].role }}") == "user"
 
 
-def test_a_row_whose_template_runs_away_is_named(characters: Callable) -> None:
+def test_a_row_whose_template_runs_away_is_named(
+    characters: Callable, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "shared_renderer", lambda: renderer)  # with its lower limit
     forever = "{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}"
     tokenizer = characters([{"prompt": "1"}], chat_template=forever)
-    began = time.monotonic()
     with pytest.raises(DataError) as caught:
         tokenizer.encode_example({"messages": MESSAGES, "__where__": "a.jsonl:3"}, "completion")
     assert str(caught.value) == (
-        "a.jsonl:3: the chat template did not end within 3 s of CPU time\n"
+        "a.jsonl:3: the chat template did not end within 0.3 s of CPU time\n"
         "    use a chat template that works (tokenizer.chat_template for the policy's), or change the messages"
     )
-    assert time.monotonic() - began < 120
 
 
 def test_what_no_part_of_the_template_reads_is_reported_once(

@@ -10,6 +10,7 @@ from pydantic import Field
 from rl_core.config.paths import ModelPath
 from rl_core.config.problems import Problem
 from rl_core.config.sections import RewardConfig, Section
+from rl_torch.quant_methods import folder_problems
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
@@ -59,7 +60,7 @@ class ModelRewardConfig(RewardConfig):
 
     def problems(self, stage: StageConfig) -> Iterator[Problem]:
         """What is wrong with a folder that is already there; a hub id is looked at when the run starts."""
-        from rl_reward_model.folder import folder_problem
+        from rl_reward_model.folder import folder_problem, model_problem
 
         if stage.environment is not None:
             yield Problem(
@@ -68,8 +69,12 @@ class ModelRewardConfig(RewardConfig):
                 "what was said in between",
                 severity="warning",
             )
+        # Whether a model's folder is whole, core has looked at.
+        found = model_problem(self.path) if os.path.isdir(self.path) else None
         # An earlier stage of the same run may still write its export.
-        if os.path.isabs(self.path) and (os.path.isdir(self.path) or os.path.basename(self.path) != "export"):
+        if os.path.isabs(self.path) and not os.path.isdir(self.path) and os.path.basename(self.path) != "export":
             found = folder_problem(self.path)
-            if found is not None:
-                yield Problem("path", found.message, found.fix)
+        if found is not None:
+            yield Problem("path", found.message, found.fix)
+        for problem in folder_problems(self.path):
+            yield Problem("path", problem.message, problem.fix)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from rl_core.chat import row_template_kwargs, row_tools
+from rl_core.chat_calls import CallFitter
+from rl_core.chat_messages import cleaned, continues, leading_token
 from rl_core.chat_rendering import Form, shared_renderer
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, EnvironmentProblem
@@ -55,7 +57,8 @@ class Encoder:
                 '    set "eos_token" in its tokenizer_config.json'
             )
         self._eos = int(self._tokenizer.eos_token_id)
-        self._turn_end = turn_end(self._tokenizer, otherwise=self._eos)
+        self._chat = ChatTemplate(self._tokenizer)
+        self._end = self._chat.ending()
         opening = list(self._tokenizer("")["input_ids"])
         self._opening = opening[:1] if opening and opening[0] == self._tokenizer.bos_token_id else []
         self.limit = _limit(config)
@@ -81,13 +84,17 @@ class Encoder:
                         text = self._prompt(sample.row)
                         prompts[id(sample.row)] = (sample.row, text, self._prompt_tokens(prompt, text))
                     _, text, before = prompts[id(sample.row)]
-                    tokens = [*before, *self._after(text, sample.completion)]
-                    end = self._eos if isinstance(prompt, str) else self._turn_end
-                    tokens += [] if len(tokens) > len(before) and tokens[-1] == end else [end]
+                    tokens = self._closed(before, text, sample.completion, "" if isinstance(prompt, str) else self._end)
             except DataError as error:
                 raise DataError(f"{place_of(sample)}: reward {self.config.name!r}: {error}") from error.__cause__
             sequences.append(np.array(tokens, np.int32))
         return [self._fitted(tokens, sample) for tokens, sample in zip(sequences, samples, strict=True)]
+
+    def _closed(self, before: list[int], text: str, completion: str, end: str) -> list[int]:
+        """The tokens of a prompt and of its completion, which ends with ``end`` or the end-of-sequence token."""
+        has_ended = bool(end) and completion.rstrip().endswith(end.strip())
+        tokens = self._after(text, completion.rstrip() if has_ended else completion + end)
+        return [*before, *tokens, *([] if end or tokens[-1:] == [self._eos] else [self._eos])]
 
     def _prompt(self, row: Mapping[str, Any]) -> str:
         prompt = row.get("prompt")
@@ -116,16 +123,15 @@ class Encoder:
                 f"the prompt is a list of messages, but the tokenizer of {self.config.path} has no chat template\n"
                 "    add a chat_template.jinja to that folder, or use text prompts"
             )
-        conversation = [dict(message) for message in _messages(row.get("prompt"))]
-        last = conversation[-1]
-        continues = last.get("role") == "assistant" and bool(last.get("content")) and not last.get("tool_calls")
-        if completion is not None and continues:
-            conversation[-1] = {**last, "content": last["content"] + completion}
+        conversation = cleaned(_messages(row.get("prompt")))
+        begun = continues(conversation)
+        if completion is not None and begun:
+            conversation[-1] = {**conversation[-1], "content": conversation[-1]["content"] + completion}
         elif completion is not None:
             conversation.append({"role": "assistant", "content": completion})
-        form: Form = "whole" if completion is not None else "continue" if continues else "ask"
+        form: Form = "whole" if completion is not None else "continue" if begun else "ask"
         try:
-            return render(self._tokenizer, conversation, row_tools(row), row_template_kwargs(row), form)
+            return self._chat.render(conversation, row_tools(row), row_template_kwargs(row), form)
         except DataError as error:
             raise DataError(f"{self.config.path}: {error}") from error
 
@@ -156,35 +162,39 @@ class Encoder:
         return tokens[-self.limit :]
 
 
-def turn_end(tokenizer: Any, *, otherwise: int) -> int:
-    """The special token that the chat template puts right after an assistant's text, or ``otherwise``."""
-    if not tokenizer.chat_template:
-        return otherwise
-    messages = [{"role": "user", "content": "user"}, {"role": "assistant", "content": _TURN}]
-    try:
-        text = render(tokenizer, messages, [], {}, "whole")
-    except DataError:
-        return otherwise  # a template for other messages; rendering these reports it
-    tokens = tokenizer.encode(text.partition(_TURN)[2].lstrip(), add_special_tokens=False)
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return tokens[0] if tokens and tokens[0] in special else otherwise
+class ChatTemplate:
+    """The chat template of a reward model's tokenizer: what ``apply_chat_template`` gives, with limits on its time."""
 
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._calls = CallFitter()
 
-def render(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: list[Any], kwargs: Mapping[str, Any], form: Form
-) -> str:
-    """What ``apply_chat_template`` gives, in a process with limits on time and memory: a template is code.
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: list[Any], kwargs: Mapping[str, Any], form: Form
+    ) -> str:
+        """``messages``, as :func:`rl_core.chat_messages.cleaned` leaves them, as text.
 
-    Raises:
-        DataError: there is no template, it refuses the messages, or it exceeds a limit.
-    """
-    try:
-        template = tokenizer.get_chat_template(tools=tools or None)
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    variables = {**special, "tools": tools or None, "documents": None, **kwargs}
-    return shared_renderer().render(template, messages, variables, [(len(messages), form)])[0].text
+        Raises:
+            DataError: there is no template, it refuses the messages, or it exceeds a limit.
+        """
+        try:
+            template = self._tokenizer.get_chat_template(tools=tools or None)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        special = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
+        variables = {**special, "tools": tools or None, "documents": None, **kwargs}
+        fitted = self._calls.fit(template, messages, variables)
+        return shared_renderer().render(template, fitted, variables, [(len(fitted), form)])[0].text
+
+    def ending(self) -> str:
+        """What the template ends an assistant's message with: a token, and white space in front of it; or nothing."""
+        messages = [{"role": "user", "content": "user"}, {"role": "assistant", "content": _TURN}]
+        try:
+            text = self.render(messages, [], {}, "whole") if self._tokenizer.chat_template else ""
+        except DataError:  # a template for other messages; rendering these reports it
+            return ""
+        added = {str(token) for token in self._tokenizer.added_tokens_decoder.values()}
+        return leading_token(text.partition(_TURN)[2], added)
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool) -> Any:

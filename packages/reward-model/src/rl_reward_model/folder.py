@@ -32,23 +32,37 @@ def folder_problem(path: str) -> Finding | None:
     """Why the local folder ``path`` cannot be a reward model; None if nothing speaks against it."""
     if not os.path.isdir(path):
         return Finding(f"there is no folder {path}", _TRAIN_ONE)
-    names = sorted(os.listdir(path))
-    shown = (", ".join(names[:6]) + (", …" if len(names) > 6 else "")) or "nothing"
-    if "config.json" not in names:
+    if "config.json" not in os.listdir(path):
+        shown = _shown(path)
         return Finding(f"the folder {path} is no model: it has no config.json (it holds {shown})", _TRAIN_ONE)
     try:
         with foreign(path, what="the reward model"):
             check_model_folder(path)
-            found = config_problem(read_config(Path(path)), path)
     except EnvironmentProblem as error:
         message, _, fix = str(error).partition("\n")
         return Finding(message, fix.strip() or "copy the model again")
+    return model_problem(path)
+
+
+def model_problem(path: str) -> Finding | None:
+    """Why the model in a folder is no reward model; None for a damaged folder, which is for others to report."""
+    try:
+        with foreign(path):
+            found = config_problem(read_config(Path(path)), path)
+    except EnvironmentProblem:
+        return None
+    names = os.listdir(path)
     if found is None and not any(name in _TOKENIZER_FILES or name.endswith(".tiktoken") for name in names):
         return Finding(
-            f"the folder {path} has no tokenizer (no tokenizer.json; it holds {shown})",
+            f"the folder {path} has no tokenizer (no tokenizer.json; it holds {_shown(path)})",
             "copy the tokenizer files of the model it was trained from there",
         )
     return found
+
+
+def _shown(path: str) -> str:
+    names = sorted(os.listdir(path))
+    return (", ".join(names[:6]) + (", …" if len(names) > 6 else "")) or "nothing"
 
 
 def config_problem(fields: Mapping[str, Any], path: str) -> Finding | None:

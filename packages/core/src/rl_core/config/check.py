@@ -202,7 +202,7 @@ def _build_stages(
         built.append(result)
         stage = result[0]
         crosscheck.check_plans(selected, stage, findings)
-        crosscheck.check_model(selected, stage, findings)
+        crosscheck.check_models(selected, stage, read, findings)
         crosscheck.check_adapter(selected, stage, findings)
         crosscheck.check_ahead(selected, stage, findings)
         crosscheck.check_placement(selected, stage, machine, findings)

@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from rl_core.component import SECTIONS
 from rl_core.config.compose import LISTS
 from rl_core.config.document import Node, children
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.findings import Findings
 from rl_core.config.machine import Machine
+from rl_core.config.paths import model_paths
 from rl_core.config.placement import gpus_on_this_machine, has_own_gpus, placement_problems
 from rl_core.config.problems import Problem
 from rl_core.config.redaction import MASKS, REDACTED, hide_url_passwords, is_secret
@@ -159,17 +162,26 @@ def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) ->
         )
 
 
-def check_model(selected: Selected, stage: StageConfig, findings: Findings) -> None:
-    """A model's folder on this machine is whole; one that an earlier stage will write is not looked at."""
-    path, run = stage.model.path, stage.run.directory
-    if path is None or not os.path.isdir(path) or (run is not None and path.startswith(os.path.join(run, ""))):
-        return
+def check_models(selected: Selected, stage: StageConfig, read: frozenset[str], findings: Findings) -> None:
+    """Every model's folder on this machine is whole; one that an earlier stage will write is not looked at."""
+    chosen = [s for section in SECTIONS if section in read for s in selected.selections.get(section, ())]
+    sections = [(selected.nodes["model"], stage.model), *((s.node, s.config) for s in chosen)]
+    for node, config in sections:
+        for key, path in model_paths(config) if isinstance(config, BaseModel) else ():
+            if (found := _model_problem(path, stage.run.directory)) is not None:
+                _add(node, Problem(".".join(map(str, key)), *found), findings)
+
+
+def _model_problem(path: str, run: str | None) -> tuple[str, str] | None:
+    """What is wrong with a model's folder, and what to do about it."""
+    if not os.path.isdir(path) or (run is not None and path.startswith(os.path.join(run, ""))):
+        return None
     try:
         check_model_folder(path)
     except EnvironmentProblem as error:
-        node = selected.nodes["model"].get("path") or selected.nodes["model"]
         message, _, fix = str(error).partition("\n")
-        findings.add(node.where, node.path, message, fix=fix.strip() or "copy or download the model again")
+        return message, fix.strip() or "copy or download the model again"
+    return None
 
 
 def check_ahead(selected: Selected, stage: StageConfig, findings: Findings) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, WithJsonSchema
 
 _NAME_BYTES = 255
 _PATH_BYTES = 4095
@@ -28,6 +30,11 @@ class SourceText(str):
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (str(self),)
+
+
+@dataclass(frozen=True)
+class HoldsModel:
+    """Marks a type whose values are model folders or hub ids; see :func:`model_paths`."""
 
 
 _MODULE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -99,10 +106,43 @@ def _function_reference(value: Any) -> Any:
 ConfigPath = Annotated[str, BeforeValidator(_config_path), WithJsonSchema({"type": "string", "format": "path"})]
 """A file or folder; becomes an absolute path. Whether it exists is not checked."""
 
-ModelPath = Annotated[str, BeforeValidator(_model_path)]
-"""A model folder or a hub id. It is a folder where it begins with ``/``, ``./``, ``../`` or ``~`` or exists as
+HubPath = Annotated[str, BeforeValidator(_model_path)]
+"""A local folder or a hub id. It is a folder where it begins with ``/``, ``./``, ``../`` or ``~`` or exists as
 one; folders become absolute, hub ids stay as they are."""
+
+ModelPath = Annotated[HubPath, HoldsModel()]
+"""A :data:`HubPath` to a model with weights. ``rl check`` looks into its folder, wherever in a config it stands."""
 
 FunctionRef = Annotated[str, BeforeValidator(_function_reference)]
 """A Python function as ``module:function`` or ``file.py:function``; the file becomes absolute.
 :func:`rl_core.functions.load_function` imports it."""
+
+
+def model_paths(section: BaseModel) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Key and value of every :data:`ModelPath` that a validated section sets, in the sections below it as well."""
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        marked = any(isinstance(one, HoldsModel) for one in info.metadata) or _marks(info.annotation)
+        for key, one in _leaves(value, (name,)):
+            if isinstance(one, BaseModel):
+                yield from (((*key, *below), path) for below, path in model_paths(one))
+            elif marked and isinstance(one, str):
+                yield key, one
+
+
+def _marks(annotation: Any) -> bool:
+    """Whether a type is marked, or one of those that it is made of (``ModelPath | None``, ``list[ModelPath]``)."""
+    parts = (*getattr(annotation, "__metadata__", ()), *get_args(annotation))
+    return any(isinstance(part, HoldsModel) or _marks(part) for part in parts)
+
+
+def _leaves(value: Any, key: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    if isinstance(value, Mapping):
+        inner: Any = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    else:
+        yield key, value
+        return
+    for part, one in inner:
+        yield from _leaves(one, (*key, part))

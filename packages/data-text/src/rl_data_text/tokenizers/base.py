@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rl_core.chat import row_template_kwargs, row_tools
+from rl_core.chat_messages import continues, is_trained
 from rl_core.contracts.data import Row
 from rl_core.contracts.tokenizer import LossOn, Message, Text
 from rl_core.errors import DataError
@@ -22,7 +23,7 @@ from rl_core.errors import DataError
 from rl_data_text.config import TextTokenizerConfig
 from rl_data_text.tokenizers.chat import ChatTemplate, Extras, Segment
 from rl_data_text.tokenizers.ends import end_token_ids, never_sampled, without_ends
-from rl_data_text.tokenizers.messages import continues, is_trained
+from rl_data_text.tokenizers.saving import save_tokenizer
 
 _CONTEXT = 64
 """Characters in front of a text that decide how it is tokenized: more than any special token has."""
@@ -203,7 +204,7 @@ class TextTokenizer(ABC):
     def save(self, directory: str) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``."""
         self._check_loaded()
-        self._tokenizer.save_pretrained(directory)
+        save_tokenizer(self._tokenizer, directory)
 
     def _example(self, row: Row) -> tuple[list[int], list[int]]:
         prompt, completion = row.get("prompt"), row.get("completion")

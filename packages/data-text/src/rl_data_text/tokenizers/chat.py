@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rl_core.chat_calls import CallFitter
+from rl_core.chat_messages import OWN_KEYS, cleaned, continues, is_trained, leading_token
 from rl_core.chat_rendering import Form, Rendered, TemplateFacts, shared_renderer
 from rl_core.errors import DataError
 
-from rl_data_text.tokenizers.calls import CallForms, call_forms, has_calls
-from rl_data_text.tokenizers.messages import OWN_KEYS, cleaned, continues, is_trained
 from rl_data_text.tokenizers.notices import Notices
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -92,12 +92,11 @@ class ChatTemplate:
         self._templates = _named(tokenizer.chat_template)
         self._special = {key: _as_text(value) for key, value in tokenizer.special_tokens_map.items()}
         self._added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-        self._sizes = sorted({len(token) for token in self._added}, reverse=True)
         self.end_tokens: tuple[str, ...] = (str(tokenizer.eos_token),)
         self._name = name
         self._kwargs = dict(kwargs or {})
         self._endings: dict[str, tuple[str, str]] = {}
-        self._call_forms: dict[str, CallForms] = {}
+        self._calls = CallFitter()
         self._notices = Notices()
         if name is not None and name not in self._templates:
             raise DataError(
@@ -140,16 +139,10 @@ class ChatTemplate:
             except DataError:  # it does not like these messages; with real ones it will say so
                 whole = ""
             after = whole.partition(_TURN)[2] if whole.count(_TURN) == 1 else ""
-            ending = self._leading_token(after)
+            ending = leading_token(after, self._added)
             more = after[len(ending) :]
             self._endings[key] = ending, more if more.strip() else ""
         return self._endings[key]
-
-    def _leading_token(self, text: str) -> str:
-        """The added token that ``text`` begins with, and the white space in front of it; empty where it has none."""
-        stripped = text.lstrip()
-        token = next((stripped[:n] for n in self._sizes if stripped[:n] in self._added), "")
-        return text[: len(text) - len(stripped)] + token if token else ""
 
     def reply(self, messages: Sequence[Mapping[str, Any]], extras: Extras) -> tuple[str, str]:
         """What the template puts after an assistant's text, in two parts: the end of its turn, and the rest.
@@ -170,7 +163,7 @@ class ChatTemplate:
         if after.startswith(ending):
             return ending, after[len(ending) :]
         # Some templates end a last turn with another token than an earlier one (gpt-oss).
-        closing = self._leading_token(after)
+        closing = leading_token(after, self._added)
         return closing, after[len(closing) :]
 
     def segments(
@@ -308,25 +301,8 @@ class ChatTemplate:
             **extras.kwargs,
         }
         self._check_reads(template, clean, extras)
-        if has_calls(clean):
-            forms = self._forms(template, variables, extras)
-            if forms.drops_text and any(m.get("tool_calls") and m.get("content") for m in clean):
-                self._notices.once("the chat template leaves out the content of messages with tool_calls")
-            clean = [forms.fit(m) if m.get("tool_calls") else m for m in clean]
-        return shared_renderer().render(template, clean, variables, views)
-
-    def _forms(self, template: str, variables: Mapping[str, Any], extras: Extras) -> CallForms:
-        """What the template does with tool calls."""
-
-        def render(messages: list[dict[str, Any]]) -> str | None:
-            try:
-                return shared_renderer().render(template, messages, variables, [(len(messages), "whole")])[0].text
-            except DataError:
-                return None
-
-        if extras.key not in self._call_forms:
-            self._call_forms[extras.key] = call_forms(render)
-        return self._call_forms[extras.key]
+        fitted = self._calls.fit(template, clean, variables)
+        return shared_renderer().render(template, fitted, variables, views)
 
     def _select(self, extras: Extras) -> str:
         named = self._templates
@@ -360,16 +336,11 @@ class ChatTemplate:
             )
 
     def _check_reads(self, template: str, messages: Sequence[Mapping[str, Any]], extras: Extras) -> None:
-        """Report, once each, what the data has and the template does not read; refuse calls it would leave out."""
+        """Report, once each, what the data has and the template does not read."""
         keys = frozenset().union(*messages)
         if keys <= OWN_KEYS and not extras.tools and not extras.kwargs:
             return
         facts: TemplateFacts = shared_renderer().facts(template)
-        if "tool_calls" in keys and "tool_calls" not in facts.words:
-            raise DataError(
-                "a message has tool_calls, but the chat template does not render them\n"
-                "    set tokenizer.chat_template to one that does, or write the calls into the messages' content"
-            )
         reserved = sorted(_RESERVED & set(extras.kwargs))
         if reserved:
             raise DataError(f"'chat_template_kwargs': {reserved[0]!r} is not a variable for a row to set")

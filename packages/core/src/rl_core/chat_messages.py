@@ -1,8 +1,11 @@
-"""Chat messages: keys that say what is trained on, nulls that stand for no key, contents that are lists of parts."""
+"""Chat messages: keys that say what is trained on, nulls that stand for no key, contents that are lists of parts.
+
+For plugins that read or render conversations: data sources, tokenizers, reward models.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rl_core.errors import DataError
@@ -44,6 +47,16 @@ def continues(messages: Sequence[Mapping[str, Any]]) -> bool:
     last = messages[-1] if messages else {}
     content = last.get("content")
     return last.get("role") == "assistant" and isinstance(content, str) and bool(content) and not last.get("tool_calls")
+
+
+def leading_token(text: str, added: Collection[str]) -> str:
+    """The added token of a tokenizer that ``text`` begins with, and the white space before it; else empty.
+
+    What a chat template puts after an assistant's text begins with the token that ends the turn.
+    """
+    stripped = text.lstrip()
+    token = max((one for one in added if stripped.startswith(one)), key=len, default="")
+    return text[: len(text) - len(stripped)] + token if token else ""
 
 
 def joined_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,17 +3,21 @@
 Data has a call's ``arguments`` as an object or as JSON text (OpenAI), and beside calls a ``content`` that is null or
 empty. Templates take some of these forms: Llama's and Mistral's write text as a string within a string, DeepSeek-V3's
 refuses objects, and leaves out the calls of a message whose content is empty. Which forms work is found by rendering
-one call in each of them.
+one call in each of them. For plugins that render conversations: the policy's tokenizer, and reward models.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rl_core.chat_rendering import shared_renderer
 from rl_core.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _NAME, _KEY, _VALUE, _TEXT = "probecall", "probekey", "probevalue", "probetext"
 _ARGUMENTS: dict[str, Any] = {"object": {_KEY: _VALUE}, "text": json.dumps({_KEY: _VALUE})}
@@ -51,7 +55,8 @@ class CallForms:
         if chosen is None:
             raise DataError(
                 "the chat template leaves out or refuses the tool_calls of a message that has content as well\n"
-                "    set tokenizer.chat_template to one that renders both, or make two messages of it"
+                "    use a chat template that renders both (tokenizer.chat_template for the policy's), or make two "
+                "messages of it"
             )
         calls = [self._fit_call(call, chosen) for call in message["tool_calls"]]
         written = message["content"] if content == "text" else _CONTENTS[chosen]
@@ -65,8 +70,52 @@ class CallForms:
         form = "object" if isinstance(arguments, Mapping) else "text" if isinstance(arguments, str) else None
         if form is None or (content, form) in self.taken:
             return call
-        changed = {**function, "arguments": _as_text(arguments) if form == "object" else _as_object(arguments)}
+        other = _as_text(arguments) if isinstance(arguments, Mapping) else _as_object(str(arguments))
+        changed = {**function, "arguments": other}
         return {**call, "function": changed} if "function" in call else changed
+
+
+class CallFitter:
+    """Puts the calls of conversations in the form that their template takes; each template is tried out once."""
+
+    def __init__(self) -> None:
+        self._forms: dict[tuple[str, str], CallForms] = {}
+        self._warned = False
+
+    def fit(
+        self, template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """``messages`` with calls that ``template`` writes rightly, given ``variables``.
+
+        Raises:
+            DataError: the template does not read calls; see also :meth:`CallForms.fit`.
+        """
+        if not has_calls(messages):
+            return [dict(message) for message in messages]
+        if "tool_calls" not in shared_renderer().facts(template).words:
+            raise DataError(
+                "a message has tool_calls, but the chat template does not render them\n"
+                "    use a chat template that does (tokenizer.chat_template for the policy's), or write the calls into "
+                "the messages' content"
+            )
+        forms = self._of(template, variables)
+        if forms.drops_text and not self._warned and any(m.get("tool_calls") and m.get("content") for m in messages):
+            self._warned = True
+            logger.warning("the chat template leaves out the content of messages with tool_calls")
+        return [forms.fit(message) if message.get("tool_calls") else dict(message) for message in messages]
+
+    def _of(self, template: str, variables: Mapping[str, Any]) -> CallForms:
+        def render(messages: list[dict[str, Any]]) -> str | None:
+            try:
+                return shared_renderer().render(template, messages, variables, [(len(messages), "whole")])[0].text
+            except DataError:
+                return None
+
+        alike = {**variables, "tools": bool(variables.get("tools"))}
+        key = template, json.dumps(alike, sort_keys=True, default=repr)
+        if key not in self._forms:
+            self._forms[key] = call_forms(render)
+        return self._forms[key]
 
 
 def call_forms(render: Render) -> CallForms:
