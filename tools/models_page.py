@@ -113,7 +113,8 @@ def _yes(found: str) -> str:
 
 
 def _reason(found: str) -> str:
-    return found.partition("\n")[0].partition(": ")[2].replace("|", "\\|").replace("<", "&lt;")[:300]
+    first = found.partition("\n")[0].partition(": ")[2].partition(". ")[0]
+    return first.replace("|", "\\|").replace("<", "&lt;")[:300]
 
 
 def sweep(names: list[str]) -> None:

@@ -11,6 +11,8 @@ logger = logging.getLogger(__name__)
 
 OnLong = Literal["error", "truncate", "skip"]
 _SHOWN = 3
+_LOGGED = 20
+"""Rows that a log names one by one; the summary counts all."""
 
 
 class LongRowError(DataError):
@@ -40,7 +42,8 @@ class LongRows:
     def record(self, where: str, tokens: int, *, lost: bool = False) -> None:
         """Count a row, once however often it is seen.
 
-        The first one is a warning, later ones are not: every epoch sees them again. After :meth:`quiet` none is.
+        The first one is a warning, later ones are not: every epoch sees them again. After :meth:`quiet` none is. The
+        log names the first 20.
 
         Args:
             where: the row's place.
@@ -58,7 +61,7 @@ class LongRows:
             raise LongRowError(f"{where}: {tokens:,} tokens, more than {self._limit}\n    {self._fix}")
         if not known:
             outcome = "skipped" if lost or self.on_long == "skip" else "truncated"
-            level = logging.INFO if self._warned else logging.WARNING
+            level = logging.DEBUG if len(self) > _LOGGED else logging.INFO if self._warned else logging.WARNING
             logger.log(level, "%s: %s tokens, more than %s: %s", where, f"{tokens:,}", self._limit, outcome)
             self._warned = True
 

@@ -66,6 +66,14 @@ def test_long_rows_are_counted_before_training_in_one_line(caplog):
     assert caplog.messages == ["3 of 8 rows are longer than model.max_length 8: skipped; longest 30 (train.jsonl:5)"]
 
 
+def test_a_log_names_twenty_long_rows_and_counts_the_others(caplog):
+    with caplog.at_level(logging.INFO):
+        examples([9] * 500).check(cursor(500), 500)
+    *named, summary = caplog.messages
+    assert len(named) == 20
+    assert summary.startswith("500 of 500 rows are longer than model.max_length 8: skipped")
+
+
 def test_rows_that_fit_are_not_worth_a_line(caplog):
     with caplog.at_level(logging.WARNING):
         examples([4, 8]).check(cursor(2), 100)
