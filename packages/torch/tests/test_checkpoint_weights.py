@@ -15,7 +15,7 @@ from rl_core.model_folder import LLAMA_LIKE, check_model_folder
 from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_config, build_model
 from rl_torch.pretrained import empty_like, forget_quantization, load_pretrained
-from rl_torch.quant_methods import folder_problems
+from rl_torch.quant_checks import folder_problems
 from rl_torch.quantized import apply_scales, unpack_fp4
 from rl_torch.weight_plan import WeightPlan
 from safetensors.torch import load_file, save_file

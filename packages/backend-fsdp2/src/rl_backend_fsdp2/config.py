@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
-from rl_torch.quant_methods import stage_problems
+from rl_torch.quant_checks import stage_problems
 
 if TYPE_CHECKING:
     from rl_core.contracts.rating import BackendJob, MemoryEstimate

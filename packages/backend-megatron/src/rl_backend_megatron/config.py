@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
-from rl_torch.quant_methods import stage_problems
+from rl_torch.quant_checks import stage_problems
 
 from rl_backend_megatron.layout import Shape, layout_problems, ranks_problems
 

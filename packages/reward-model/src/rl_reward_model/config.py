@@ -10,7 +10,7 @@ from pydantic import Field
 from rl_core.config.paths import ModelPath
 from rl_core.config.problems import Problem
 from rl_core.config.sections import RewardConfig, Section
-from rl_torch.quant_methods import folder_problems
+from rl_torch.quant_checks import folder_problems
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from rl_core.config.paths import model_paths
-from rl_core.config.problems import Problem
 from rl_core.errors import EnvironmentProblem
-from rl_core.model_folder import CONFIG, read_config
-
-if TYPE_CHECKING:
-    from rl_core.config.stage import StageConfig
 
 MXFP4 = "mxfp4"
 SUFFIXES = {
@@ -45,28 +37,6 @@ def method_of(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None
             f"its weights are quantised (quant_method {method!r}) in a way that cannot be undone here\n{ADVICE}"
         )
     return method, found
-
-
-def stage_problems(stage: StageConfig) -> Iterator[Problem]:
-    """What loading the models of a stage that a backend loads (the policy, the algorithm's own) would refuse."""
-    paths = [stage.model.path, *(path for _, path in model_paths(stage.algorithm.config))]
-    for path in dict.fromkeys(paths):
-        yield from folder_problems(path)
-
-
-def folder_problems(path: str | None) -> Iterator[Problem]:
-    """What loading a model would refuse about its quantisation, where it is a local folder."""
-    if path is None or not os.path.isfile(os.path.join(path, CONFIG)):
-        return
-    try:
-        config = read_config(Path(path))
-    except EnvironmentProblem:  # the check of every model's folder says so
-        return
-    try:
-        method_of(config)
-    except EnvironmentProblem as error:
-        message, _, fix = str(error).partition("\n")
-        yield Problem("", f"the model {path}: {message}", fix.strip())
 
 
 def _transforms(options: Mapping[str, Any]) -> bool:
