@@ -61,7 +61,7 @@ def test_a_crash_while_saving_leaves_the_one_before(tmp_path):
         (lambda p: (p / "policy" / "weights.bin").write_bytes(b"ab"), "policy/weights.bin has 2 bytes instead of 3"),
         (lambda p: (p / "policy" / "more.bin").write_bytes(b"ab"), "policy/more.bin is not in manifest.json"),
         (lambda p: (p / "manifest.json").unlink(), "manifest.json: No such file or directory"),
-        (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json is damaged: it lists no files"),
+        (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json is damaged: it is no JSON object"),
         (lambda p: (p / "state.json").unlink(), "state.json is missing"),
     ],
 )
@@ -107,7 +107,7 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(tmp_path
         f"every checkpoint in {tmp_path} is damaged\n"
         "    step-000002: policy/weights.bin is missing\n"
         "    step-000001: policy/weights.bin is missing\n"
-        "    restore one from a copy, or move the folder away to train this stage from its start"
+        "    restore one from a copy; or move the folder away, and train this stage from its start with --allow restart"
     )
 
 
