@@ -96,7 +96,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(run, capsys
     assert error.endswith(
         f"error: every checkpoint in {run}/checkpoints is damaged\n"
         "    step-000002: w.json does not match its checksum\n"
-        "    restore one from a copy; or move the folder away, and train this stage from its start with --allow restart\n"
+        "    restore one from a copy, or move the folder away and train this stage again with --allow restart\n"
     )
 
 

@@ -109,7 +109,7 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(tmp_path
         f"every checkpoint in {tmp_path} is damaged\n"
         "    step-000002: policy/weights.bin is missing\n"
         "    step-000001: policy/weights.bin is missing\n"
-        "    restore one from a copy; or move the folder away, and train this stage from its start with --allow restart"
+        "    restore one from a copy, or move the folder away and train this stage again with --allow restart"
     )
 
 

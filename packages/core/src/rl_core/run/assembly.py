@@ -131,7 +131,7 @@ class Assembly:
         temporary = target.with_name(f".tmp-{target.name}")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            temporary.mkdir(parents=True)
+            temporary.mkdir()
             self.policy.export(str(temporary))
             self.driver.tokenizer.save(str(temporary))
             add_end_tokens(temporary, end_token_ids(self.driver.tokenizer))

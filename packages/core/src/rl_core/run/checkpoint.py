@@ -188,7 +188,7 @@ class CheckpointStore:
         if problems:
             raise RLError(
                 "\n".join([f"every checkpoint in {self.folder} is damaged", *problems])
-                + "\n    restore one from a copy; or move the folder away, and train this stage from its start with "
+                + "\n    restore one from a copy, or move the folder away and train this stage again with "
                 "--allow restart"
             )
         return None
