@@ -5,10 +5,14 @@ with ``{"returncode", "counts"}``. Everything is the real thing except Ray: the 
 
 How a run is disturbed:
 
-* ``kill``: ``{"during": "loop" | "saving", "after": n, "signal": 9}`` sends the process the signal at the n-th function
-  call (of Python or C) that happens in the training loop, or in it while a checkpoint is being written.
+* ``kill``: ``{"during": "loop" | "saving" | "exporting" | "ending", "after": n, "signal": 9}`` sends the process the
+  signal at the n-th function call (of Python or C) that happens from the training loop on, in it while a checkpoint is
+  being written, while the model is exported, or between the last stage and the last status. ``shell`` instead of
+  ``signal`` is a command line that is run at that moment.
+* ``beside``: other lists of arguments, each run in a process of its own at the same time; ``beside`` of the answer has
+  their answers.
 * ``disk``: ``{"folder", "copy", …}`` mounts a :class:`small_disk.SmallDisk` at the folder, which is copied at the end.
-* ``count``: count the calls instead, per step of the loop and per checkpoint.
+* ``count``: count the calls instead; ``steps`` are those of the loop alone.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -27,8 +32,11 @@ import rl_core.run.pipeline
 import torch
 from rl_core.cluster.host import Host
 from rl_core.cluster.workers import WorkerPool
+from rl_core.run.assembly import Assembly
 from rl_core.run.checkpoint import CheckpointStore
+from rl_core.run.directory import RunDirectory
 from rl_core.run.loop import Loop
+from rl_core.run.pipeline import Pipeline
 from small_disk import SmallDisk
 
 IMPORTED_HERE_TOO = ("ray", "rich", "rl_algo_sft_rm", "rl_backend_fsdp2", "rl_core", "rl_data_text", "transformers")
@@ -104,8 +112,8 @@ class Calls:
 
     def __init__(self, kill):
         self._kill = kill or {}
-        self._in_loop = self._saving = False
-        self.counts = {"loop": 0, "saving": 0, "saves": 0}
+        self._in_loop = self._saving = self._exporting = self._ending = False
+        self.counts = {"loop": 0, "saving": 0, "saves": 0, "exporting": 0, "ending": 0}
 
     def __call__(self, frame, event, _argument):
         code = frame.f_code
@@ -116,6 +124,18 @@ class Calls:
         if event == "return" and code is CheckpointStore.commit.__code__:
             self._saving = False
             self.counts["saves"] += 1
+        if event == "return" and code is Loop.run.__code__:
+            self.counts["steps"] = self.counts["loop"]
+        if code is Assembly.export.__code__ and event in ("call", "return"):
+            self._exporting = event == "call"
+        if event == "return" and code is Pipeline._run_stage.__code__:
+            self._ending = True
+        if event == "call" and code is RunDirectory.status.__code__:
+            self._ending = False
+        if event in ("call", "c_call"):
+            for what, now in (("exporting", self._exporting), ("ending", self._ending)):
+                if now:
+                    self._one(what)
         if self._in_loop and event in ("call", "c_call"):
             self._one("loop")
             if self._saving:
@@ -124,7 +144,10 @@ class Calls:
     def _one(self, what):
         self.counts[what] += 1
         if self._kill.get("during") == what and self.counts[what] == self._kill["after"]:
-            os.kill(os.getpid(), self._kill["signal"])
+            if "shell" in self._kill:
+                subprocess.run(self._kill["shell"], shell=True, check=True)
+            else:
+                os.kill(os.getpid(), self._kill["signal"])
 
 
 @contextmanager
@@ -183,19 +206,30 @@ def serve():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
         command = json.loads(line)
-        reading, writing = os.pipe()
-        process = os.fork()
-        if process == 0:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            child(command, writing)
-        os.close(writing)
-        with open(reading) as answer:
-            found = json.loads(answer.read() or '{"counts": null, "modules": []}')
-        for name in found.pop("modules"):
+        others = [command | {"argv": argv, "log": f"{command['log']}.{n}"} for n, argv in enumerate(command["beside"])]
+        started = [start(one) for one in (command, *others)]
+        answers = [end(*one) for one in started]
+        for name in {name for found in answers for name in found.pop("modules")}:
             importlib.import_module(name)
-        status = os.waitpid(process, 0)[1]
-        sys.stdout.write(json.dumps(found | {"returncode": os.waitstatus_to_exitcode(status)}) + "\n")
+        sys.stdout.write(json.dumps(answers[0] | {"beside": answers[1:]}) + "\n")
         sys.stdout.flush()
+
+
+def start(command):
+    """A process that runs the command, and the end of the pipe that it answers into."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        child(command, writing)
+    os.close(writing)
+    return process, reading
+
+
+def end(process, reading):
+    with open(reading) as answer:
+        found = json.loads(answer.read() or '{"counts": null, "modules": []}')
+    return found | {"returncode": os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_no_damage_of_any_file_gets_past_the_manifest(two_checkpoints, tmp_path_
     first, second, fix = str(caught.value).splitlines()
     assert first == f"every checkpoint in {folder} is damaged"
     assert second.startswith("    step-000002: ")
-    assert fix == "    restore one from a copy, or move the folder away to train this stage from its start"
+    assert fix == "    restore one from a copy, or move the folder away and train this stage again with --allow restart"
     shutil.rmtree(folder)
 
 

@@ -4,12 +4,10 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from support import environment, metrics_of
+from forked_runs import Drivers, assert_same
+from support import metrics_of
 
 pytestmark = pytest.mark.slow
 
@@ -25,34 +23,6 @@ backend: {{name: fsdp2}}
 algorithm: {{name: sft, sequences_per_step: 8, learning_rate: 1.0e-2}}
 data: {{name: jsonl, path: {data}}}
 """
-
-
-class Drivers:
-    """`rl` in forks of a process that has imported everything (see drivers.py)."""
-
-    def __init__(self, folder):
-        self._log = folder / "output.txt"
-        self._server = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("drivers.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment(""),
-            text=True,
-        )
-
-    def rl(self, *argv, **disturbance):
-        answer = self.ask(*argv, **disturbance)
-        return answer["returncode"], answer["said"], answer["counts"]
-
-    def ask(self, *argv, **disturbance):
-        command = {"argv": [str(a) for a in argv], "log": str(self._log), **disturbance}
-        self._server.stdin.write(json.dumps(command) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline()) | {"said": self._log.read_text()}
-
-    def close(self):
-        self._server.stdin.close()
-        self._server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -130,16 +100,6 @@ def flip_a_bit(file):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-
-
-def without_times(rows):
-    return [{k: v for k, v in r.items() if not k.startswith("time/") and "per_second" not in k} for r in rows]
-
-
-def assert_same(run, whole):
-    assert without_times(metrics_of(run)) == without_times(metrics_of(whole))
-    weights = [(path / "export" / "model.safetensors").read_bytes() for path in (run, whole)]
-    assert weights[0] == weights[1]
 
 
 def test_twenty_kills_change_neither_weights_nor_metrics(runs):

@@ -1,6 +1,10 @@
-"""What `rl resume` refuses, as the user reads it; nothing is started for it."""
+"""What `rl resume` and its kin refuse, as the user reads it; nothing is started for it."""
 
 import json
+import os
+import signal
+import socket
+from contextlib import contextmanager
 
 import pytest
 from rl_core.cli.main import main
@@ -8,6 +12,7 @@ from rl_core.config.check import load_config
 from rl_core.plugins.registry import load_registry
 from rl_core.run.checkpoint import CheckpointStore, RunState
 from rl_core.run.directory import RunDirectory
+from rl_core.run.manifest import write_manifest
 
 CONFIG = """\
 run: {{name: tiny, directory: {folder}/run, steps: 4, cpus: 1}}
@@ -96,10 +101,125 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(run, capsys
     assert error.endswith(
         f"error: every checkpoint in {run}/checkpoints is damaged\n"
         "    step-000002: w.json does not match its checksum\n"
-        "    restore one from a copy, or move the folder away to train this stage from its start\n"
+        "    restore one from a copy, or move the folder away and train this stage again with --allow restart\n"
     )
 
 
 def test_a_keep_best_without_a_direction_is_a_config_error(run, capsys):
     assert main(["check", str(run / "config.yaml"), "run.keep_best.metric=eval/loss"]) == 2
     assert "run.keep_best.mode: the section 'run' needs the key 'mode'" in capsys.readouterr().out
+
+
+@contextmanager
+def within(seconds):
+    """Fail instead of waiting for a pipe for good."""
+
+    def late(_signal, _frame):
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+SPECIAL = [
+    ("pipe", "status.json"),
+    ("pipe", "metrics.jsonl"),
+    ("pipe", "saved.json"),
+    ("pipe", "finished.json"),
+    ("pipe", "checkpoints/step-000002/state.json"),
+    ("pipe", "checkpoints/step-000002/manifest.json"),
+    ("socket", "status.json"),
+    ("socket", "checkpoints/more"),
+    ("link", "metrics.jsonl"),
+    ("link", "checkpoints/step-000002/w.json"),
+]
+
+
+def put(kind, path, elsewhere):
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(os.path.relpath(path))
+    else:
+        elsewhere.write_text("{}\n")
+        path.symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize(("kind", "name"), SPECIAL)
+def test_a_pipe_a_socket_or_a_link_to_elsewhere_is_refused_by_every_command(run, capsys, monkeypatch, name, kind):
+    monkeypatch.chdir(run)
+    elsewhere = run.parent / "elsewhere"
+    put(kind, run / name, elsewhere)
+    what = {"pipe": "a pipe", "socket": "a socket", "link": f"a link to {elsewhere}"}[kind]
+    for command in ("resume", "export", "eval"):
+        with within(60):
+            assert main([command, str(run)]) == 2
+        assert capsys.readouterr().err.endswith(
+            f"error: the run directory {run} holds what no run writes\n"
+            f"    {run / name}: {what}\n"
+            "    remove it, or put the files themselves there; run.directory may be a link, nothing inside of it\n"
+        )
+    with within(60):
+        assert main(["runs", str(run.parent)]) == 0
+    assert "run" in capsys.readouterr().out
+
+
+def test_a_link_within_a_run_directory_is_no_matter(run, capsys):
+    (run / "newest").symlink_to("checkpoints/step-000002")
+    (run / "logs" / "ray").symlink_to("/tmp")
+    assert main(["resume", str(run), "run.steps=1"]) == 1
+    assert "nothing to train: stage 'train' is at step 2 already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".lock", "config.yaml"])
+def test_a_pipe_in_place_of_the_lock_or_the_config_is_refused_too(run, capsys, name):
+    put("pipe", run / name, None)
+    with within(60):
+        assert main(["resume", str(run)]) in (2, 3)
+    said = capsys.readouterr().err
+    assert ("it is a pipe, not a regular file" if name == ".lock" else "is not a run directory") in said
+
+
+@pytest.mark.parametrize("command", ["resume", "export"])
+def test_a_pipe_in_place_of_a_run_directory_is_none(tmp_path, capsys, command):
+    os.mkfifo(tmp_path / "run")
+    with within(60):
+        assert main([command, str(tmp_path / "run")]) in (2, 3)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"step": "2"}, {"format": 7}])
+def test_a_state_that_this_version_does_not_write_is_an_error_with_file_and_key(run, capsys, change):
+    checkpoint = run / "checkpoints" / "step-000002"
+    state = json.loads((checkpoint / "state.json").read_text()) | change
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint, stage="train", step=2)
+    assert main(["resume", str(run)]) == 1
+    error = capsys.readouterr().err
+    (key,) = change
+    assert f"error: {checkpoint}/state.json is damaged: " in error
+    assert key in error.partition("state.json is damaged: ")[2]
+    assert "Traceback" not in error
+
+
+def test_another_directory_on_resume_is_refused(run, capsys):
+    assert main(["resume", str(run), f"run.directory={run.parent}/other"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: run.directory={run.parent}/other is not the run that is resumed\n"
+        f"    move the whole folder instead: mv {run} NEW_PLACE, then: rl resume NEW_PLACE\n"
+    )
+    assert not (run.parent / "other").exists()
+
+
+def test_a_target_of_an_export_that_is_no_folder_is_refused(run, capsys):
+    (run.parent / "file").write_text("mine")
+    assert main(["export", str(run), "--to", str(run.parent / "file")]) == 1
+    assert "already exists and is not empty" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def export(loaded: LoadedModel, directory: Path, mesh: Mesh) -> None:
     """
     model = loaded.model.model
     if mesh.rank == 0:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(exist_ok=True)
         write_config(directory, model, dtype=torch.float32)
         shapes = {outside_name(n): t.shape for n, t in stored_tensors(loaded.model) if not is_adapter(n)}
         write_safetensors(directory, published(model, full_weights(loaded), shapes))

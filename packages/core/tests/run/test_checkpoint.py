@@ -1,4 +1,6 @@
 import logging
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -61,7 +63,7 @@ def test_a_crash_while_saving_leaves_the_one_before(tmp_path):
         (lambda p: (p / "policy" / "weights.bin").write_bytes(b"ab"), "policy/weights.bin has 2 bytes instead of 3"),
         (lambda p: (p / "policy" / "more.bin").write_bytes(b"ab"), "policy/more.bin is not in manifest.json"),
         (lambda p: (p / "manifest.json").unlink(), "manifest.json: No such file or directory"),
-        (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json is damaged: it lists no files"),
+        (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json is damaged: it is no JSON object"),
         (lambda p: (p / "state.json").unlink(), "state.json is missing"),
     ],
 )
@@ -107,7 +109,7 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(tmp_path
         f"every checkpoint in {tmp_path} is damaged\n"
         "    step-000002: policy/weights.bin is missing\n"
         "    step-000001: policy/weights.bin is missing\n"
-        "    restore one from a copy, or move the folder away to train this stage from its start"
+        "    restore one from a copy, or move the folder away and train this stage again with --allow restart"
     )
 
 
@@ -154,3 +156,76 @@ def test_a_failed_save_is_a_warning_that_names_what_is_kept(tmp_path, caplog):
         "cannot write x: No space left on device; training goes on, step-000001 is kept, "
         "and saving is tried again when the next checkpoint is due"
     ]
+
+
+def test_a_checkpoint_that_somebody_reads_is_removed_later(tmp_path):
+    run = CheckpointStore(tmp_path, keep_last=1)
+    run.save(state(1), write(b"one"))
+    with CheckpointStore(tmp_path, owner=False).reading() as path:
+        for step in (2, 3):
+            run.save(state(step), write(b"x"))
+        assert damage(path) is None
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000003"]
+    run.save(state(4), write(b"x"))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000004"]
+
+
+def test_a_reader_beside_a_run_finds_a_whole_checkpoint_whenever_it_looks(tmp_path):
+    """In processes: checkpoints come and go as fast as they can, and none is ever taken for a damaged one."""
+    run = CheckpointStore(tmp_path, keep_last=1)
+    run.save(state(1), write(b"x"))
+    writer = os.fork()
+    if writer == 0:
+        try:
+            for step in range(2, 80):
+                run.save(state(step), write(b"x"))
+        finally:
+            os._exit(0)
+    seen = set()
+    while os.waitpid(writer, os.WNOHANG) == (0, 0):
+        with CheckpointStore(tmp_path, owner=False).reading() as path:
+            seen.add(read_state(path).step)
+            assert damage(path) is None
+    assert len(seen) > 1
+
+
+def test_a_reader_leaves_what_a_run_is_replacing(tmp_path):
+    path = CheckpointStore(tmp_path).save(state(4), write(b"x"))
+    path.rename(tmp_path / ".old-step-000004-1a2b3c4d")
+    assert CheckpointStore(tmp_path, owner=False).latest() is None
+    assert [p.name for p in tmp_path.iterdir()] == [".old-step-000004-1a2b3c4d"]
+
+
+def test_an_emptied_folder_of_a_stage_that_saved_is_known(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", record=tmp_path / "saved.json")
+    assert store.lost() is None
+    store.save(state(3), write(b"x"))
+    assert store.lost() is None
+    shutil.rmtree(store.folder)
+    assert store.lost() == 3
+    store.forget()
+    assert store.lost() is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": "3"}'])
+def test_a_damaged_record_of_what_was_saved_is_named(tmp_path, text):
+    (tmp_path / "saved.json").write_text(text)
+    with pytest.raises(RLError, match=r"saved\.json is damaged: "):
+        CheckpointStore(tmp_path / "checkpoints", record=tmp_path / "saved.json").lost()
+
+
+def test_nothing_is_written_where_the_run_directory_is_gone(tmp_path):
+    gone = []
+
+    def guard():
+        if gone:
+            raise RLError("it was moved")
+
+    store = CheckpointStore(tmp_path / "checkpoints", guard=guard)
+    store.save(state(1), write(b"x"))
+    store.begin(state(2), write(b"x"))
+    gone.append(True)
+    for action in (lambda: store.commit(2), lambda: store.begin(state(3), write(b"x"))):
+        with pytest.raises(RLError, match="it was moved"):
+            action()
+    assert store.newest_name() == "step-000001"

@@ -1,9 +1,12 @@
 import errno
+import fcntl
 import json
 import os
+import shutil
+import stat
 
 import pytest
-from rl_core.errors import ConfigError, EnvironmentProblem, StorageError
+from rl_core.errors import ConfigError, EnvironmentProblem, RLError, StorageError
 from rl_core.run.directory import RunDirectory, read_status
 
 
@@ -122,3 +125,202 @@ def test_the_status_does_not_hold_secrets_of_the_environment(tmp_path, monkeypat
     run = create(tmp_path / "r")
     run.status(status="failed", error="refused abcdef123")
     assert read_status(run.path)["error"] == "refused ***"
+
+
+def in_processes(number, job):
+    """Run ``job(number)`` in forks that all begin at once; the exit code of each."""
+    reading, writing = os.pipe()
+    children = []
+    for index in range(number):
+        process = os.fork()
+        if process == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until every process is there
+            code = 99
+            try:
+                code = job(index)
+            finally:
+                os._exit(code)
+        children.append(process)
+    os.close(reading)
+    os.close(writing)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def test_of_processes_that_start_one_run_at_once_exactly_one_begins_it(tmp_path):
+    for attempt in range(8):
+        folder = tmp_path / f"run-{attempt}"
+
+        def start(index, folder=folder):
+            try:
+                run = RunDirectory.create(folder, config_yaml=f"run: {index}\n", manifest={})
+            except ConfigError:
+                return 2
+            run.close()  # and another one, which looked before this one began, must not take it now
+            return 0
+
+        codes = in_processes(4, start)
+        assert sorted(codes) == [0, 2, 2, 2]
+        assert (folder / "config.yaml").read_text() == f"run: {codes.index(0)}\n"
+
+
+def test_a_run_that_another_process_began_and_ended_meanwhile_is_not_begun_again(tmp_path, monkeypatch):
+    """Between the look at the folder and its lock."""
+    flock = fcntl.flock
+
+    def first_another(fd, operation):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert in_processes(1, lambda _: create(tmp_path / "r").close() or 0) == [0]
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", first_another)
+    with pytest.raises(ConfigError) as raised:
+        RunDirectory.create(tmp_path / "r", config_yaml="run: {steps: 2}\n", manifest={})
+    assert str(raised.value).startswith(f"the run directory {tmp_path}/r already exists\n")
+    assert (tmp_path / "r" / "config.yaml").read_text() == "run: {}\n"
+
+
+@pytest.mark.parametrize("how", ["removed", "moved"])
+def test_a_folder_that_goes_away_while_it_is_locked_is_made_anew(tmp_path, monkeypatch, how):
+    flock = fcntl.flock
+
+    def gone_before(fd, operation):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (tmp_path / "r").rmdir() if how == "removed" else (tmp_path / "r").rename(tmp_path / "elsewhere")
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", gone_before)
+    run = create(tmp_path / "r")
+    run.require_intact()
+    with pytest.raises(ConfigError, match="another process is running in"):
+        RunDirectory.open(tmp_path / "r")
+
+
+def test_of_processes_that_start_or_resume_one_run_at_once_each_finds_what_is_true(tmp_path):
+    for attempt in range(5):
+        folder = tmp_path / f"run-{attempt}"
+
+        def claim(index, folder=folder):
+            try:
+                run = RunDirectory.claim(folder)
+            except ConfigError as error:
+                return 2 if "another process is running" in str(error) else 99
+            if run.begun:
+                return 1
+            run.begin(config_yaml=f"run: {index}\n", manifest={})
+            run.close()
+            return 0
+
+        assert in_processes(4, claim).count(0) == 1
+
+
+def test_the_lock_holds_although_its_file_is_removed(tmp_path):
+    run = create(tmp_path / "r")
+    (run.path / ".lock").unlink()
+    with pytest.raises(ConfigError, match="another process is running in"):
+        RunDirectory.open(run.path)
+
+
+def test_where_folders_cannot_be_locked_their_lock_file_is(tmp_path, monkeypatch):
+    """As on NFS."""
+    flock = fcntl.flock
+
+    def files_only(fd, operation):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", files_only)
+    create(tmp_path / "r")
+    with pytest.raises(ConfigError, match="another process is running in"):
+        RunDirectory.open(tmp_path / "r")
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def none(*_args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(EnvironmentProblem) as raised:
+        create(tmp_path / "r")
+    assert str(raised.value) == (
+        f"{tmp_path}/r cannot be locked: Function not implemented; its file system has no flock\n"
+        "    mount it with locks (Lustre: the option flock), or choose another place with run.directory=PATH"
+    )
+
+
+def disturbed(run, how):
+    elsewhere = run.path.with_name("elsewhere")
+    if how == "moved":
+        run.path.rename(elsewhere)
+    elif how == "removed":
+        shutil.rmtree(run.path)
+    elif how == "replaced":
+        run.path.rename(elsewhere)
+        shutil.copytree(elsewhere, run.path)
+        shutil.rmtree(elsewhere)
+    elif how == "emptied":
+        for path in run.path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "what", "advice"),
+    [
+        ("moved", "was moved to {}/elsewhere", "continue it there: rl resume {}/elsewhere"),
+        ("removed", "was removed", "start the run again in a new directory"),
+        ("replaced", "was replaced by another one", "start the run again in a new directory"),
+        ("emptied", "was emptied", "start the run again in a new directory"),
+    ],
+)
+def test_a_directory_that_is_not_in_its_place_any_more_is_noticed(tmp_path, how, what, advice):
+    run = create(tmp_path / "r")
+    run.require_intact()
+    disturbed(run, how)
+    with pytest.raises(RLError) as raised:
+        run.require_intact()
+    assert str(raised.value) == (
+        f"the run directory {tmp_path}/r {what.format(tmp_path)} while the run was working in it\n"
+        f"    {advice.format(tmp_path)}"
+    )
+    assert raised.value.exit_code == 1
+
+
+def test_a_run_directory_may_be_reached_through_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "r").symlink_to(tmp_path / "disk")
+    run = create(tmp_path / "r")
+    run.require_intact()
+    run.close()
+    RunDirectory.open(tmp_path / "r").close()
+
+
+def test_the_status_of_a_directory_that_was_moved_is_written_where_it_is(tmp_path):
+    run = create(tmp_path / "r")
+    disturbed(run, "moved")
+    (tmp_path / "r").mkdir()
+    run.status(status="failed")
+    assert read_status(tmp_path / "elsewhere")["status"] == "failed"
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_rows_with_line_separators_in_their_text_stay_whole(tmp_path):
+    run = create(tmp_path / "r")
+    rows = [{"stage": "grpo", "step": 1, "prompt": "a\u2028b\x85c"}, {"stage": "grpo", "step": 2}]
+    run.path.joinpath("samples.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    run.trim("grpo", 1)
+    assert json.loads((run.path / "samples.jsonl").read_text()) == rows[0]
+    assert json.loads((run.path / "samples.discarded.jsonl").read_text()) == rows[1]
+
+
+@pytest.mark.parametrize("name", ["status.json", "config.yaml", "plugins.json"])
+def test_what_stands_where_a_file_is_written_is_not_written_into(tmp_path, name):
+    """Neither a pipe, which nobody reads, nor a link to a file of somebody else."""
+    run = create(tmp_path / "r")
+    (tmp_path / "precious").write_text("mine")
+    for make in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "precious")):
+        make(run.path / f"{name}.tmp")
+        run.status(status="running")
+        run.replace_config(f"run: {make}\n")
+        (run.path / f"{name}.tmp").unlink(missing_ok=True)
+    assert (tmp_path / "precious").read_text() == "mine"

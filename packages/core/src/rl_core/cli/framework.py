@@ -44,7 +44,12 @@ OverridesArgument = Annotated[
 ]
 AllowOption = Annotated[
     list[str] | None,
-    typer.Option("--allow", metavar="KEY", help="On resume: let this key (or section) change.", show_default=False),
+    typer.Option(
+        "--allow",
+        metavar="KEY",
+        help="On resume: let this key (or section) change; restart: train a stage again whose checkpoints are gone.",
+        show_default=False,
+    ),
 ]
 ProfileOption = Annotated[
     bool,

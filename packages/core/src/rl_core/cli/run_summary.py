@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_core.io.files import open_regular, parse_object
+from rl_core.run.directory import read_status
+
 _TAIL_BYTES = 256 * 1024
+_LARGEST = 10**308
+"""Whole numbers from here on are no floating-point numbers."""
 _REWARD = ("rollout/reward_mean",)
 _ACCURACY = ("eval/accuracy",)
 _LOSS = ("train/loss", "eval/loss")
@@ -49,7 +54,7 @@ def summarize_runs(directory: Path) -> list[RunSummary]:
 
 def summarize_run(path: Path) -> RunSummary:
     """Read one run directory; files that are missing or cut short count as absent."""
-    status = _read_status(path / "status.json")
+    status = read_status(path)
     rows = list(_newest_rows(path / "metrics.jsonl"))
     newest = rows[0] if rows else {}
     written = [_modified(path / name) for name in ("config.yaml", "status.json", "metrics.jsonl")]
@@ -67,18 +72,10 @@ def summarize_run(path: Path) -> RunSummary:
     )
 
 
-def _read_status(path: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _liveness(status: Mapping[str, Any], written: float) -> str:
     word = str(status.get("status") or "unknown")
     pid = status.get("pid")
-    if word != "running" or not isinstance(pid, int):
+    if word != "running" or type(pid) is not int or pid < 0:
         return word
     return "running" if _is_alive(pid, written) else "killed"
 
@@ -100,32 +97,31 @@ def _is_alive(pid: int, written: float) -> bool:
 def _newest_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     """The rows at the end of a JSON-lines file, newest first; the file may be large and still growing."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(size - _TAIL_BYTES, 0))
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
+            lines = file.read().splitlines()
     except OSError:
         return
     for line in reversed(lines):
         try:
-            row = json.loads(line)
+            yield parse_object(line)
         except ValueError:
             continue  # cut at the start of the tail, or half-written at the end
-        if isinstance(row, dict):
-            yield row
 
 
 def _latest(rows: list[Mapping[str, Any]], names: tuple[str, ...]) -> float | None:
     for name in names:
         for row in rows:
-            if isinstance(row.get(name), int | float):
-                return float(row[name])
+            value = row.get(name)
+            if isinstance(value, float) or (isinstance(value, int) and abs(value) < _LARGEST):
+                return float(value)
     return None
 
 
 def _step(status: Mapping[str, Any], newest: Mapping[str, Any]) -> int | None:
     for source in (status, newest):
-        if isinstance(source.get("step"), int):
+        if type(source.get("step")) is int:
             return source["step"]
     return None
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rl_core.contracts.logger import RunInfo
+from rl_core.io.values import plain
 from rl_core.run.appending import AppendedFile
 
 if TYPE_CHECKING:
     from rl_core.loggers.config import JsonlConfig
-
-_LONGEST = 10**4000
-"""Whole numbers from here on have more digits than Python writes down."""
 
 
 class JsonlLogger:
@@ -63,26 +57,3 @@ class JsonlLogger:
     def _write(self, name: str, step: int, row: Mapping[str, Any]) -> None:
         line = {"step": step, "stage": self._stage, **{key: plain(value) for key, value in row.items()}}
         self._files[name].append(json.dumps(line, ensure_ascii=False, allow_nan=False), key=(self._stage, step))
-
-
-def plain(value: Any) -> Any:
-    """``value`` in JSON's types: numpy becomes Python, what is not finite ``None``, dates and times ISO 8601, bytes
-    their number, anything else its ``str``.
-    """
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < _LONGEST else f"<a number of {value.bit_length()} bits>"
-    if isinstance(value, bytes | bytearray | memoryview):
-        return f"<{len(value)} bytes>"
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [plain(item) for item in value]
-    return str(value)

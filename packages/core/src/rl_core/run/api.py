@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,13 @@ from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.check import check, load_config
 from rl_core.config.redaction import RedactingFormatter, secret_values
-from rl_core.errors import ConfigError, RLError
-from rl_core.loggers.jsonl import plain
+from rl_core.errors import ConfigError, EnvironmentProblem, RLError
+from rl_core.io.values import plain
 from rl_core.plugins.registry import Registry, load_registry
 from rl_core.run.appending import LogFile
 from rl_core.run.assembly import Assembly, assemble
 from rl_core.run.checkpoint import CheckpointStore
-from rl_core.run.directory import RunDirectory, require_writable
+from rl_core.run.directory import RunDirectory, refuse_special_files, require_writable
 from rl_core.run.driver import driver_parts
 from rl_core.run.evaluation import evaluate as run_evaluators
 from rl_core.run.pipeline import Pipeline
@@ -52,16 +53,31 @@ def run(
     """
     registry = load_registry()
     config = load_config(config_path, list(overrides), registry)
-    if resume and (Path(config.directory) / "config.yaml").is_file():
-        return _resume(config, registry, allowed, profile=profile)
-    directory = RunDirectory.create(config.directory, config_yaml=config.to_yaml(), manifest=registry.manifest())
-    return _execute(config, directory, registry, profile=profile)
+    if not resume:
+        directory = RunDirectory.create(config.directory, config_yaml=config.to_yaml(), manifest=registry.manifest())
+        return _execute(config, directory, registry, profile=profile)
+    directory = RunDirectory.claim(config.directory)
+    with directory.closed_on_failure():
+        if directory.begun:
+            _prepare_resume(config, directory, registry, allowed)
+        else:
+            directory.begin(config_yaml=config.to_yaml(), manifest=registry.manifest())
+    return _execute(config, directory, registry, allowed, profile=profile)
 
 
 def resume(run_dir: str, overrides: Sequence[str], *, allowed: Sequence[str] = (), profile: bool = False) -> int:
     """Continue a run from its newest complete checkpoint; ``allowed`` and ``profile`` as for :func:`run`."""
     registry = load_registry()
-    return _resume(_config_of(run_dir, overrides, registry), registry, allowed, profile=profile)
+    directory = RunDirectory.open(run_dir)
+    with directory.closed_on_failure():
+        config = _config_of(run_dir, overrides, registry)
+        if os.path.realpath(config.directory) != os.path.realpath(run_dir):
+            raise ConfigError(
+                f"run.directory={config.directory} is not the run that is resumed\n"
+                f"    move the whole folder instead: mv {run_dir} NEW_PLACE, then: rl resume NEW_PLACE"
+            )
+        _prepare_resume(config, directory, registry, allowed)
+    return _execute(config, directory, registry, allowed, profile=profile)
 
 
 def evaluate(path: str, overrides: Sequence[str]) -> int:
@@ -76,8 +92,7 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
         stage, policy_path = config.stages[-1], None
     if not stage.evaluators:
         raise ConfigError(f"{path}: there are no evaluators\n    add evaluators: [{{name: accuracy}}] and eval_data")
-    folder = Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S")
-    folder.mkdir(parents=True)
+    folder = _new_folder(Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S"))
     with _logging(folder, config), _assembled(stage, config, registry, folder, policy_path=policy_path) as parts:
         parts.publish_weights(0)
         with working("evaluating"):
@@ -102,29 +117,24 @@ def export(run_dir: str, *, step: int | None = None, stage: str | None = None, t
         _say(f"already exported: {target}")
         return 0
     require_writable(target)
-    store = CheckpointStore.of(folder / "checkpoints", chosen.run)
-    source = store.at(step) if step is not None else store.latest()
-    if source is None:
-        raise RLError(f"{run_dir}: stage {chosen.name!r} has no complete checkpoint to export yet")
+    store = CheckpointStore.of(folder, chosen.run, stage=chosen.name, owner=False)
     logs = Path(config.directory) / "logs"
-    with _logging(logs, config), _assembled(chosen, config, registry, folder, training=True) as parts:
-        parts.policy.restore(str(source / parts.policy.role.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        parts.export(target)
+    with store.reading(step) as source:  # a run that goes on does not remove it
+        if source is None:
+            raise RLError(f"{run_dir}: stage {chosen.name!r} has no complete checkpoint to export yet")
+        with _logging(logs, config), _assembled(chosen, config, registry, folder, training=True) as parts:
+            parts.policy.restore(str(source / parts.policy.role.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            parts.export(target)
     _say(f"exported {source.name} of stage {chosen.name!r}: {target}")
     return 0
 
 
-def _resume(config: RunConfig, registry: Registry, allowed: Sequence[str], *, profile: bool) -> int:
-    directory = RunDirectory.open(config.directory)
-    try:
-        with _logging(directory.logs, config):
-            refuse_corrupting(_changes(config, directory, registry), allowed, directory.path)
-            directory.replace_config(config.to_yaml())
-    except BaseException:
-        directory.close()
-        raise
-    return _execute(config, directory, registry, allowed, profile=profile)
+def _prepare_resume(config: RunConfig, directory: RunDirectory, registry: Registry, allowed: Sequence[str]) -> None:
+    refuse_special_files(directory.path)
+    with _logging(directory.logs, config):
+        refuse_corrupting(_changes(config, directory, registry), allowed, directory.path)
+        directory.replace_config(config.to_yaml())
 
 
 def _changes(config: RunConfig, directory: RunDirectory, registry: Registry) -> list[Change]:
@@ -159,8 +169,24 @@ def _config_of(run_dir: str, overrides: Sequence[str], registry: Registry) -> Ru
     path = Path(run_dir) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir} is not a run directory (it has no config.yaml)\n    list runs with: rl runs")
+    refuse_special_files(Path(run_dir))
     place = f"run.directory={Path(run_dir).resolve()}"  # it may have been moved since it was made
     return load_config(str(path), [place, *overrides], registry)
+
+
+def _new_folder(wanted: Path) -> Path:
+    """Make ``wanted``, or one with ``-2``, ``-3``, … at the end where another process was faster."""
+    folder, number = wanted, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        else:
+            return folder
 
 
 def _export_of(config: RunConfig, stage: StageConfig) -> str:

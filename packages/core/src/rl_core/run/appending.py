@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rl_core.io.files import open_regular
+
 logger = logging.getLogger("rl")
 
 MOST_WAITING_BYTES = 64 * 2**20
@@ -86,7 +88,7 @@ class AppendedFile:
             logger.warning("%s: the last %s lost: the disk is full", self.path, lines)
 
     def _open(self) -> int:
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        file = open_regular(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
             self._waiting.insert(0, (None, b"\n"))

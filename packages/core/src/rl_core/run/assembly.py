@@ -32,6 +32,7 @@ from rl_core.run.colocation import Colocation
 from rl_core.run.driver import DriverParts
 from rl_core.run.generation import load_generators, sampling_of, transport_of
 from rl_core.run.generation_config import add_end_tokens
+from rl_core.run.manifest import fsync_all
 from rl_core.run.progress import working
 from rl_core.transports.object_store import WeightTransport
 
@@ -130,10 +131,11 @@ class Assembly:
         temporary = target.with_name(f".tmp-{target.name}")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            temporary.mkdir(parents=True)
+            temporary.mkdir()
             self.policy.export(str(temporary))
             self.driver.tokenizer.save(str(temporary))
             add_end_tokens(temporary, end_token_ids(self.driver.tokenizer))
+            fsync_all(temporary)  # that the stage has finished is written next
         except (OSError, RLError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             full = os.strerror(errno.ENOSPC)
@@ -143,9 +145,12 @@ class Assembly:
                     "    make room, then make it with: rl resume RUN_DIR (or rl export RUN_DIR)"
                 ) from error
             raise
+        replaced = target.with_name(f".old-{target.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(replaced)  # and not removed in its place, where half of it would look like a model
         temporary.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def policy_role(algorithm: Algorithm) -> Role:

@@ -7,42 +7,49 @@
     status.json      what the run is doing     logs/            rl.log, a log per worker, Ray's own
     checkpoints/     of the stage              export/          Hugging Face folder of the result
     profile/         with --profile: where the time of the steps goes, and traces
-    stages/NAME/     the last three, per stage, where the config has stages
+    saved.json       the newest step that was saved      finished.json    steps, when the stage has finished
+    stages/NAME/     the last five, per stage, where the config has stages
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rl_core.config.redaction import hide_secrets
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError, StorageError
+from rl_core.io.files import open_regular, parse_object, read_object, read_regular, special_files, write_atomic
+from rl_core.run.lock import LOCK, FolderLock
 
 logger = logging.getLogger(__name__)
 
-_BEFORE = frozenset({"logs", ".lock", "plugins.json", "plugins.json.tmp", "config.yaml.tmp"})
+CONFIG = "config.yaml"
+_STATUS = "status.json"
+_LOGS = "logs"
+_BEFORE = frozenset({_LOGS, LOCK, "plugins.json", "plugins.json.tmp", "config.yaml.tmp"})
 """What a run that was killed before it wrote config.yaml leaves; a new one may take the folder."""
+_MOST_SHOWN = 5
 
 
 class RunDirectory:
-    """A run's folder on disk, locked for one process."""
+    """A run's folder on disk, locked for one process: first it is locked, then it is looked at."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lock: Any = None
+    def __init__(self, lock: FolderLock) -> None:
+        self.path = lock.path
+        self._lock = lock
         self._status: dict[str, Any] = {}
         self._status_is_old = False
 
     @property
     def logs(self) -> Path:
-        return self.path / "logs"
+        return self.path / _LOGS
 
     @property
     def metrics(self) -> Path:
@@ -53,26 +60,32 @@ class RunDirectory:
         """Start a new run directory.
 
         Raises:
-            ConfigError: it already holds something; nothing is touched.
+            ConfigError: it already holds something, or another process is working in it; nothing is touched.
             EnvironmentProblem: it cannot be written.
         """
-        run = cls(path)
-        if run.path.exists() and (not run.path.is_dir() or any(p.name not in _BEFORE for p in run.path.iterdir())):
-            raise ConfigError(
-                f"the run directory {run.path} already exists\n"
-                f"    continue it:  rl resume {run.path}\n"
-                "    or start another:  add run.name=NEW_NAME to the command"
-            )
+        run = cls.claim(path)
+        with run.closed_on_failure():
+            if run.begun:
+                raise _exists(run.path)
+            run.begin(config_yaml=config_yaml, manifest=manifest)
+        return run
+
+    @classmethod
+    def claim(cls, path: str | Path) -> RunDirectory:
+        """Lock a run directory, or a place for one, which :attr:`begun` tells.
+
+        Raises: as :meth:`create`, but not for a run that is there.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or _is_foreign(path)):
+            raise _exists(path)
         try:
-            run.logs.mkdir(parents=True, exist_ok=True)
-            run._acquire()
-            write_atomic(run.path / "plugins.json", json.dumps(dict(manifest), indent=2) + "\n")
-            write_atomic(run.path / "config.yaml", config_yaml)  # last: from here on it is a run directory
+            run = cls(FolderLock.take(path, make=True))
         except OSError as error:
-            raise EnvironmentProblem(
-                f"cannot write the run directory {run.path}: {error.strerror or error}\n"
-                "    choose another with run.directory=PATH"
-            ) from error
+            raise _unwritable(path, error, "\n    choose another with run.directory=PATH") from error
+        with run.closed_on_failure():
+            if _is_foreign(path):
+                raise _exists(path)
         return run
 
     @classmethod
@@ -80,38 +93,76 @@ class RunDirectory:
         """Continue in an existing run directory.
 
         Raises:
-            ConfigError: there is no run, or another process is working in it.
+            ConfigError: there is no run, another process is working in it, or it holds files that no run makes.
+            EnvironmentProblem: it cannot be written.
         """
-        run = cls(path)
-        if not (run.path / "config.yaml").is_file():
-            raise ConfigError(f"{run.path} is not a run directory (it has no config.yaml)\n    list runs with: rl runs")
+        path = Path(path)
+        if not path.is_dir():
+            raise _no_run(path)
         try:
-            run.logs.mkdir(exist_ok=True)
-            run._acquire()
+            run = cls(FolderLock.take(path))
         except OSError as error:
-            raise EnvironmentProblem(f"cannot write the run directory {run.path}: {error.strerror or error}") from error
+            raise _unwritable(path, error) from error
+        with run.closed_on_failure():
+            if not run.begun:
+                raise _no_run(path)
+            refuse_special_files(path)
+            try:
+                run.logs.mkdir(exist_ok=True)
+            except OSError as error:
+                raise _unwritable(path, error) from error
         return run
 
-    def _acquire(self) -> None:
-        lock = (self.path / ".lock").open("a+")
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run: its config.yaml is written."""
+        return (self.path / CONFIG).is_file()
+
+    def begin(self, *, config_yaml: str, manifest: Mapping[str, str]) -> None:
+        """Make the claimed folder a run directory.
+
+        Raises:
+            ConfigError: it holds files that no run makes.
+            EnvironmentProblem: it cannot be written.
+        """
+        refuse_special_files(self.path)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise ConfigError(
-                f"another process is running in {self.path}\n    see: rl runs {self.path.parent}"
-            ) from None
-        self._lock = lock
+            self.logs.mkdir(exist_ok=True)
+            write_atomic(self.path / "plugins.json", json.dumps(dict(manifest), indent=2) + "\n")
+            write_atomic(self.path / CONFIG, config_yaml)  # last: from here on it is a run directory
+        except OSError as error:
+            raise _unwritable(self.path, error, "\n    choose another with run.directory=PATH") from error
 
     def close(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
+
+    @contextmanager
+    def closed_on_failure(self) -> Iterator[None]:
+        """Release the lock where the block fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def require_intact(self) -> None:
+        """Look whether the folder is still there; to be called before and after anything is written by its path.
+
+        Raises:
+            RLError: it was removed, moved, replaced or emptied meanwhile.
+        """
+        lost = self._lock.lost()
+        if lost is None and not self.begun:
+            lost = "was emptied", None
+        if lost is not None:
+            what, place = lost
+            advice = f"continue it there: rl resume {place}" if place else "start the run again in a new directory"
+            raise RLError(f"the run directory {self.path} {what} while the run was working in it\n    {advice}")
 
     def replace_config(self, config_yaml: str) -> None:
         """Write another config.yaml; the one before is kept beside it, named by the time."""
-        saved = self.path / "config.yaml"
+        saved = self.path / CONFIG
         if saved.read_text(encoding="utf-8") != config_yaml:
             kept = self.path / f"config.{time.strftime('%Y%m%d-%H%M%S')}.yaml"
             write_atomic(kept, saved.read_text(encoding="utf-8"))
@@ -120,24 +171,28 @@ class RunDirectory:
     def status(self, **changes: Any) -> None:
         """Update status.json (``status``, ``stage``, ``step``, ``error``; the process id is added).
 
-        A full disk does not stop a run here; it is told once.
+        It goes where the folder is now, if that was moved, too. A full disk does not stop a run here; it is told once.
         """
         if changes.get("error"):
             changes["error"] = hide_secrets(str(changes["error"]))
         self._status |= {"pid": os.getpid(), **changes}
         try:
-            write_atomic(self.path / "status.json", json.dumps(self._status) + "\n", durable=False)
+            write_atomic(Path(_STATUS), json.dumps(self._status) + "\n", durable=False, dir_fd=self._lock.fd)
             self._status_is_old = False
         except OSError as error:
             if not self._status_is_old:
-                logger.warning("cannot write %s: %s", self.path / "status.json", error.strerror or error)
+                logger.warning("cannot write %s: %s", self.path / _STATUS, error.strerror or error)
             self._status_is_old = True
+
+    def ended_well(self) -> bool:
+        """Whether the run wrote that it has finished; a kill may come before that."""
+        return read_status(self.path).get("status") == "finished"
 
     def last_step(self, stage: str) -> int:
         """The newest step that ``stage`` logged; 0 where there is none."""
         newest = 0
         for row in self._rows():
-            if row.get("stage") == stage and isinstance(row.get("step"), int):
+            if row.get("stage") == stage and type(row.get("step")) is int:
                 newest = max(newest, row["step"])
         return newest
 
@@ -145,11 +200,9 @@ class RunDirectory:
         """The rows of metrics.jsonl, without one that a crash cut short."""
         if not self.metrics.exists():
             return
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in _lines(self.metrics):
             with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict):
-                    yield row
+                yield parse_object(line)
 
     def last_metrics(self, stage: str) -> dict[str, float]:
         """The newest value of each metric that ``stage`` logged."""
@@ -184,44 +237,59 @@ class RunDirectory:
                 continue
             kept: list[str] = []
             dropped: list[str] = []
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            for line in _lines(path):
                 (kept if _belongs(line, stage, step) else dropped).append(line)
             if dropped:
-                with (self.path / f"{name}.discarded.jsonl").open("a", encoding="utf-8") as discarded:
+                target = open_regular(self.path / f"{name}.discarded.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+                with os.fdopen(target, "a", encoding="utf-8") as discarded:
                     discarded.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
                 write_atomic(path, "".join(kept))
                 moved += len(dropped) if name == "metrics" else 0
         return moved
 
 
+def _lines(path: Path) -> list[str]:
+    # Of bytes only a newline ends a line; of text U+2028 does, too, which JSON leaves as it is inside of strings.
+    return [line.decode("utf-8", errors="replace") for line in read_regular(path).splitlines(keepends=True)]
+
+
 def _belongs(line: str, stage: str, step: int) -> bool:
     try:
-        row = json.loads(line)
+        row = parse_object(line)
     except ValueError:
         return False
-    return not isinstance(row, dict) or row.get("stage") != stage or row.get("step", 0) <= step
-
-
-def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace a file's content so that a crash leaves the old or the new text, never a mixture.
-
-    ``durable=False`` spares the fsync: a power cut may then lose the newest text.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    at = row.get("step", 0)
+    return row.get("stage") != stage or (isinstance(at, int) and at <= step)
 
 
 def read_status(path: Path) -> dict[str, Any]:
     """status.json, or an empty dict where a crash or a foreign folder left none."""
     try:
-        return json.loads((path / "status.json").read_text())
+        return read_object(path / _STATUS)
     except (OSError, ValueError):
         return {}
+
+
+def refuse_special_files(path: Path) -> None:
+    """Refuse a run directory with files that no run makes and that could hang a reader or lead elsewhere.
+
+    ``logs/`` is left out, where Ray's own logs are linked.
+
+    Raises:
+        ConfigError: pipes, sockets, devices or links to outside of it; the message lists them.
+        EnvironmentProblem: it cannot be read.
+    """
+    try:
+        found = sorted(special_files(path, without=frozenset({_LOGS})))
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+    if found:
+        shown = [f"    {where}: {what}" for where, what in found[:_MOST_SHOWN]]
+        shown += [f"    and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
+        raise ConfigError(
+            "\n".join([f"the run directory {path} holds what no run writes", *shown])
+            + "\n    remove it, or put the files themselves there; run.directory may be a link, nothing inside of it"
+        )
 
 
 def require_writable(path: Path) -> None:
@@ -230,5 +298,26 @@ def require_writable(path: Path) -> None:
     Raises:
         RLError: it exists already; nothing is overwritten.
     """
-    if path.exists() and any(path.iterdir()):
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
         raise RLError(f"{path} already exists and is not empty\n    choose another folder with --to")
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a folder holds something, and that is neither a run nor what is left of the beginning of one."""
+    return not (path / CONFIG).is_file() and any(entry.name not in _BEFORE for entry in path.iterdir())
+
+
+def _exists(path: Path) -> ConfigError:
+    return ConfigError(
+        f"the run directory {path} already exists\n"
+        f"    continue it:  rl resume {path}\n"
+        "    or start another:  add run.name=NEW_NAME to the command"
+    )
+
+
+def _no_run(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is not a run directory (it has no {CONFIG})\n    list runs with: rl runs")
+
+
+def _unwritable(path: Path, error: OSError, advice: str = "") -> EnvironmentProblem:
+    return EnvironmentProblem(f"cannot write the run directory {path}: {error.strerror or error}{advice}")

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.errors import RLError, StorageError
-from rl_core.run.checkpoint import CheckpointStore, RunState, read_state, training_goes_on
+from rl_core.run.checkpoint import CheckpointStore, training_goes_on
 from rl_core.run.evaluation import due, evaluate
 from rl_core.run.loggers import Loggers
 from rl_core.run.phases import SAMPLING, Phases, sampling_parts
 from rl_core.run.signals import StopRequest
+from rl_core.run.state import RunState, read_state
 from rl_core.run.updates import Update, Updates
 
 if TYPE_CHECKING:
@@ -171,9 +172,22 @@ class Loop:
         for model in self.parts.models.values():
             if model.role.trainable:
                 model.restore(str(self.resume_from / model.role.name))
-        self.parts.driver.algorithm.load_state(state.algorithm)
+        self._load_algorithm(state)
         logger.info("%s: continuing after step %d", stage, state.step)
         return state
+
+    def _load_algorithm(self, state: RunState) -> None:
+        try:
+            self.parts.driver.algorithm.load_state(state.algorithm)
+        except RLError:
+            raise
+        except Exception as error:
+            name = self.parts.stage.algorithm.name
+            raise RLError(
+                f"algorithm {name!r} cannot continue from its state in {self.resume_from}: "
+                f"{type(error).__name__}: {error}\n"
+                "    install the version that wrote it (plugins.json), or start a new run"
+            ) from error
 
     def _evaluate_before(self, done: int) -> list[dict[str, Any]]:
         """The evaluation before training, as step 0; a resumed run has it already."""

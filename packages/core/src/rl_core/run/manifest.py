@@ -1,7 +1,7 @@
 """A checkpoint's list of its files, with sizes and checksums: what makes a damaged one known as such.
 
 It is written last. Its own content is checksummed too, and files that it does not list are damage like files that
-are missing.
+are missing. It names the stage and the step, so that a folder that was renamed is known as well.
 """
 
 from __future__ import annotations
@@ -11,16 +11,34 @@ import os
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rl_core.io.files import open_regular, parse_object, read_regular
+
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
+"""Format 2 names neither stage nor step."""
 _BLOCK_BYTES = 1 << 22
 _THREADS = 8
 
 
-def write_manifest(folder: Path) -> None:
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        files: ``{"bytes", "crc32"}`` by the file's name in the folder.
+        stage, step: what it is the checkpoint of; None in those of older versions.
+    """
+
+    files: dict[str, dict[str, int]]
+    stage: str | None = None
+    step: int | None = None
+
+
+def write_manifest(folder: Path, *, stage: str, step: int) -> None:
     """List every file of ``folder``, and put the files, the manifest and the folders on disk (fsync).
 
     Raises:
@@ -30,19 +48,18 @@ def write_manifest(folder: Path) -> None:
     for path in files:
         fsync(path)
     listed = dict(zip((_name(p, folder) for p in files), _described(files), strict=True))
-    content = {"format": FORMAT, "files": listed, "crc32": _own_checksum(listed)}
+    content: dict[str, Any] = {"format": FORMAT, "stage": stage, "step": step, "files": listed}
+    content["crc32"] = _own_checksum(content)
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     fsync(manifest)
-    for inner in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
-        fsync(inner)
-    fsync(folder)
+    _fsync_folders(folder)
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, naming the file, or None. Every byte is read."""
     try:
-        listed = read_manifest(folder)
+        listed = read_manifest(folder).files
         found = {_name(p, folder): p for p in folder.rglob("*") if not p.is_dir()}
         found.pop(MANIFEST, None)
         for name in listed:
@@ -51,7 +68,7 @@ def damage(folder: Path) -> str | None:
         for name in sorted(found):
             if name not in listed:
                 return f"{name} is not in {MANIFEST}"
-            size, wanted = found[name].stat().st_size, listed[name]["bytes"]
+            size, wanted = found[name].stat(follow_symlinks=False).st_size, listed[name]["bytes"]
             if size != wanted:
                 return f"{name} has {size} bytes instead of {wanted}"
         for name, now in zip(listed, _described(found[name] for name in listed), strict=True):
@@ -65,38 +82,65 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def read_manifest(folder: Path) -> dict[str, dict[str, int]]:
-    """File → ``{"bytes", "crc32"}``.
+def read_manifest(folder: Path) -> Manifest:
+    """What the manifest of a checkpoint says, compared with its own checksum.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or of an unknown format; names the key.
     """
+    text = read_regular(folder / MANIFEST)
     try:
-        text = (folder / MANIFEST).read_bytes()
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_object(text)
+    except ValueError as error:
         raise ValueError(f"{MANIFEST} is damaged: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+    version = content.get("format")
+    if type(version) is not int or version not in (2, FORMAT):
+        raise ValueError(f"{MANIFEST} has the format {version!r}, and this version reads 2 and {FORMAT}")
+    listed = content.get("files")
+    if not isinstance(listed, dict):
         raise ValueError(f"{MANIFEST} is damaged: it lists no files")
-    listed: dict[str, Any] = content["files"]
-    if content.get("crc32") != _own_checksum(listed) or content.get("format") != FORMAT:
+    if content.pop("crc32", None) != _own_checksum(content if version > 2 else listed):
         raise ValueError(f"{MANIFEST} does not match its own checksum")
     for name, facts in listed.items():
-        inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        if not inside or not isinstance(facts, dict) or set(facts) != {"bytes", "crc32"}:
+        path = PurePosixPath(name)
+        inside = name.isprintable() and not path.is_absolute() and ".." not in path.parts
+        if not inside or not _are_facts(facts):
             raise ValueError(f"{MANIFEST} is damaged: it lists {name!r}")
     if not text.endswith(b"\n"):
         raise ValueError(f"{MANIFEST} is damaged: its last line has no end")
-    return listed
+    if version == 2:
+        return Manifest(listed)
+    stage, step = content.get("stage"), content.get("step")
+    if not isinstance(stage, str) or type(step) is not int:
+        raise ValueError(f"{MANIFEST} is damaged: stage {stage!r} and step {step!r} are no name and number")
+    return Manifest(listed, stage, step)
 
 
 def size_of(folder: Path) -> int:
     """Bytes of all files that the manifest lists; 0 where it cannot be read."""
     try:
-        return sum(facts["bytes"] for facts in read_manifest(folder).values())
+        return sum(facts["bytes"] for facts in read_manifest(folder).files.values())
     except (OSError, ValueError):
         return 0
+
+
+def fsync_all(folder: Path) -> None:
+    """Have the system put all files and folders in ``folder`` on disk.
+
+    Raises:
+        OSError: it cannot.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            fsync(path)
+    _fsync_folders(folder)
+
+
+def _fsync_folders(folder: Path) -> None:
+    for inner in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+        fsync(inner)
+    fsync(folder)
 
 
 def fsync(path: Path) -> None:
@@ -115,15 +159,23 @@ def _described(files: Iterable[Path]) -> list[dict[str, int]]:
 
 def _describe(path: Path) -> dict[str, int]:
     size = checksum = 0
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         while block := file.read(_BLOCK_BYTES):
             size += len(block)
             checksum = zlib.crc32(block, checksum)
     return {"bytes": size, "crc32": checksum}
 
 
-def _own_checksum(listed: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(listed, sort_keys=True).encode())
+def _are_facts(facts: Any) -> bool:
+    return (
+        isinstance(facts, dict)
+        and set(facts) == {"bytes", "crc32"}
+        and all(type(value) is int and value >= 0 for value in facts.values())
+    )
+
+
+def _own_checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _name(path: Path, folder: Path) -> str:

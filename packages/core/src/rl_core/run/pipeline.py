@@ -19,9 +19,10 @@ from rl_core.config.gates import gate_failure
 from rl_core.config.redaction import redact
 from rl_core.contracts.logger import RunInfo
 from rl_core.errors import Interrupted, RLError, WorkerDied
+from rl_core.io.files import read_object, write_atomic
 from rl_core.run.assembly import assemble
-from rl_core.run.checkpoint import CheckpointStore, read_state
-from rl_core.run.directory import RunDirectory, write_atomic
+from rl_core.run.checkpoint import CheckpointStore
+from rl_core.run.directory import RunDirectory
 from rl_core.run.driver import DriverParts, driver_parts
 from rl_core.run.loggers import Loggers, build_loggers
 from rl_core.run.loop import Loop, LoopHooks
@@ -29,8 +30,9 @@ from rl_core.run.phases import Phases
 from rl_core.run.profile import Profile, Report, free_folder
 from rl_core.run.progress import working
 from rl_core.run.recovery import Recovery
-from rl_core.run.resuming import announce, starting_point
+from rl_core.run.resuming import announce, newest_checkpoint, starting_point
 from rl_core.run.signals import StopRequest, listen, stop_on_interrupt
+from rl_core.run.state import read_state
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig, StageConfig
@@ -85,7 +87,7 @@ class Pipeline:
             RLError: nothing is left to train, a stage failed, or the user interrupted.
         """
         unfinished = [s for s in self._config.stages if not self._finished(s)]
-        if not unfinished:
+        if not unfinished and not self._lacks_only_its_end():
             raise RLError(
                 f"nothing to do: every stage of {self._directory.path} has finished\n"
                 "    train on with: rl resume RUN_DIR run.steps=MORE (see also rl eval, rl export)"
@@ -95,9 +97,10 @@ class Pipeline:
         )
         status = "failed"
         try:
-            limits = [stage.run.save_before_timeout for stage in self._config.stages]
-            with stop_on_interrupt(min((limit for limit in limits if limit is not None), default=None)) as stop:
-                self._run_stages(unfinished, stop)
+            if unfinished:
+                self._train(unfinished)
+            else:
+                logger.warning("every stage has finished already; the run ended before it wrote so")
             status = "finished"
         except BaseException as error:
             status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
@@ -108,6 +111,18 @@ class Pipeline:
             self._call("on_run_end", status=status)
         self._directory.status(status="finished", error=None)
         return self._outcome
+
+    def _train(self, stages: list[StageConfig]) -> None:
+        limits = [stage.run.save_before_timeout for stage in self._config.stages]
+        try:
+            with stop_on_interrupt(min((limit for limit in limits if limit is not None), default=None)) as stop:
+                self._run_stages(stages, stop)
+        except Interrupted:
+            raise
+        except Exception:
+            self._directory.require_intact()  # what failed may have failed because the directory is gone
+            raise
+        self._directory.require_intact()
 
     def _run_stages(self, stages: list[StageConfig], stop: StopRequest) -> None:
         run = self._config.stages[0].run
@@ -140,7 +155,7 @@ class Pipeline:
 
     def _starting_point(self, stage: StageConfig, driver: DriverParts) -> tuple[Path | None, int]:
         """The checkpoint to continue from and its step; what it cannot continue from is found before Ray starts."""
-        latest = self._checkpoints(stage).latest()
+        latest = self._newest(stage)
         state = starting_point(
             stage,
             latest,
@@ -168,15 +183,20 @@ class Pipeline:
                 return self._run_stage(stage, driver, pool, loggers, stop, start)
             except WorkerDied as death:
                 pool.close()  # the other ranks may hang in an exchange with the dead one
-                latest = self._checkpoints(stage).latest()
+                self._directory.require_intact()
+                latest = self._newest(stage)
                 saved = read_state(latest).step if latest else None
                 self._recovery.absorb(death, stage, saved=saved)
                 self._directory.status(failures=self._recovery.failures)
                 driver = driver_parts(stage, self._registry, loaded=driver)
                 start = latest, saved or 0
 
+    def _newest(self, stage: StageConfig) -> Path | None:
+        return newest_checkpoint(self._checkpoints(stage), stage, directory=self._directory.path, allowed=self._allowed)
+
     def _checkpoints(self, stage: StageConfig) -> CheckpointStore:
-        return CheckpointStore.of(Path(self._config.stage_directory(stage.name)) / "checkpoints", stage.run)
+        folder = Path(self._config.stage_directory(stage.name))
+        return CheckpointStore.of(folder, stage.run, stage=stage.name, guard=self._directory.require_intact)
 
     def _run_stage(
         self,
@@ -221,9 +241,11 @@ class Pipeline:
         if profile is not None and profile.report is not None:
             self._outcome.profiles.append(profile.report)
         self._check_gates(stage)
+        self._directory.require_intact()
         if stage.run.steps:
             with working(f"{stage.name}: exporting the model"):
                 parts.export(folder / "export")
+        self._directory.require_intact()
         write_atomic(folder / FINISHED, json.dumps({"steps": stage.run.steps}) + "\n")
 
     def _check_gates(self, stage: StageConfig) -> None:
@@ -236,11 +258,28 @@ class Pipeline:
             )
 
     def _finished(self, stage: StageConfig) -> bool:
+        steps = self._finished_steps(stage)
+        return steps is not None and steps >= stage.run.steps
+
+    def _finished_steps(self, stage: StageConfig) -> int | None:
+        """The steps that a stage had trained when it finished, None where it has not."""
+        file = Path(self._config.stage_directory(stage.name)) / FINISHED
         try:
-            marker = json.loads((Path(self._config.stage_directory(stage.name)) / FINISHED).read_text())
-        except (OSError, ValueError):
-            return False
-        return marker["steps"] >= stage.run.steps
+            steps = read_object(file).get("steps")
+            if type(steps) is not int:
+                raise ValueError(f"steps must be a whole number, not {steps!r}")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("%s is damaged (%s), so the stage is taken for one that has not finished", file, error)
+            return None
+        return steps
+
+    def _lacks_only_its_end(self) -> bool:
+        """Whether the last stage finished as the config has it, and the run was killed before it wrote that it had."""
+        last = self._config.stages[-1]
+        exported = last.run.steps == 0 or Path(self._config.export_directory(last.name)).is_dir()
+        return exported and self._finished_steps(last) == last.run.steps and not self._directory.ended_well()
 
     def _info(self, stage: StageConfig, first_step: int) -> RunInfo:
         return RunInfo(
@@ -261,6 +300,7 @@ class Pipeline:
             self._outcome.metrics.setdefault(stage.name, {}).update(metrics)
             now = time.monotonic()
             if now - last_written > _STATUS_EVERY_S or step == stage.run.steps:
+                self._directory.require_intact()
                 self._directory.status(status="running", stage=stage.name, step=step)
                 last_written = now
             self._call("on_step_end", stage=stage.name, step=step, metrics=metrics)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.errors import Interrupted, WorkerDied
-from rl_core.run.directory import write_atomic
+from rl_core.io.files import write_atomic
 from rl_core.run.phases import LABELS, REST, TRAIN, Phases
 
 if TYPE_CHECKING:

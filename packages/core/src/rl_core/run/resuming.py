@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.errors import ConfigError, RLError
-from rl_core.run.checkpoint import RunState, read_state
+from rl_core.run.checkpoint import CheckpointStore
+from rl_core.run.state import RunState, read_state
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig, StageConfig
@@ -25,6 +26,8 @@ GUARDED: Mapping[str, str] = {
     "backend.name": "the checkpoint is in another backend's format",
 }
 """Keys (and all below them) that must not change under a run, and why."""
+RESTART = "restart"
+"""What ``--allow`` names to train a stage again whose checkpoints are gone."""
 _HARMLESS = ("model.trust_remote_code", "model.max_length")
 _NOT_COMPARED = ("run.directory", "run.name")
 
@@ -126,6 +129,28 @@ def refuse_corrupting(found: Sequence[Change], allowed: Sequence[str], directory
     raise ConfigError(
         "\n".join(lines)
         + f"\n    change it back, start a new run, or go on nevertheless with:  rl resume {directory} {allow}"
+    )
+
+
+def newest_checkpoint(
+    store: CheckpointStore, stage: StageConfig, *, directory: Path, allowed: Sequence[str] = ()
+) -> Path | None:
+    """The checkpoint to continue from, None where the stage has never saved one.
+
+    Raises:
+        RLError: it has, and none is left; or they are damaged, or not where they were written.
+    """
+    latest = store.latest()
+    if latest is not None or (lost := store.lost()) is None:
+        return latest
+    if is_allowed(RESTART, allowed):
+        logger.warning("%s: the checkpoint of step %d is gone; training from the start again", stage.name, lost)
+        store.forget()
+        return None
+    raise RLError(
+        f"stage {stage.name!r} had saved step {lost}, but there is no checkpoint in {store.folder}\n"
+        "    put it back, start a new run (run.name=NEW_NAME), or train this stage from its start again with:  "
+        f"rl resume {directory} --allow {RESTART}"
     )
 
 
