@@ -3,6 +3,7 @@
 ::
 
     config.yaml      the resolved config       metrics.jsonl    one object per step
+    secrets.json     secrets typed into it     environment.json marks of what came from ${env:…}
     plugins.json     installed plugin versions samples.jsonl    generated samples
     status.json      what the run is doing     logs/            rl.log, a log per worker, Ray's own
     checkpoints/     of the stage              export/          Hugging Face folder of the result
@@ -18,16 +19,17 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rl_core.config.redaction import hide_secrets
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError, StorageError
+from rl_core.run.beside import BESIDE
 
 logger = logging.getLogger(__name__)
 
-_BEFORE = frozenset({"logs", ".lock", "plugins.json", "plugins.json.tmp", "config.yaml.tmp"})
+_BEFORE = frozenset({"logs", ".lock", "plugins.json", "plugins.json.tmp", "config.yaml.tmp"}) | BESIDE
 """What a run that was killed before it wrote config.yaml leaves; a new one may take the folder."""
 
 
@@ -49,8 +51,15 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @classmethod
-    def create(cls, path: str | Path, *, config_yaml: str, manifest: Mapping[str, str]) -> RunDirectory:
-        """Start a new run directory.
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        config_yaml: str,
+        manifest: Mapping[str, str],
+        write_beside: Callable[[Path], None] = lambda folder: None,
+    ) -> RunDirectory:
+        """Start a new run directory; ``write_beside`` writes what config.yaml needs beside it, before it is there.
 
         Raises:
             ConfigError: it already holds something; nothing is touched.
@@ -67,6 +76,7 @@ class RunDirectory:
             run.logs.mkdir(parents=True, exist_ok=True)
             run._acquire()
             write_atomic(run.path / "plugins.json", json.dumps(dict(manifest), indent=2) + "\n")
+            write_beside(run.path)
             write_atomic(run.path / "config.yaml", config_yaml)  # last: from here on it is a run directory
         except OSError as error:
             raise EnvironmentProblem(
