@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from rl_core.config.document import MAX_VALUES, BrokenText, Node, children, plain
 from rl_core.config.findings import Findings, Path, dotted
 from rl_core.config.redaction import is_secret, remember_secrets
-from rl_core.config.secret_names import holds_secret, looks_like_credential
+from rl_core.config.secret_names import holds_secret, is_secret_variable, looks_like_credential
 from rl_core.config.secret_patterns import secret_spans
 from rl_core.config.secret_sources import NAME, SecretSource, SecretUnavailable, find_secret
 from rl_core.config.suggest import closest, did_you_mean
@@ -163,11 +163,15 @@ class Interpolator:
         value = self._environment(body, node, findings)
         if value is None:
             return None
-        names = [name, *(map(str, path) if path[:2] != _SOURCES else ())]
+        keys = [str(part) for part in path if is_secret(str(part))] if path[:2] != _SOURCES else []
+        names = [name] * is_secret_variable(name) + keys
 
         def is_one(value: str) -> bool:
-            named = any(is_secret(one) and holds_secret(one, value) for one in names)
-            return named or looks_like_credential(value) or bool(secret_spans(value))
+            return (
+                any(holds_secret(one, value) for one in names)
+                or looks_like_credential(value)
+                or bool(secret_spans(value))
+            )
 
         secret = is_one(value)
         if secret:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from rl_core.config.secret_names import holds_secret, is_path, is_secret
+from rl_core.config.secret_names import holds_secret, is_path, is_secret, is_secret_variable
 from rl_core.config.secret_patterns import EXPRESSION, Span, merged, secret_spans
 
 __all__ = [
@@ -122,7 +122,7 @@ def _masked(text: str, spans: list[Span]) -> str:
 
 
 def _values(more: Iterable[str] = ()) -> set[str]:
-    ours = {v for name, v in os.environ.items() if is_secret(name) and not is_path(v)}
+    ours = {v for name, v in os.environ.items() if is_secret_variable(name) and not is_path(v)}
     return {v for v in _known.union(ours, more) if len(v) >= SHORTEST and v not in MASKS}
 
 

@@ -22,6 +22,7 @@ _TOKENS_OF_SERVICES = re.compile(
     r"access|api|auth|bearer|bot|csrf|deploy|github|gitlab|hf|hub|id|jwt|oauth|personal|refresh|secret|security|service"
     r"|session|slack|user"
 )
+_PUBLIC_KEYS = {"PUBLIC", "GPG", "PUB", "SORT", "PRIMARY", "FOREIGN", "CACHE", "HOST"}
 _SPECIAL_TOKEN = re.compile(r"<[^<>]*>|\[[A-Za-z_ ]+\]|<\|.*\|>|</?\w+>")
 
 KNOWN_FORM = re.compile(
@@ -61,6 +62,12 @@ def is_secret(key: str) -> bool:
     if words[-1] == "token":
         return len(words) == 1 or words[-2] not in _TOKENS_OF_TEXT
     return words[-1] == "tokens" and (len(words) == 1 or _TOKENS_OF_SERVICES.fullmatch(words[-2]) is not None)
+
+
+def is_secret_variable(name: str) -> bool:
+    """Whether an environment variable by this name holds a secret: also ``OPENAI_KEY``, as keys of configs do not."""
+    words = name.upper().split("_")
+    return is_secret(name) or (words[-1] == "KEY" and len(words) > 1 and words[-2] not in _PUBLIC_KEYS)
 
 
 def holds_secret(key: str, value: object) -> bool:

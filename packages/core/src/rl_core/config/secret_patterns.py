@@ -104,8 +104,9 @@ def _is_value(text: str) -> bool:
 
 
 def _is_random(text: str) -> bool:
+    """No word: ``dXNlcjpw``, ``abc123``, or very long."""
     has_both = any(c.isdigit() for c in text) and any(c.isalpha() for c in text)
-    return has_both or len(text) >= 24
+    return has_both or len(text) >= 24 or re.search(r"[a-z][A-Z]", text) is not None
 
 
 def _without_expressions(text: str, span: Span) -> Iterator[Span]:

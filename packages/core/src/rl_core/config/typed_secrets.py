@@ -34,7 +34,7 @@ class Writer:
 
     Attributes:
         typed: the typed secrets by name.
-        given: keys → texts that came from ``${env:…}`` and are no secrets.
+        given: keys → values that came from ``${env:…}`` and are no secrets.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Writer:
             expression = ""
         if node is not None and expression and (for_reload or node.secret or _STAYS.search(expression)):
             if _STAYS.search(expression) and not node.secret:
-                self.given[dotted(path)] = str(node.value)
+                self.given[dotted(path)] = str(value)
             return self._without_typed(_from_here(expression, value, node), path, lambda text: text)
         if isinstance(value, str) and value in MASKS and node is not None and isinstance(node.value, str):
             value, key = str(node.value), key or _SECRET_TYPE  # what pydantic shows of a SecretStr
