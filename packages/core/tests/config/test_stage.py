@@ -141,7 +141,8 @@ def test_a_secret_typed_into_the_file_is_kept_apart_and_found_again(run_check, b
 def test_a_password_in_an_address_is_kept_apart_and_found_again(run_check, base, registry, folder):
     result = run_check(base, "run.address=ray://me:hunter2@host:10001")
     (problem,) = result.problems
-    assert str(problem) == f"command line: run.address: {TYPED}\n    write address: ${{secret:NAME}} or ${{env:NAME}}"
+    typed = "a secret is typed on the command line, which others on this machine and in Ray can read"
+    assert str(problem) == f"command line: run.address: {typed}\n    write address: ${{secret:NAME}} or ${{env:NAME}}"
     assert problem.severity == "warning"
     written = "ray://me:${secret:typed.run.address}@host:10001"
     assert result.config.stages[0].resolved["run"]["address"] == result.config.document["run"]["address"] == written

@@ -86,7 +86,10 @@ def hide_secrets(text: str, more: Iterable[str] = ()) -> str:
 
 def hide_known(text: str, more: Iterable[str] = ()) -> str:
     """``text`` with ``***`` for known secrets only: a text without one is returned as it is."""
-    values = _values(more)
+    return _hidden(text, _values(more))
+
+
+def _hidden(text: str, values: Iterable[str]) -> str:
     for _ in range(_MOST_PASSES):  # what stands around a mask may together be a secret again; each pass shortens it
         spans = known_spans(text, values)
         if not spans:
@@ -275,10 +278,11 @@ def mask_streams() -> None:
 
 def copy_masked(source: str, target: str) -> str:
     """Copy a log file without known secrets; for ``shutil.copytree(copy_function=…)``. Returns ``target``."""
+    values = _values()
     with (
         open(source, encoding="utf-8", errors="surrogateescape", newline="") as old,
         open(target, "w", encoding="utf-8", errors="surrogateescape", newline="") as new,
     ):
         for line in old:
-            new.write(hide_known(line))
+            new.write(_hidden(line, values))
     return target

@@ -64,6 +64,7 @@ def is_secret(key: str) -> bool:
     return words[-1] == "tokens" and (len(words) == 1 or _TOKENS_OF_SERVICES.fullmatch(words[-2]) is not None)
 
 
+@functools.lru_cache(4096)
 def is_secret_variable(name: str) -> bool:
     """Whether an environment variable by this name holds a secret: also ``OPENAI_KEY``, as keys of configs do not."""
     words = name.upper().split("_")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rl_core.config.document import BrokenText, Node, plain
-from rl_core.config.findings import Findings, Path, dotted
+from rl_core.config.findings import COMMAND_LINE, Findings, Path, dotted
 from rl_core.config.interpolate import escape
 from rl_core.config.redaction import MASKS, REDACTED, known_spans, named, remember_secrets
 from rl_core.config.secret_names import holds_secret
@@ -164,6 +164,8 @@ def check_typed(node: Node, findings: Findings) -> None:
             findings.add(node.where, node.path, message, fix=fix)
         elif (key and holds_secret(key, value)) or (isinstance(text, str) and secret_spans(text)):
             message = "a secret is typed into the config; the run directory keeps it in a file that only you may read"
+            if node.where.file == COMMAND_LINE:
+                message = "a secret is typed on the command line, which others on this machine and in Ray can read"
             findings.add(node.where, node.path, message, fix=fix, severity="warning")
 
     visit(node, plain(node), "")
