@@ -14,7 +14,7 @@ EXPRESSION = re.compile(r"(?<!\$)\$\{[^${}]*\}")
 """``${env:NAME}`` and the like: they name a secret without holding it."""
 
 _NOTHING = "\0"
-_USERINFO = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://([^\s/?#\"'<>|]*)@(?=[^\s@])")
+_USERINFO = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,30})://([^\s/?#\"'<>|]*)@(?=[^\s@])")
 _ALONE = frozenset(("http", "https", "ws", "wss", "ray", "grpc", "grpcs", "git+https", "git+http"))
 """Schemes of addresses in which a user without a password is a token, not the name of an account."""
 _IN_QUERY = re.compile(r"[?&;#]([\w.%\[\]-]+)=([^&;\s\"'<>#,)]+)")
@@ -27,7 +27,7 @@ _BEARER = re.compile(r"(?i)\b(?:bearer|basic)\s+([A-Za-z0-9._~+/=-]{8,})")
 _NAME = r"(?<![\w.?&;#-])-{0,2}([A-Za-z_][\w.-]*)"
 _ASSIGNED = re.compile(_NAME + r"\s?=\s?(?:\"([^\"\n]+)\"|'([^'\n]+)'|(?<==)([^\s,;&\"'()\[\]{}<>]+))")
 _QUOTED = re.compile(r"[\"']([\w.-]+)[\"']\s*:\s*(?:\"((?:[^\"\\\n]|\\.)+)\"|'((?:[^'\\\n]|\\.)+)')")
-_LINE = re.compile(r"(?m)^[\s>-]*([\w.-]+):[ \t]+[\"']?(\S+?)[\"']?[ \t]*$")
+_LINE = re.compile(r"(?m)^[ \t>-]*([\w.-]+):[ \t]+[\"']?(\S+?)[\"']?[ \t]*$")
 _OPTION = re.compile(r"(?<!\S)--?([A-Za-z][\w-]*)[ \t]+([^\s\"'-][^\s\"']{5,})")
 _KEY_BLOCK = re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(.*?)(?:-----END|\Z)", re.DOTALL)
 _HOOK = re.compile(r"https://(?:hooks\.slack\.com/\w+|discord(?:app)?\.com/api/webhooks)/([\w/-]+)")

@@ -170,7 +170,10 @@ def _kept(name: str, file: str) -> str | int | float:
     )
     if not os.path.lexists(file):
         raise lost
-    value = kept_secrets(file).get(name)
+    try:
+        value = kept_secrets(file).get(name)
+    except SecretUnavailable as error:  # where a group shares the run, it is somebody else's
+        raise SecretUnavailable(error.message, error.fix or lost.fix) from None
     if value is None:
         raise lost
     return value

@@ -41,7 +41,7 @@ def write_beside(folder: Path, config: RunConfig) -> None:
         try:
             earlier = dict(kept_secrets(str(file))) if os.path.lexists(file) else {}
         except SecretUnavailable as error:
-            fix = f"\n    {error.fix}" if error.fix else ""
+            fix = f"\n    {error.fix or 'write ${secret:NAME} or ${env:NAME} in their place'}"
             raise EnvironmentProblem(f"cannot keep the secrets that are typed into the config: {error}{fix}") from None
         if earlier | dict(config.typed_secrets) != earlier:
             write_secret_file(file, {"format": 1, "secrets": earlier | dict(config.typed_secrets)})
