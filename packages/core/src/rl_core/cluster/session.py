@@ -198,6 +198,12 @@ def _keep_logs(source: Path, target: Path) -> None:
         if target.is_symlink():
             target.unlink()
         left_out = shutil.ignore_patterns("old")
-        shutil.copytree(source, target, ignore=left_out, copy_function=copy_masked, dirs_exist_ok=True)
+        shutil.copytree(source, target, ignore=left_out, copy_function=_copy_masked, dirs_exist_ok=True)
     except (OSError, shutil.Error) as error:
         logger.warning("cannot copy Ray's logs from %s to %s: %s", source, target, error)
+
+
+def _copy_masked(source: str, target: str) -> str:
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        copy_masked(reader, writer)
+    return target

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, quote_plus
 
 from rl_core.config.secret_names import holds_secret, is_path, is_secret, is_secret_variable
@@ -276,13 +276,9 @@ def mask_streams() -> None:
         setattr(sys, name, MaskedText(raw, encoding="utf-8", errors="backslashreplace", write_through=True))  # type: ignore[arg-type]
 
 
-def copy_masked(source: str, target: str) -> str:
-    """Copy a log file without known secrets; for ``shutil.copytree(copy_function=…)``. Returns ``target``."""
+def copy_masked(reader: IO[bytes], writer: IO[bytes]) -> None:
+    """Copy the bytes of a log file without known secrets, line by line; like ``shutil.copyfileobj``."""
     values = _values()
-    with (
-        open(source, encoding="utf-8", errors="surrogateescape", newline="") as old,
-        open(target, "w", encoding="utf-8", errors="surrogateescape", newline="") as new,
-    ):
-        for line in old:
-            new.write(_hidden(line, values))
-    return target
+    for line in reader:
+        text = line.decode("utf-8", errors="surrogateescape")
+        writer.write(_hidden(text, values).encode("utf-8", errors="surrogateescape"))
