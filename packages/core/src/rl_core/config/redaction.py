@@ -57,6 +57,9 @@ _SHORTEST_LINE = 16
 _SHORTEST_BASE64 = 8
 _MOST_PASSES = 1000
 
+_WORDS = frozenset(("default", "disabled", "enabled", "example", "localhost", "password", "public", "secret"))
+"""Values of variables that are no secrets, whatever the variable is called."""
+
 _known: set[str] = set()
 """Of this process. Nothing takes a value out but :func:`forget_secrets`: an error may show it at any later time."""
 
@@ -126,6 +129,7 @@ def _masked(text: str, spans: list[Span]) -> str:
 
 def _values(more: Iterable[str] = ()) -> set[str]:
     ours = {v for name, v in os.environ.items() if is_secret_variable(name) and not is_path(v)}
+    ours -= _WORDS
     return {v for v in _known.union(ours, more) if len(v) >= SHORTEST and v not in MASKS}
 
 
