@@ -14,6 +14,7 @@ import pytest
 from commands import Command
 from hypothesis import HealthCheck, settings
 from rl_core.cluster.forkserver import instead_of_python, serving
+from rl_core.config.redaction import forget_secrets
 from support import EXAMPLES, environment
 
 # No test fails because the machine is busy, and every run of the suite tries the same examples.
@@ -75,6 +76,13 @@ def pytest_collection_modifyitems(config, items):
         return first.index(path.name) if path.name in first else len(first)
 
     items[:] = [item for path in sorted(files, key=rank) for item in files[path]]
+
+
+@pytest.fixture(autouse=True)
+def no_secrets():
+    """What one test has as a secret is an ordinary word in another."""
+    yield
+    forget_secrets()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -117,6 +118,22 @@ def test_an_unforeseen_failure_is_one_line_with_a_log(api, capsys):
     log = Path(found.group(1))
     assert "Traceback (most recent call last)" in log.read_text()
     log.unlink()
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_an_unforeseen_failure_shows_no_secret(api, capsys, monkeypatch, debug):
+    monkeypatch.setenv("ACME_TOKEN", "hunter22")
+    fail_with(api, KeyError("hunter22", "https://me:hunter33@host", {"api_key": "hunter44"}))
+    assert main(["run", "c.yaml", *debug]) == 1
+    printed = capsys.readouterr().err
+    text = printed
+    if not debug:
+        log = Path(re.search(r"log: (\S+)", printed)[1])
+        assert stat.S_IMODE(log.stat().st_mode) == 0o600
+        text += log.read_text()
+        log.unlink()
+    assert "hunter" not in text
+    assert "KeyError: ('***', 'https://me:***@host', {'api_key': '***'})" in text
 
 
 @pytest.mark.parametrize("line", ["--debug run c.yaml", "run c.yaml --debug"])

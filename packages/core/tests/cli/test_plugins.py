@@ -42,6 +42,17 @@ def test_components_and_plugins_are_listed_with_their_status_and_its_reason(inst
     assert printed.err == ""
 
 
+def test_a_plugin_that_names_a_secret_when_it_breaks_is_listed_without_it(install, monkeypatch, capsys):
+    monkeypatch.setenv("ACME_TOKEN", "hunter22")
+    install("rl-x-broken", "raise ValueError('hunter22 is refused at https://tok3n@host')")
+    for command in (["plugins"], ["plugins", "--json"], ["doctor", "--json"], ["runs", "nowhere"]):
+        main(command)
+        printed = capsys.readouterr()
+        assert "hunter22" not in printed.out + printed.err
+        assert "tok3n" not in printed.out + printed.err
+        assert "*** is refused at https://***@host" in printed.out + printed.err
+
+
 def test_the_same_as_json(install, capsys):
     install("rl-x-lake", PLUGIN, version="1.2")
     assert main(["plugins", "--json"]) == 0

@@ -88,6 +88,6 @@ def test_an_alias_is_the_key_that_is_known(problems_of, config_of, base):
 def test_a_secret_is_not_shown(problems_of, base):
     assert problems_of(base + "loggers:\n  - {name: remote, api_key: [hunter2]}\n") == [
         "c.yaml:7: loggers.0.api_key: must be text",
-        "c.yaml:7: loggers.0.api_key.0: a secret in the config is not written to the run directory, "
-        "so the run cannot be resumed\n    write api_key: ${env:NAME}",
+        "c.yaml:7: loggers.0.api_key.0: a secret is typed into the config; the run directory keeps it in a file that "
+        "only you may read\n    write api_key: ${secret:NAME} or ${env:NAME}",
     ]

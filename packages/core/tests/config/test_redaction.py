@@ -5,7 +5,14 @@ import sys
 
 import pytest
 from pydantic import SecretStr
-from rl_core.config.redaction import RedactingFormatter, hide_secrets, is_secret, redact, secret_values
+from rl_core.config.redaction import (
+    RedactingFormatter,
+    hide_secrets,
+    is_secret,
+    redact,
+    remember_secrets,
+    secret_values,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +31,20 @@ from rl_core.config.redaction import RedactingFormatter, hide_secrets, is_secret
         "accessToken",
         "secrets",
         "api_keys",
+        "Authorization",
+        "proxy-authorization",
+        "bearer",
+        "bearerToken",
+        "private_key",
+        "passphrase",
+        "tokens",
+        "access_tokens",
+        "AWS_SECRET_ACCESS_KEY",
+        "x-api-key",
+        "credentials",
+        "db_pwd",
+        "webhook_url",
+        "cookie",
     ],
 )
 def test_names_of_secrets(key):
@@ -43,6 +64,15 @@ def test_names_of_secrets(key):
         "key",
         "name",
         "secretary",
+        "PWD",
+        "token_file",
+        "api_key_env",
+        "private_key_path",
+        "AWS_ACCESS_KEY_ID",
+        "num_tokens",
+        "stop_tokens",
+        "tokens_per_second",
+        "SSH_AUTH_SOCK",
         "",
         "0",
     ],
@@ -99,6 +129,7 @@ def test_logs_hide_secrets_in_messages_and_tracebacks(monkeypatch):
     except ValueError:
         error = sys.exc_info()
     record = logging.LogRecord("rl", logging.ERROR, __file__, 1, "cannot log in with %s", ("hunter22",), error)
-    text = RedactingFormatter("%(levelname)s %(message)s", secrets=["hunter22"]).format(record)
+    remember_secrets(["hunter22"])
+    text = RedactingFormatter("%(levelname)s %(message)s").format(record)
     assert text.startswith("ERROR cannot log in with ***\nTraceback ")
     assert text.endswith("\nValueError: refused ***")

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import yaml
 from rl_core.config.check import check
+from rl_core.io.permissions import write_secret_file
 
 STAGES = """
 loggers:
@@ -106,40 +107,98 @@ def test_a_secret_variable_is_not_written_under_any_key(config_of, base, monkeyp
     assert "hunter2" not in str(config.stages[0].resolved)
 
 
-def test_a_secret_in_the_file_is_removed_and_its_absence_noticed(run_check, base, registry, folder):
+TYPED = "a secret is typed into the config; the run directory keeps it in a file that only you may read"
+
+
+def test_a_secret_typed_into_the_file_is_kept_apart_and_found_again(run_check, base, registry, folder):
     result = run_check(base + "loggers:\n  - name: remote\n    api_key: hunter2\n    password: hunter3\n")
-    warning = (
-        "a secret in the config is not written to the run directory, so the run cannot be resumed\n"
-        "    write {0}: ${{env:NAME}}"
-    )
+    fix = "\n    write {0}: ${{secret:NAME}} or ${{env:NAME}}"
     assert [(str(p), p.severity) for p in result.problems] == [
-        ("c.yaml:8: loggers.0.api_key: " + warning.format("api_key"), "warning"),
-        ("c.yaml:9: loggers.0.password: " + warning.format("password"), "warning"),
+        ("c.yaml:8: loggers.0.api_key: " + TYPED + fix.format("api_key"), "warning"),
+        ("c.yaml:9: loggers.0.password: " + TYPED + fix.format("password"), "warning"),
     ]
-    assert result.config.stages[0].loggers[0].config.api_key == "hunter2"
-    text = result.config.to_yaml()
-    assert "hunter" not in text
-    (folder / "config.yaml").write_text(text)
-    line = text.splitlines().index("  api_key: '***'") + 1
-    gone = "this secret was removed when the config was written down\n    write {0}: ${{env:NAME}}"
-    assert [str(p) for p in check("config.yaml", [], registry).problems] == [
-        f"config.yaml:{line}: loggers.0.api_key: " + gone.format("api_key"),
-        f"config.yaml:{line + 1}: loggers.0.password: " + gone.format("password"),
-    ]
+    config = result.config
+    assert config.stages[0].loggers[0].config.api_key == "hunter2"
+    text = config.to_yaml()
+    assert "hunter" not in text + str(config.document) + str(config.stages[0].resolved)
+    assert config.typed_secrets == {"typed.loggers.0.api_key": "hunter2", "typed.loggers.0.password": "hunter3"}
+    assert "api_key: ${secret:typed.loggers.0.api_key}" in text
+
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text(text)
+    line = text.splitlines().index("  api_key: ${secret:typed.loggers.0.api_key}") + 1
+    lost = str(check("run/config.yaml", [], registry).problems[0])
+    assert lost.startswith(f"run/config.yaml:{line}: loggers.0.api_key: the secret 'loggers.0.api_key' was typed into")
+    assert lost.endswith("\n    give it again: loggers.0.api_key=…, better as ${secret:NAME}")
+
+    write_secret_file(folder / "run" / "secrets.json", {"format": 1, "secrets": config.typed_secrets})
+    again = check("run/config.yaml", [], registry)
+    assert again.problems == ()
+    assert again.config.stages[0].loggers[0].config == config.stages[0].loggers[0].config
+    assert (again.config.to_yaml(), again.config.typed_secrets) == (text, {})
 
 
-def test_a_password_in_an_address_is_removed_and_its_absence_noticed(run_check, base, registry, folder):
+def test_a_password_in_an_address_is_kept_apart_and_found_again(run_check, base, registry, folder):
     result = run_check(base, "run.address=ray://me:hunter2@host:10001")
     (problem,) = result.problems
-    assert str(problem) == (
-        "command line: run.address: a secret in the config is not written to the run directory, so the run cannot be "
-        "resumed\n    write address: ${env:NAME}"
-    )
+    typed = "a secret is typed on the command line, which others on this machine and in Ray can read"
+    assert str(problem) == f"command line: run.address: {typed}\n    write address: ${{secret:NAME}} or ${{env:NAME}}"
     assert problem.severity == "warning"
-    assert result.config.stages[0].resolved["run"]["address"] == "ray://me:***@host:10001"
+    written = "ray://me:${secret:typed.run.address}@host:10001"
+    assert result.config.stages[0].resolved["run"]["address"] == result.config.document["run"]["address"] == written
     (folder / "config.yaml").write_text(result.config.to_yaml())
-    (problem,) = check("config.yaml", [], registry).problems
-    assert "run.address: this secret was removed when the config was written down" in str(problem)
+    write_secret_file(folder / "secrets.json", {"format": 1, "secrets": result.config.typed_secrets})
+    assert check("config.yaml", [], registry).config.stages[0].run.address == "ray://me:hunter2@host:10001"
+
+
+def test_a_secret_that_an_older_version_removed_is_noticed(problems_of, base):
+    gone = "this secret was removed when the config was written down"
+    (problem,) = problems_of(base, "run.address=ray://me:***@host:10001")
+    assert problem.startswith(f"command line: run.address: {gone}\n")
+    (problem,) = problems_of(base + "loggers: [{name: remote, api_key: '***'}]\n")
+    assert problem.startswith(f"c.yaml:6: loggers.0.api_key: {gone}\n")
+
+
+def test_what_comes_from_the_environment_stays_an_expression(config_of, base, monkeypatch, registry, folder):
+    monkeypatch.setenv("STEPS", "12")
+    monkeypatch.setenv("DATA", "some/rows")
+    monkeypatch.setenv("PROJECT", "ours")
+    text = base.replace("steps: 10", "steps: '${env:STEPS}'").replace("train.txt", "'${env:DATA}.txt'")
+    text += "loggers: [{name: remote, project: 'a-${env:PROJECT}-${run.steps}'}]\n"
+    config = config_of(text)
+    assert (config.stages[0].run.steps, config.stages[0].loggers[0].config.project) == (12, "a-ours-12")
+    stage = config.stages[0].resolved
+    assert (stage["run"]["steps"], stage["loggers"][0]["project"]) == (
+        "${env:STEPS}",
+        "a-${env:PROJECT}-${env:STEPS}",
+    )
+    assert stage["data"]["path"] == f"{folder}/${{env:DATA}}.txt"
+    assert "ours" not in config.to_yaml()
+    assert config.from_environment["data.path"] == str(folder / "some" / "rows.txt")
+
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text(config.to_yaml())
+    again = check("run/config.yaml", [], registry).config
+    assert again.stages[0].data.config.path == str(folder / "some" / "rows.txt")  # as from the file's own folder
+    assert (again.to_yaml(), again.from_environment) == (config.to_yaml(), config.from_environment)
+
+
+def test_a_secret_names_no_folder(problems_of, base, monkeypatch):
+    monkeypatch.setenv("ACME_TOKEN", "hunter2")
+    assert problems_of(base, "run.name=x-${env:ACME_TOKEN}", "run.directory=a/${run.name}") == [
+        "command line: run.name: holds a secret, and names a folder\n    choose another run.name",
+        "command line: run.directory: holds a secret, and names a folder\n    choose another run.directory",
+    ]
+
+
+def test_a_default_that_is_a_secret_is_treated_as_typed(run_check, base, monkeypatch):
+    monkeypatch.delenv("ACME_KEY", raising=False)
+    text = base + "loggers: [{name: remote, api_key: '${env:ACME_KEY:hunter2}'}]\n"
+    config = run_check(text).config
+    assert config.typed_secrets == {"typed.loggers.0.api_key": "hunter2"}
+    monkeypatch.setenv("ACME_KEY", "other-key")
+    config = run_check(text).config
+    assert (config.document["loggers"][0]["api_key"], config.typed_secrets) == ("${env:ACME_KEY}", {})
 
 
 def test_run_directories(config_of, base, folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from rl_core.cli.framework import ConfigArgument, OverridesArgument, stdout
+from rl_core.config.redaction import hide_secrets
 
 
 def check_command(context: typer.Context, config: ConfigArgument, overrides: OverridesArgument = None) -> None:
@@ -14,7 +15,7 @@ def check_command(context: typer.Context, config: ConfigArgument, overrides: Ove
     result = check(config, overrides or [], context.obj)
     for problem in result.problems:
         prefix = "warning: " if problem.severity == "warning" else ""
-        typer.echo(prefix + str(problem))
+        typer.echo(hide_secrets(prefix + str(problem)))
     errors = sum(problem.severity == "error" for problem in result.problems)
     if errors or result.config is None:
         typer.echo(f"{errors} problem{'' if errors == 1 else 's'} in {config}", err=True)

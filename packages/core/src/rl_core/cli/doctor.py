@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import typer
 
 from rl_core.cli.framework import JsonOption, stdout, table
+from rl_core.config.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from rl_core.plugins.registry import Registry
@@ -40,6 +41,7 @@ def doctor_command(context: typer.Context, json_output: JsonOption = False) -> N
         *examine("plugins", lambda: software_checks.plugins(registry)),
         *examine("requirements", lambda: software_checks.requirements(registry)),
     ]
+    findings = [replace(one, detail=hide_secrets(one.detail), fix=hide_secrets(one.fix)) for one in findings]
     failed = any(finding.status == "fail" for finding in findings)
     if json_output:
         import json

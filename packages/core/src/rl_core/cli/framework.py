@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from rl_core.config.redaction import hide_secrets
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -81,4 +83,4 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 def warn(text: str) -> None:
     """One line on stderr."""
-    typer.echo(f"warning: {text}", err=True)
+    typer.echo(f"warning: {hide_secrets(text)}", err=True)

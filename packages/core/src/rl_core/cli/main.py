@@ -31,6 +31,7 @@ from rl_core.cli import (
     streams,
 )
 from rl_core.cli.framework import Command, Group, warn
+from rl_core.config.redaction import forget_secrets, hide_secrets
 from rl_core.errors import EnvironmentProblem, Interrupted, RLError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ _LIST_BROKEN_PLUGINS_THEMSELVES = ("plugins", "plugin", "doctor")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: ``sys.argv``) and return its exit code."""
     streams.prepare()
+    forget_secrets()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = os.environ.get("RL_DEBUG", "") not in ("", "0") or "--debug" in given
     # Accepted anywhere on the line: it is added to a command that has just failed.
@@ -76,9 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except RLError as error:
         if debug:
-            traceback.print_exc()
-        from rl_core.config.redaction import hide_secrets
-
+            typer.echo(hide_secrets(traceback.format_exc()), err=True, nl=False)
         head = "" if isinstance(error, Interrupted) else "error: "
         typer.echo(hide_secrets(f"{head}{error}"), err=True)
         return error.exit_code
@@ -176,13 +176,15 @@ def _exit_code(end: SystemExit) -> int:
 def _report_unforeseen(error: Exception, *, debug: bool) -> None:
     from rl_core.plugins.status import describe
 
+    text = hide_secrets(traceback.format_exc())
     if debug:
-        traceback.print_exc()
+        typer.echo(text, err=True, nl=False)
         return
     try:
         with tempfile.NamedTemporaryFile("w", prefix="rl-error-", suffix=".log", delete=False, encoding="utf-8") as log:
-            traceback.print_exc(file=log)
+            log.write(text)
     except OSError:  # no temporary folder can be written
-        traceback.print_exc()
+        typer.echo(text, err=True, nl=False)
         return
-    typer.echo(f"error: unexpected {describe(error)}\n    log: {log.name}\n    run again with --debug", err=True)
+    said = hide_secrets(f"error: unexpected {describe(error)}")
+    typer.echo(f"{said}\n    log: {log.name}\n    run again with --debug", err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rl_core.cli.framework import JsonOption, stdout, table
+from rl_core.config.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,13 +27,13 @@ def plugins_command(context: typer.Context, json_output: JsonOption = False) -> 
     console = stdout()
     columns = ("kind", "name", "package", "version", "status", "summary")
     console.print(table("Components", columns, _component_rows(registry)))
-    rows = [(plugin.package, plugin.version, plugin.status, plugin.reason) for plugin in registry.plugins]
+    rows = [(plugin.package, plugin.version, plugin.status, hide_secrets(plugin.reason)) for plugin in registry.plugins]
     console.print(table("Plugins", ("package", "version", "status", "reason"), rows))
 
 
 def _as_dict(registry: Registry, plugin: Any) -> dict[str, Any]:
     components = [asdict(c) | {"missing_imports": registry.missing_imports(c)} for c in plugin.components]
-    return asdict(plugin) | {"components": components}
+    return asdict(plugin) | {"components": components, "reason": hide_secrets(plugin.reason)}
 
 
 def _component_rows(registry: Registry) -> Iterator[tuple[str, ...]]:

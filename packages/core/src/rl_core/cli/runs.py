@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rl_core.cli.framework import stdout, table
+from rl_core.config.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from rl_core.cli.run_summary import RunSummary
@@ -35,7 +36,7 @@ def runs_command(
     stdout().print(table("Runs", columns, [_row(one) for one in summaries]))
     for one in summaries:
         if one.error:
-            typer.echo(f"{one.name}: {one.error.splitlines()[0]}")
+            typer.echo(hide_secrets(f"{one.name}: {one.error.splitlines()[0]}"))
 
 
 def _row(one: RunSummary) -> tuple[str, ...]:

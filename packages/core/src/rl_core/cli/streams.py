@@ -10,6 +10,8 @@ import sys
 import unicodedata
 from typing import Any, TextIO
 
+from rl_core.config.redaction import MaskedText
+
 _ERRORS = "rl.plain"
 _PLAIN = {
     **dict(zip("→←⇒…×·•±≤≥≠", ["->", "<-", "=>", "...", "x", "*", "*", "+-", "<=", ">=", "!="], strict=True)),
@@ -61,14 +63,14 @@ class _Lasting(io.FileIO):
 
 
 def _lasting(stream: TextIO) -> TextIO:
-    """``stream``, an output of this process, over a :class:`_Lasting` file."""
+    """``stream``, an output of this process, over a :class:`_Lasting` file; known secrets are masked in it."""
     below = getattr(stream, "buffer", None)
     file = getattr(below, "raw", below)  # PYTHONUNBUFFERED: nothing between text and file
     if not isinstance(stream, io.TextIOWrapper) or not isinstance(file, io.FileIO):
         return stream
     stream.flush()
     raw = _Lasting(stream.fileno(), "w", closefd=False)
-    return io.TextIOWrapper(
+    return MaskedText(
         raw if below is file else io.BufferedWriter(raw),  # type: ignore[type-var]
         encoding=stream.encoding,
         errors=stream.errors,

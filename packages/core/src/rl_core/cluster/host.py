@@ -23,7 +23,7 @@ from rl_core.cluster.heartbeat import Pulse
 from rl_core.cluster.lines import Address
 from rl_core.cluster.shared_buckets import Described, SharedBuckets
 from rl_core.cluster.work_thread import WorkThread, in_work_thread
-from rl_core.config.redaction import RedactingFormatter
+from rl_core.config.redaction import RedactingFormatter, mask_streams, remember_secrets
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.profiling import Profiles
 from rl_core.errors import RLError
@@ -38,13 +38,18 @@ _LOADING = frozenset({"load"})
 class Host:
     """Runs inside a Ray actor."""
 
-    def __init__(self, name: str, manifest: dict[str, str], logs: str | None, threads: int) -> None:
+    def __init__(
+        self, name: str, manifest: dict[str, str], logs: str | None, threads: int, umask: int | None = None
+    ) -> None:
+        if umask is not None:  # the run directory's, not that of whoever started this machine's Ray
+            os.umask(umask)
         # Before anything imports torch: OpenMP reads these once.
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = str(threads)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._name = name
         self._activities = [("starting", True)]  # what, and whether it may hold Python's lock for long
+        mask_streams()
         self._log = _log_to(Path(logs) / f"{name}.log") if logs else None
         logger.info("%s: pid %d on %s", name, os.getpid(), socket.gethostname())
         self._pulse = _pulse(self._activity)
@@ -71,6 +76,10 @@ class Host:
 
         self._check_ready()
         return ray.util.get_node_ip_address(), free_port()
+
+    def remember_secrets(self, values: frozenset[str]) -> None:
+        """Mask ``values`` in the log and in what is printed here. The call before all others."""
+        remember_secrets(values)
 
     def pid(self) -> int:
         """Process id, for messages and tests."""

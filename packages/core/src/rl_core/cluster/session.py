@@ -19,6 +19,7 @@ from rl_core.cluster.reach import wait_for_answer
 from rl_core.cluster.resources import largest, usable_cpus
 from rl_core.cluster.temporary import ray_folder
 from rl_core.config.machine import gpu_count
+from rl_core.config.redaction import copy_masked
 from rl_core.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -196,6 +197,13 @@ def _keep_logs(source: Path, target: Path) -> None:
     try:
         if target.is_symlink():
             target.unlink()
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("old"), dirs_exist_ok=True)
+        left_out = shutil.ignore_patterns("old")
+        shutil.copytree(source, target, ignore=left_out, copy_function=_copy_masked, dirs_exist_ok=True)
     except (OSError, shutil.Error) as error:
         logger.warning("cannot copy Ray's logs from %s to %s: %s", source, target, error)
+
+
+def _copy_masked(source: str, target: str) -> str:
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        copy_masked(reader, writer)
+    return target

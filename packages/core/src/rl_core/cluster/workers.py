@@ -19,8 +19,10 @@ from rl_core.cluster.lines import Line
 from rl_core.cluster.placement import bundles_in_order, machines_of, reserve, room_for
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.watchdog import Watchdog, Watched, own_node
+from rl_core.config.redaction import known_secrets
 from rl_core.contracts.backend import Topology, WorkerContext
 from rl_core.errors import RLError, WorkerDied
+from rl_core.io.permissions import umask_in_force
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice
@@ -151,7 +153,9 @@ class WorkerPool:
             where = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=bundle)
         remote: Any = ray.remote(concurrency_groups={UPDATES: 1}) if role == "generate" else ray.remote  # type: ignore[call-overload]
         placed = remote(Host).options(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy=where)
-        handle: Any = placed.remote(name, self._manifest, str(self._logs), threads)
+        handle: Any = placed.remote(name, self._manifest, str(self._logs), threads, umask_in_force())
+        if secrets := known_secrets():  # a call's arguments, unlike those of an actor, are kept nowhere
+            handle.remember_secrets.remote(secrets)
         self._watchdog.watch(Watched(name, role, handle, self._logs / f"{name}.log"))
         if role == "generate" and bundle is not None:
             self._bundle_of[actor_id_of(handle)] = bundle

@@ -8,17 +8,20 @@ from typing import Any
 from rl_core.component import SECTIONS
 from rl_core.config.compose import LISTS, STAGE_SECTIONS
 from rl_core.config.document import Node
-from rl_core.config.findings import Findings
+from rl_core.config.findings import Findings, Path
 from rl_core.config.interpolate import escape
 from rl_core.config.redaction import redact
 from rl_core.config.sections import Section
 from rl_core.config.select import Selected, report_crash
 from rl_core.config.stage import ComponentChoice, StageConfig
+from rl_core.config.typed_secrets import Writer
 
 _RUN_WIDE = ("name", "directory")
 
 
-def build_stage(selected: Selected, read: frozenset[str], findings: Findings) -> tuple[StageConfig, dict] | None:
+def build_stage(
+    selected: Selected, read: frozenset[str], findings: Findings, writer: Writer
+) -> tuple[StageConfig, dict] | None:
     """The stage and its sections as plain data; None where a section is missing or invalid."""
     choices: dict[str, tuple[ComponentChoice, ...]] = {}
     for section in SECTIONS:
@@ -32,8 +35,8 @@ def build_stage(selected: Selected, read: frozenset[str], findings: Findings) ->
     if model is None or run is None or algorithm is None or backend is None or tokenizer is None or data is None:
         return None
     try:
-        resolved = _sections(selected, read, for_reload=False)
-        document = _sections(selected, read, for_reload=True)
+        resolved = _sections(selected, read, writer, for_reload=False)
+        document = _sections(selected, read, writer, for_reload=True)
     except _Unwritable as error:
         report_crash(error.selection, findings, "its config cannot be written down", error.cause)
         return None
@@ -73,19 +76,23 @@ class _Unwritable(Exception):
         self.selection, self.cause = selection, cause
 
 
-def _sections(selected: Selected, read: frozenset[str], *, for_reload: bool) -> dict[str, Any]:
+def _sections(selected: Selected, read: frozenset[str], writer: Writer, *, for_reload: bool) -> dict[str, Any]:
+    def plain(model: Section, node: Node | None, path: Path) -> Any:
+        return writer.plain(_dump(model, for_reload), node, path, for_reload=for_reload)
+
     sections: dict[str, Any] = {}
     for section in STAGE_SECTIONS:
         if section in ("model", "run"):
             model = selected.model if section == "model" else selected.run
             assert model is not None
-            sections[section] = _plain(_dump(model, for_reload), selected.nodes.get(section), for_reload)
+            sections[section] = plain(model, selected.nodes.get(section), (*selected.tree.path, section))
         elif section in read and (group := selected.selections.get(section)):
             dumped = []
-            for selection in group:
+            for index, selection in enumerate(group):
+                place: Path = (section, index) if section in LISTS else (section,)
                 try:
                     assert selection.config is not None
-                    dumped.append(_plain(_dump(selection.config, for_reload), selection.node, for_reload))
+                    dumped.append(plain(selection.config, selection.node, (*selected.tree.path, *place)))
                 except Exception as error:
                     raise _Unwritable(selection, error) from error
             sections[section] = dumped if section in LISTS else dumped[0]
@@ -95,16 +102,3 @@ def _sections(selected: Selected, read: frozenset[str], *, for_reload: bool) -> 
 def _dump(model: Section, for_reload: bool) -> dict[str, Any]:
     # What was not given stays away from a config that is read again: models may ask which keys were given.
     return model.model_dump(mode="json", by_alias=True, exclude_unset=for_reload, warnings="none")
-
-
-def _plain(value: Any, node: Node | None, for_reload: bool) -> Any:
-    """``value`` with expressions in place of secrets and, to be read again, of folders in the run directory."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item, node.get(key) if node else None, for_reload) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, node.get(index) if node else None, for_reload) for index, item in enumerate(value)]
-    if node is not None and node.expression and (for_reload or node.secret):
-        return node.expression
-    if isinstance(value, str):
-        return escape(value) if for_reload else str(value)
-    return value

@@ -19,7 +19,7 @@ from rl_core.config.backend_report import BackendReport, report_backend
 from rl_core.config.compose import Composition, StageTree, compose
 from rl_core.config.document import Node
 from rl_core.config.findings import Findings
-from rl_core.config.interpolate import Interpolator, escape
+from rl_core.config.interpolate import Interpolator, SecretsFound, escape
 from rl_core.config.machine import Machine
 from rl_core.config.model_shape import FoundShape
 from rl_core.config.paths import SourceText, absolute
@@ -28,6 +28,7 @@ from rl_core.config.run_section import RunSection
 from rl_core.config.sections import ModelConfig
 from rl_core.config.select import Selected, select
 from rl_core.config.stage import RunConfig, StageConfig, stage_directory
+from rl_core.config.typed_secrets import Writer, remember_typed
 from rl_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,9 +69,11 @@ def check(path: str | os.PathLike[str], overrides: Sequence[str], registry: Regi
     composition = compose(os.fspath(path), overrides, findings)
     if composition.root is None or (composition.multi_stage and not composition.stages):
         return CheckResult(None, findings.in_order(composition.files))
+    remember_typed(composition.root)
     now = time.strftime("%Y%m%d-%H%M%S")
-    name, directory = _identity(composition.root, findings, now)
-    stages = _select_stages(composition, name, directory, registry, now)
+    secrets: SecretsFound = {}
+    name, directory = _identity(composition.root, findings, now, secrets)
+    stages = _select_stages(composition, name, directory, registry, now, secrets)
     machine = Machine()
     backends = _report_backends(stages, directory, registry, machine, multi_stage=composition.multi_stage)
     reads = [crosscheck.sections_read(stage) for stage in stages]
@@ -84,13 +87,22 @@ def check(path: str | os.PathLike[str], overrides: Sequence[str], registry: Regi
     crosscheck.check_required(stages, composition.root, findings)
     if known:
         findings.extend(crosscheck.check_unread(stages, reads, registry))
-    built = _build_stages(stages, reads, registry, machine, findings)
+    writer = Writer()
+    built = _build_stages(stages, reads, registry, machine, findings, writer)
     if findings.failed:
         return CheckResult(None, findings.in_order(composition.files))
     document = run_document(
         name, directory, [(stage.name, sections) for stage, sections in built], multi_stage=composition.multi_stage
     )
-    config = RunConfig(name, directory, tuple(stage for stage, _ in built), document, composition.multi_stage)
+    config = RunConfig(
+        name,
+        directory,
+        tuple(stage for stage, _ in built),
+        document,
+        composition.multi_stage,
+        typed_secrets=writer.typed,
+        from_environment=writer.given,
+    )
     return CheckResult(config, findings.in_order(composition.files), backends)
 
 
@@ -110,16 +122,19 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str], registry
     return result.config
 
 
-def _identity(root: Node, findings: Findings, now: str) -> tuple[str, str]:
+def _identity(root: Node, findings: Findings, now: str, secrets: SecretsFound) -> tuple[str, str]:
     """The run's name and absolute directory, from the base section ``run``."""
     run = root.get("run")
     given = replace(root, value={key: node for key, node in root.value.items() if key != "stages"})
     values: dict[str, Node] = {}
     for key in ("name", "directory"):
         if run is not None and run.get(key) is not None:
-            interpolator = Interpolator(given, defaults=_defaults("run", None, now), folders={})
+            interpolator = Interpolator(given, defaults=_defaults("run", None, now), folders={}, secrets=secrets)
             values[key], found = interpolator.resolve(("run", key))
             findings.extend(found)
+            if values[key].secret:
+                fix = f"choose another run.{key}"
+                findings.add(values[key].where, values[key].path, "holds a secret, and names a folder", fix=fix)
     name_node, directory = values.get("name"), values.get("directory")
     name = name_node.value if name_node is not None and type(name_node.value) is str else "run"
     if directory is not None and type(directory.value) is str and directory.value:
@@ -127,7 +142,9 @@ def _identity(root: Node, findings: Findings, now: str) -> tuple[str, str]:
     return name, absolute(os.path.join("runs", name))
 
 
-def _select_stages(composition: Composition, name: str, directory: str, registry: Registry, now: str) -> list[Selected]:
+def _select_stages(
+    composition: Composition, name: str, directory: str, registry: Registry, now: str, secrets: SecretsFound
+) -> list[Selected]:
     folders: dict[str, dict[str, str]] = {}
     names = tuple(tree.name for tree in composition.stages) if composition.multi_stage else ()
     stages = []
@@ -137,6 +154,7 @@ def _select_stages(composition: Composition, name: str, directory: str, registry
             defaults=_defaults(name, directory, now),
             folders=dict(folders),
             stage_names=names,
+            secrets=secrets,
         )
         stages.append(select(tree, registry, interpolator))
         folder = stage_directory(directory, tree.name, multi_stage=composition.multi_stage)
@@ -193,10 +211,11 @@ def _build_stages(
     registry: Registry,
     machine: Machine,
     findings: Findings,
+    writer: Writer,
 ) -> list[tuple[StageConfig, dict]]:
     built = []
     for selected, read in zip(stages, reads, strict=True):
-        result = build_stage(selected, read, findings)
+        result = build_stage(selected, read, findings, writer)
         if result is None:
             continue
         built.append(result)

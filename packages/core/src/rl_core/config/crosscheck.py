@@ -10,17 +10,17 @@ from pydantic import BaseModel
 
 from rl_core.component import SECTIONS
 from rl_core.config.compose import LISTS
-from rl_core.config.document import Node, children
+from rl_core.config.document import Node
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.findings import Findings
 from rl_core.config.machine import Machine
 from rl_core.config.paths import model_paths
 from rl_core.config.placement import gpus_on_this_machine, has_own_gpus, placement_problems
 from rl_core.config.problems import Problem
-from rl_core.config.redaction import MASKS, REDACTED, hide_url_passwords, is_secret
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
 from rl_core.config.turn_limits import completion_limit_problems, turn_limit_problems
+from rl_core.config.typed_secrets import check_typed
 from rl_core.errors import EnvironmentProblem
 from rl_core.model_folder import check_model_folder
 
@@ -105,28 +105,9 @@ def check_unread(stages: Sequence[Selected], reads: Sequence[frozenset[str]], re
 
 
 def check_secrets(selected: Selected, findings: Findings) -> None:
-    """Secrets that were removed when the config was written, and secrets that are written down."""
-
-    def visit(node: Node, secret: bool) -> None:
-        if isinstance(node.value, dict):
-            for key, child in node.value.items():
-                visit(child, secret or is_secret(key))
-        elif isinstance(node.value, list):
-            for child in children(node):
-                visit(child, secret)
-        elif isinstance(node.value, str) and node.value and not node.expression:
-            key = next((part for part in reversed(node.path) if isinstance(part, str)), "")
-            fix = f"write {key}: ${{env:NAME}}"
-            removed = "://" in node.value and f":{REDACTED}@" in node.value
-            if removed or (node.value in MASKS and (secret or node.value != REDACTED)):
-                message = "this secret was removed when the config was written down"
-                findings.add(node.where, node.path, message, fix=fix)
-            elif secret or hide_url_passwords(node.value) != node.value:
-                message = "a secret in the config is not written to the run directory, so the run cannot be resumed"
-                findings.add(node.where, node.path, message, fix=fix, severity="warning")
-
+    """Secrets that are typed into the config, and those that an older version removed from it."""
     for node in selected.nodes.values():
-        visit(node, False)
+        check_typed(node, findings)
 
 
 def check_plans(selected: Selected, stage: StageConfig, findings: Findings) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from rl_core.config.findings import Findings, Location, Path
 from rl_core.config.paths import SourceText
+from rl_core.config.redaction import hide_secrets
 from rl_core.config.suggest import closest
 from rl_core.config.yaml_rules import TAG, YamlLoader, scalar_value
 
@@ -33,9 +34,9 @@ class Node:
         where: line of its key (of the value itself for a list item).
         path: where it stands in the document it was written in.
         base: absolute folder that relative paths in it start from.
-        expression: the text to keep instead of the value when the config is written out (a secret from the
-            environment, a folder inside the run directory); empty otherwise.
-        secret: whether the value is a secret that ``expression`` stands for.
+        expression: the text to keep instead of the value when the config is written out (``${env:…}``,
+            ``${secret:…}``, a folder inside the run directory); empty otherwise.
+        secret: whether the value holds a secret that ``expression`` stands for.
     """
 
     value: Any
@@ -260,7 +261,8 @@ class _Builder:
             try:
                 return scalar_value(source.tag.removeprefix(TAG), source.value)
             except (ValueError, OverflowError):
-                self.findings.add(where, path, f"cannot read {source.value[:40]!r} as {source.tag.removeprefix(TAG)}")
+                shown = hide_secrets(source.value)[:40]
+                self.findings.add(where, path, f"cannot read {shown!r} as {source.tag.removeprefix(TAG)}")
                 return BrokenText()
             except LookupError:
                 pass  # an unknown tag, reported below

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from rl_core.config.document import BrokenText, Node
 from rl_core.config.findings import Findings, Path
-from rl_core.config.redaction import is_secret
+from rl_core.config.redaction import hide_secrets, is_secret
 from rl_core.config.suggest import closest, did_you_mean
 from rl_core.config.yaml_rules import number_or_flag
 
@@ -45,7 +45,13 @@ def explain(error: ValidationError, node: Node, model: type[BaseModel], findings
             continue
         texts = list(dict.fromkeys(_expectation(entry) for _, entry in items))
         message = texts[0] + "".join(", or " + text.removeprefix("must be ") for text in texts[1:])
-        findings.add(found.where, path, message + _found(item, path), fix=_fix(item))
+        secret = found.secret or any(is_secret(str(part)) for part in path)
+        findings.add(
+            found.where,
+            path,
+            message if secret else message + _found(item),
+            fix="" if secret else _fix(item),
+        )
 
 
 def locate(node: Node, loc: tuple[str | int, ...]) -> tuple[Node, Path]:
@@ -141,11 +147,9 @@ def _expectation(item: dict[str, Any]) -> str:
     return item["msg"][:1].lower() + item["msg"][1:]
 
 
-def _found(item: dict[str, Any], path: Path) -> str:
+def _found(item: dict[str, Any]) -> str:
     value = item["input"]
     if item["type"] in _SPEAKS_FOR_ITSELF:
-        return ""
-    if any(is_secret(str(part)) for part in path):
         return ""
     if isinstance(value, dict):
         return ", found a mapping"
@@ -153,7 +157,7 @@ def _found(item: dict[str, Any], path: Path) -> str:
         return f", found a list of {len(value)}"
     if value is None or isinstance(value, bool):
         return f", found {({None: 'nothing (null)', True: 'true', False: 'false'})[value]}"
-    text = repr(str(value)) if isinstance(value, str) else _shown_number(value)
+    text = hide_secrets(repr(str(value))) if isinstance(value, str) else _shown_number(value)
     return f", found {text if len(text) <= 80 else text[:77] + '…'}"
 
 

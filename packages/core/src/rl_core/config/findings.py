@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rl_core.config.problems import Problem
+from rl_core.config.redaction import hide_known
 
 COMMAND_LINE = "command line"
 MOST_SHOWN = 200
@@ -28,6 +29,10 @@ class Location:
 def dotted(path: Path) -> str:
     """``("rewards", 0, "weight")`` → ``"rewards.0.weight"``."""
     return ".".join(str(part) for part in path)
+
+
+def _without_secrets(problem: Problem) -> Problem:
+    return replace(problem, message=hide_known(problem.message), fix=hide_known(problem.fix))
 
 
 class Findings:
@@ -73,7 +78,7 @@ class Findings:
             at = item[1]
             return (len(rank) + 1 if at.file == COMMAND_LINE else rank.get(at.file, len(rank))), at.line
 
-        problems = [problem for problem, _ in sorted(self._found.items(), key=key)]
+        problems = [_without_secrets(problem) for problem, _ in sorted(self._found.items(), key=key)]
         if len(problems) <= MOST_SHOWN:
             return tuple(problems)
         rest = problems[MOST_SHOWN:]

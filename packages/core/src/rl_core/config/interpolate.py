@@ -2,6 +2,7 @@
 
 - ``${run.seed}``: the value of another key of the same stage (a list index is a number: ``${rewards.0.weight}``)
 - ``${env:VAR}``, ``${env:VAR:default}``: an environment variable, as text
+- ``${secret:NAME}``: a secret from a file, a command or the keyring (:mod:`rl_core.config.secret_sources`)
 - ``${stages.sft.export}``, ``${stages.sft.directory}``: absolute folder of an earlier stage
 - ``${now}``: when the check began, as ``20260131-142501``; a name that no earlier run has
 - ``$${`` is a literal ``${``
@@ -15,9 +16,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rl_core.config.document import MAX_VALUES, BrokenText, Node, children
+from pydantic import ValidationError
+
+from rl_core.config.document import MAX_VALUES, BrokenText, Node, children, plain
 from rl_core.config.findings import Findings, Path, dotted
-from rl_core.config.redaction import is_secret
+from rl_core.config.redaction import is_secret, remember_secrets
+from rl_core.config.secret_names import holds_secret, is_secret_variable, looks_like_credential
+from rl_core.config.secret_patterns import secret_spans
+from rl_core.config.secret_sources import NAME, SecretSource, SecretUnavailable, find_secret
 from rl_core.config.suggest import closest, did_you_mean
 
 MAX_TEXT = 200_000
@@ -26,6 +32,10 @@ _TOKEN = re.compile(r"\$\$\{|\$\{([^${}]*)\}|\$\{")
 _DIRECTORY = "${run.directory}"
 """Folders inside the run directory stay expressions in the resolved config, so that a run may be moved."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SOURCES: Path = ("run", "secrets")
+
+SecretsFound = dict[tuple[str, SecretSource | None, str], str | int | float | SecretUnavailable]
+"""Secrets, or why there is none, by name, source and folder of the config."""
 
 
 def escape(text: str) -> str:
@@ -41,6 +51,7 @@ class Interpolator:
         defaults: plain values of ``section.key`` that hold where the config does not give them.
         folders: ``stage name → {"export": …, "directory": …}`` of the stages before this one.
         stage_names: names of all stages, to explain a reference to a later one.
+        secrets: what was found so far: a command is run once for all stages.
     """
 
     def __init__(
@@ -50,11 +61,13 @@ class Interpolator:
         defaults: Mapping[str, Any],
         folders: Mapping[str, Mapping[str, str]],
         stage_names: tuple[str, ...] = (),
+        secrets: SecretsFound | None = None,
     ) -> None:
         self.root = root
         self.defaults = defaults
         self.folders = folders
         self.stage_names = stage_names
+        self._secrets: SecretsFound = {} if secrets is None else secrets
         self._done: dict[Path, tuple[Node, Findings]] = {}
         self._active: list[Path] = []
         self._copied = 0
@@ -96,7 +109,7 @@ class Interpolator:
     def _text(self, node: Node, path: Path, findings: Findings) -> Node:
         text = node.value
         whole = _TOKEN.fullmatch(text)
-        if whole and whole.group(1) is not None and not whole.group(1).startswith("env:"):
+        if whole and whole.group(1) is not None and not whole.group(1).startswith(("env:", "secret:")):
             target = self._reference(whole.group(1).strip(), node, findings)
             if target is None or not self._fits(target, node, findings):
                 return replace(node, value=BrokenText(text))
@@ -109,7 +122,9 @@ class Interpolator:
         if None in parts:
             return replace(node, value=BrokenText(text))
         known = [part for part in parts if part is not None]
-        value = "".join(part.value for part in known)
+        if whole and known[1].secret and not isinstance(known[1].value, str):
+            return known[1]  # a number that was typed as one
+        value = "".join(str(part.value) for part in known)
         if len(value) > MAX_TEXT:
             findings.add(node.where, node.path, f"the text has more than {MAX_TEXT} characters after interpolation")
             return replace(node, value=BrokenText(text))
@@ -128,10 +143,10 @@ class Interpolator:
             )
             return None
         if body.startswith("env:"):
-            text = self._environment(body[len("env:") :], node, findings)
-            secret = any(is_secret(part) for part in (body.split(":")[1], *map(str, path)))
-            kept = match.group(0) if secret else ""
-            return None if text is None else replace(node, value=text, expression=kept, secret=secret)
+            return self._from_environment(match.group(0), body[len("env:") :], path, node, findings)
+        if body.startswith("secret:"):
+            value = self._secret(body[len("secret:") :].strip(), node, findings)
+            return None if value is None else replace(node, value=value, expression=match.group(0), secret=True)
         target = self._reference(body.strip(), node, findings)
         if target is None:
             return None
@@ -141,6 +156,55 @@ class Interpolator:
         if isinstance(target.value, bool) or target.value is None:
             return replace(target, value={True: "true", False: "false", None: "null"}[target.value])
         return replace(target, value=str(target.value))
+
+    def _from_environment(self, text: str, body: str, path: Path, node: Node, findings: Findings) -> Node | None:
+        """A variable's value, which is secret where a name says so (the variable's, the key's) or it looks like it."""
+        name, _, default = body.partition(":")
+        value = self._environment(body, node, findings)
+        if value is None:
+            return None
+        keys = [str(part) for part in path if is_secret(str(part))] if path[:2] != _SOURCES else []
+        names = [name] * is_secret_variable(name) + keys
+
+        def is_one(value: str) -> bool:
+            return (
+                any(holds_secret(one, value) for one in names)
+                or looks_like_credential(value)
+                or bool(secret_spans(value))
+            )
+
+        secret = is_one(value)
+        if secret:
+            remember_secrets([value, *(value[start:end] for start, end in secret_spans(value))])
+        if default and is_one(default):  # it is typed into the config, so it is treated as what is typed
+            text = f"${{env:{name}}}" if name in os.environ else ""
+        return replace(node, value=value, expression=text, secret=secret and bool(text))
+
+    def _secret(self, name: str, node: Node, findings: Findings) -> str | int | float | None:
+        if not NAME.fullmatch(name):
+            findings.add(node.where, node.path, f"{name!r} is not the name of a secret", fix="write ${secret:NAME}")
+            return None
+        path = (*_SOURCES, name)
+        source = None
+        if self._at(path) is not None:
+            described, problems = self._follow(path, node)
+            findings.extend(problems)
+            try:
+                source = SecretSource.model_validate(plain(described))
+            except ValidationError:  # reported where it stands
+                return None
+        found = self._secrets.get((name, source, node.base))
+        if found is None:
+            try:
+                found = find_secret(name, source, beside=node.base)
+            except SecretUnavailable as error:
+                found = error
+            self._secrets[name, source, node.base] = found
+        if isinstance(found, SecretUnavailable):
+            findings.add(node.where, node.path, found.message, fix=found.fix)
+            return None
+        remember_secrets([str(found)])
+        return found
 
     def _environment(self, body: str, node: Node, findings: Findings) -> str | None:
         name, colon, default = body.partition(":")

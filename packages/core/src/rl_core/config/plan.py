@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rl_core.config.placement import describe_generators
+from rl_core.config.redaction import hide_secrets
 from rl_core.config.stage import ComponentChoice, RunConfig, StageConfig
 from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.plugins.lookup import ComponentNotFound
@@ -112,7 +113,7 @@ def _table(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in plan_rows(config, stage, registry, report):
-        table.add_row(label, Text(text))
+        table.add_row(label, Text(hide_secrets(text)))  # before it is wrapped
     return table
 
 
@@ -125,7 +126,7 @@ def _step(plan: BatchPlan) -> str:
 
 def _model(stage: StageConfig) -> str:
     if stage.model.init is None:
-        return f"{stage.model.path} (at most {stage.model.max_length:,} tokens)"
+        return f"{stage.resolved['model']['path']} (at most {stage.model.max_length:,} tokens)"
     init = stage.model.init
     shape = f"{init.architecture}, {init.layers} layers of width {init.hidden_size:,}"
     return f"from scratch: {shape} (at most {stage.model.max_length:,} tokens)"

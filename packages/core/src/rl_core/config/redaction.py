@@ -1,92 +1,288 @@
-"""Which values are secrets, and keeping them out of what is written down."""
+"""Keeping secrets out of what is written down: the one place where they are masked.
+
+Two things are hidden: values that are known to be secret (from ``${secret:NAME}``, from ``${env:NAME}``, typed into a
+config, or in an environment variable with a secret's name), in every form in which they are usually written, and what
+a text gives away by its form (:mod:`rl_core.config.secret_patterns`).
+"""
 
 from __future__ import annotations
 
+import base64
+import copy
+import functools
+import io
+import json
 import logging
 import os
-import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
+from urllib.parse import quote, quote_plus
+
+from rl_core.config.secret_names import holds_secret, is_path, is_secret, is_secret_variable
+from rl_core.config.secret_patterns import EXPRESSION, Span, merged, secret_spans
+
+__all__ = [
+    "MASKS",
+    "REDACTED",
+    "SHORTEST",
+    "RedactingFormatter",
+    "copy_masked",
+    "forget_secrets",
+    "hide_known",
+    "hide_patterns",
+    "hide_secrets",
+    "is_secret",
+    "known_secrets",
+    "known_spans",
+    "mask_known",
+    "mask_streams",
+    "masked_error",
+    "named",
+    "redact",
+    "remember_secrets",
+    "secret_values",
+]
+
+Path = tuple[str | int, ...]
+"""Keys and list indices from the top of a document."""
 
 REDACTED = "***"
 MASKS = (REDACTED, "**********")
 """Texts that stand for a removed secret (the second is pydantic's ``SecretStr``)."""
 
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
-_TOKENS_OF_TEXT = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "end", "start", "special", "image", "new"}
-_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)(?=@)")
-_SHORTEST = 6
+SHORTEST = 6
 """Values of fewer characters are not searched for in texts: they would be found everywhere."""
-_EXPRESSION = re.compile(r"(?<!\$)\$\{[^${}]*\}")
+_SHORTEST_LINE = 16
+_SHORTEST_BASE64 = 8
+_MOST_PASSES = 1000
+
+_WORDS = frozenset(("default", "disabled", "enabled", "example", "localhost", "password", "public", "secret"))
+"""Values of variables that are no secrets, whatever the variable is called."""
+
+_known: set[str] = set()
+"""Of this process. Nothing takes a value out but :func:`forget_secrets`: an error may show it at any later time."""
 
 
-def is_secret(key: str) -> bool:
-    """Whether a key (or an environment variable) by this name holds a secret.
-
-    True for names with the word ``secret``, ``password`` or ``api_key``, and for those that end in ``token``.
-    A tokenizer's ``pad_token`` and counts such as ``max_new_tokens`` are none.
-    """
-    words = [word.lower() for word in _WORDS.findall(key)]
-    if not words:
-        return False
-    joined = "_".join(words)
-    if re.search(r"(^|_)(secrets?|passwords?|passwd|api_?keys?)(_|$)", joined):
-        return True
-    return words[-1] == "token" and (len(words) == 1 or words[-2] not in _TOKENS_OF_TEXT)
+def remember_secrets(values: Iterable[str]) -> None:
+    """Have ``values`` masked in everything that this process writes from now on."""
+    _known.update(value for value in values if len(value) >= SHORTEST and value not in MASKS)
 
 
-def redact(document: Any, *, secret: bool = False) -> Any:
-    """A copy of plain data in which the text under secret keys (:func:`is_secret`) is ``"***"``.
-
-    So are passwords in addresses, ``scheme://user:password@host``. ``${env:VAR}`` stays, because it names the
-    secret without holding it.
-    """
-    if isinstance(document, Mapping):
-        return {key: redact(value, secret=secret or is_secret(str(key))) for key, value in document.items()}
-    if isinstance(document, list | tuple):
-        return [redact(value, secret=secret) for value in document]
-    if secret and isinstance(document, str) and document and not _EXPRESSION.search(document):
-        return REDACTED
-    return hide_url_passwords(document) if isinstance(document, str) else document
+def forget_secrets() -> None:
+    """Begin anew, as for another command in the same process."""
+    _known.clear()
 
 
-def hide_url_passwords(text: str) -> str:
-    """``text`` with ``***`` for the passwords in addresses; ``${env:VAR}`` stays."""
-
-    def hide(found: re.Match[str]) -> str:
-        return found[0] if "${" in found[0] else f"{found[1]}:{REDACTED}"
-
-    return _URL_PASSWORD.sub(hide, text)
-
-
-def secret_values(document: Any, *, secret: bool = False) -> Iterator[str]:
-    """The texts under secret keys in plain data, such as ``model_dump()`` of a config, ``SecretStr`` included."""
-    if isinstance(document, Mapping):
-        for key, value in document.items():
-            yield from secret_values(value, secret=secret or is_secret(str(key)))
-    elif isinstance(document, list | tuple):
-        for value in document:
-            yield from secret_values(value, secret=secret)
-    elif hasattr(document, "get_secret_value"):
-        yield str(document.get_secret_value())
-    elif secret and isinstance(document, str):
-        yield document
+def known_secrets() -> frozenset[str]:
+    """What :func:`remember_secrets` was given, for another process of the run."""
+    return frozenset(_known)
 
 
 def hide_secrets(text: str, more: Iterable[str] = ()) -> str:
-    """``text`` with ``***`` for every secret in the environment, for ``more``, and for passwords in addresses."""
-    found = {value for name, value in os.environ.items() if is_secret(name)} | set(more)
-    for value in sorted((v for v in found if len(v) >= _SHORTEST and v not in MASKS), key=len, reverse=True):
-        text = text.replace(value, REDACTED)
-    return hide_url_passwords(text)
+    """``text`` with ``***`` for every known secret, for ``more``, and for what looks like one (tokens in addresses…).
+
+    ``${env:VAR}`` stays.
+    """
+    return hide_patterns(hide_known(text, more))
+
+
+def hide_known(text: str, more: Iterable[str] = ()) -> str:
+    """``text`` with ``***`` for known secrets only: a text without one is returned as it is."""
+    return _hidden(text, _values(more))
+
+
+def _hidden(text: str, values: Iterable[str]) -> str:
+    for _ in range(_MOST_PASSES):  # what stands around a mask may together be a secret again; each pass shortens it
+        spans = known_spans(text, values)
+        if not spans:
+            return text
+        text = _masked(text, spans)
+    return REDACTED
+
+
+def hide_patterns(text: str) -> str:
+    """``text`` with ``***`` for what its form gives away as a secret."""
+    spans = secret_spans(text)
+    return _masked(text, spans) if spans else text
+
+
+def known_spans(text: str, values: Iterable[str] | None = None) -> list[Span]:
+    """Where in ``text`` secrets stand, as they are, quoted, or encoded; ``values``: all that are known by default."""
+    found: list[Span] = []
+    for value in _values() if values is None else values:
+        for form in _forms(value):
+            at = text.find(form)
+            while at >= 0:
+                found.append((at, at + len(form)))
+                at = text.find(form, at + 1)
+    return merged(found)
+
+
+def _masked(text: str, spans: list[Span]) -> str:
+    parts, end = [], 0
+    for start, stop in spans:
+        parts += [text[end:start], REDACTED]
+        end = stop
+    return "".join([*parts, text[end:]])
+
+
+def _values(more: Iterable[str] = ()) -> set[str]:
+    ours = {v for name, v in os.environ.items() if is_secret_variable(name) and not is_path(v)}
+    ours -= _WORDS
+    return {v for v in _known.union(ours, more) if len(v) >= SHORTEST and v not in MASKS}
+
+
+@functools.lru_cache(1024)
+def _forms(value: str) -> tuple[str, ...]:
+    """A secret in the ways in which programs write text: quoted, in an address, in base64, line by line."""
+    forms = {value, value.strip()}
+    lines = [line.strip() for line in value.splitlines()]
+    if len(lines) > 1:
+        forms |= {line for line in lines if len(line) >= _SHORTEST_LINE and not line.startswith("-----")}
+    for form in list(forms):
+        raw = form.encode("utf-8", errors="surrogatepass")
+        forms |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1], repr(form)[1:-1]}
+        forms |= {quote(raw), quote(raw, safe=""), quote_plus(raw)}
+        forms.update(_in_base64(raw))
+    return tuple(form for form in forms if len(form) >= SHORTEST)
+
+
+def _in_base64(raw: bytes) -> Iterator[str]:
+    """The characters of base64 that depend on ``raw`` alone, wherever in an encoded text it begins."""
+    for offset in range(3):
+        encoded = base64.b64encode(b"\0" * offset + raw).decode()
+        first = (offset * 8 + 5) // 6
+        last = (offset + len(raw)) * 8 // 6
+        if last - first >= _SHORTEST_BASE64:
+            yield encoded[first:last]
+            yield encoded[first:last].translate({ord("+"): "-", ord("/"): "_"})
+
+
+def redact(document: Any) -> Any:
+    """A copy of plain data without secrets: values under secret names (:func:`is_secret`) and known ones are ``"***"``.
+
+    So are secrets in addresses and the like. ``${env:VAR}`` stays.
+    """
+    return _redacted(document, "", ())
+
+
+def _redacted(document: Any, key: str, path: Path) -> Any:
+    if isinstance(document, Mapping):
+        return {part: _redacted(child, below, (*path, part)) for part, child, below in named(document, key, path)}
+    if isinstance(document, list | tuple):
+        return [_redacted(child, below, (*path, part)) for part, child, below in named(document, key, path)]
+    if key and holds_secret(key, document) and not (isinstance(document, str) and EXPRESSION.search(document)):
+        return REDACTED
+    return hide_secrets(document) if isinstance(document, str) else document
+
+
+def mask_known(document: Any) -> Any:
+    """A copy of plain data with ``***`` for known secrets in its texts; everything else stays."""
+    if isinstance(document, Mapping):
+        return {key: mask_known(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [mask_known(value) for value in document]
+    return hide_known(document) if isinstance(document, str) else document
+
+
+def named(document: Any, key: str, path: Path) -> Iterator[tuple[Any, Any, str]]:
+    """What a mapping or a list holds: ``(key or index, value, secret name that it stands under or "")``.
+
+    That name is the value's own, that of a mapping above it (``key``), the one beside it (``{name: Authorization,
+    value: …}``) or the option before it (``["--api-key", …]``). ``run.secrets`` holds places, no secrets.
+    """
+    if isinstance(document, Mapping):
+        if path[-2:] == ("run", "secrets"):
+            yield from ((name, value, "") for name, value in document.items())
+            return
+        label = document.get("name", document.get("key"))
+        for name, value in document.items():
+            known = str(label) if name == "value" and isinstance(label, str) and is_secret(label) else key
+            yield name, value, str(name) if is_secret(str(name)) else known
+    elif isinstance(document, list | tuple):
+        for index, value in enumerate(document):
+            before = document[index - 1] if index else None
+            option = before.lstrip("-") if isinstance(before, str) and before.startswith("-") else ""
+            yield index, value, option if option and "=" not in option and is_secret(option) else key
+
+
+def secret_values(document: Any, *, key: str = "") -> Iterator[str]:
+    """The texts under secret names in plain data, such as ``model_dump()`` of a config, ``SecretStr`` included."""
+    if isinstance(document, Mapping | list | tuple):
+        for _, value, below in named(document, key, ()):
+            yield from secret_values(value, key=below)
+    elif hasattr(document, "get_secret_value"):
+        yield str(document.get_secret_value())
+    elif key and holds_secret(key, document):
+        yield str(document)
+
+
+def masked_error(error: BaseException) -> BaseException:
+    """``error``, or a copy of it without the secrets in its text and in those of its causes."""
+    if not any(hide_secrets(text) != text for one in _causes(error) for text in _texts(one)):
+        return error
+    try:
+        masked = copy.copy(error)
+        masked.args = tuple(hide_secrets(one) if isinstance(one, str) else one for one in error.args)
+        if hide_secrets(str(masked)) != str(masked):
+            raise ValueError("its text does not come from its arguments")
+    except Exception:  # noqa: BLE001 - the class may be of a plugin and take other arguments
+        masked = RuntimeError(hide_secrets(f"{type(error).__name__}: {error}"))
+    cause, context = error.__cause__, error.__context__
+    masked.__cause__ = masked_error(cause) if cause is not None else None
+    masked.__context__ = masked_error(context) if context is not None and context is not cause else masked.__cause__
+    masked.__suppress_context__ = error.__suppress_context__
+    return masked.with_traceback(error.__traceback__)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _texts(error: BaseException) -> Iterator[str]:
+    try:
+        yield str(error)
+        yield repr(error)
+    except Exception:  # noqa: BLE001 - an exception of a plugin's own
+        return
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats log records, tracebacks included, without the secrets of the environment and of a config."""
-
-    def __init__(self, fmt: str, datefmt: str | None = None, *, secrets: Iterable[str] = ()) -> None:
-        super().__init__(fmt, datefmt)
-        self._secrets = tuple(secrets)
+    """Formats log records, tracebacks included, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return hide_secrets(super().format(record), self._secrets)
+        return hide_secrets(super().format(record))
+
+
+class MaskedText(io.TextIOWrapper):
+    """A text stream that writes ``***`` for known secrets, whoever prints them."""
+
+    def write(self, text: str, /) -> int:
+        super().write(hide_known(text))
+        return len(text)
+
+
+def mask_streams() -> None:
+    """Mask known secrets in what Python code of this process prints to ``sys.stdout`` and ``sys.stderr``."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            number = stream.fileno()
+        except (AttributeError, OSError, ValueError):  # no stream of the system's
+            continue
+        stream.flush()
+        raw = io.FileIO(number, "w", closefd=False)
+        setattr(sys, name, MaskedText(raw, encoding="utf-8", errors="backslashreplace", write_through=True))  # type: ignore[arg-type]
+
+
+def copy_masked(reader: IO[bytes], writer: IO[bytes]) -> None:
+    """Copy the bytes of a log file without known secrets, line by line; like ``shutil.copyfileobj``."""
+    values = _values()
+    for line in reader:
+        text = line.decode("utf-8", errors="surrogateescape")
+        writer.write(_hidden(text, values).encode("utf-8", errors="surrogateescape"))

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from rl_core.config.durations import Duration
 from rl_core.config.gates import Gate
 from rl_core.config.paths import ConfigPath
+from rl_core.config.secret_sources import SecretName, SecretSource
 from rl_core.config.section import Section
 
 
@@ -31,6 +32,15 @@ class RunSection(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="Name of the run.")
     directory: ConfigPath | None = Field(
         None, description="Run directory; default: runs/<name> in the working directory."
+    )
+    permissions: Literal["private", "group"] | None = Field(
+        None,
+        description="Who may reach the run directory, whatever the umask: private (folders 0700, files 0600) or the "
+        "folder's group (2770, 0660). Default: private for a new run, and what an existing one has.",
+    )
+    secrets: dict[SecretName, SecretSource] = Field(
+        default_factory=dict,
+        description="Where ${secret:NAME} comes from: {NAME: {command: pass show hub}}, or file, or keyring.",
     )
     steps: int = Field(ge=0, description="Training steps (of a stage); 0 only evaluates.")
     require: tuple[Gate, ...] = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rl_core.component import Component
@@ -43,7 +43,8 @@ class StageConfig:
     A section that nothing in the stage reads is None (or empty), even where another stage uses it.
 
     Attributes:
-        resolved: the stage's sections as plain data, defaults included and secrets replaced by ``***``.
+        resolved: the stage's sections as plain data, defaults included; ``${env:…}`` and ``${secret:…}`` stay, and
+            so a typed secret is ``${secret:typed.KEY}``.
     """
 
     name: str
@@ -83,9 +84,12 @@ class RunConfig:
         name: the run's name.
         directory: absolute path of the run directory.
         stages: at least one, in order.
-        document: plain data that reproduces this config. It can hold secrets that were typed into the YAML;
-            those from the environment are kept as ``${env:VAR}``.
+        document: plain data that reproduces this config together with ``typed_secrets``; ``${env:…}`` and
+            ``${secret:…}`` stay in it.
         multi_stage: whether the config has ``stages:``.
+        typed_secrets: the secrets that were typed into the config: ``typed.KEY`` → value, for a file that only the
+            owner may read.
+        from_environment: key → text that came from ``${env:…}`` and is no secret, to notice a change on resume.
     """
 
     name: str
@@ -93,6 +97,8 @@ class RunConfig:
     stages: tuple[StageConfig, ...]
     document: Mapping[str, Any]
     multi_stage: bool
+    typed_secrets: Mapping[str, str | int | float] = field(default_factory=dict, repr=False)
+    from_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def stage_directory(self, stage: str) -> str:
         """Folder of a stage: the run directory itself, or ``stages/<name>`` in it where there are stages."""
@@ -103,11 +109,7 @@ class RunConfig:
         return os.path.join(self.stage_directory(stage), "export")
 
     def to_yaml(self) -> str:
-        """The config as YAML that loads to an equal config from any working directory.
-
-        Secrets typed into the config are replaced by ``***``; loading that is refused, and the message says
-        to use ``${env:VAR}``.
-        """
+        """The config as YAML that, beside a file with ``typed_secrets``, loads to an equal config from any folder."""
         return dump_yaml(redact(self.document))
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,21 @@ from rl_core.cluster.forkserver import forkserver
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.check import check, load_config
-from rl_core.config.redaction import RedactingFormatter, secret_values
+from rl_core.config.redaction import RedactingFormatter, mask_known, remember_secrets, secret_values
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError
+from rl_core.io.permissions import Permissions, apply_permissions, run_folder
 from rl_core.io.values import plain
 from rl_core.plugins.registry import Registry, load_registry
 from rl_core.run.appending import LogFile
 from rl_core.run.assembly import Assembly, assemble
+from rl_core.run.beside import changed_in_environment, write_beside
 from rl_core.run.checkpoint import CheckpointStore
 from rl_core.run.directory import RunDirectory, refuse_special_files, require_writable
 from rl_core.run.driver import driver_parts
 from rl_core.run.evaluation import evaluate as run_evaluators
 from rl_core.run.pipeline import Pipeline
 from rl_core.run.progress import working
-from rl_core.run.resuming import Change, changes, has_trained, refuse_corrupting
+from rl_core.run.resuming import Change, changes, environment_changes, has_trained, refuse_corrupting
 from rl_core.run.summary import show
 
 if TYPE_CHECKING:
@@ -53,16 +55,25 @@ def run(
     """
     registry = load_registry()
     config = load_config(config_path, list(overrides), registry)
-    if not resume:
-        directory = RunDirectory.create(config.directory, config_yaml=config.to_yaml(), manifest=registry.manifest())
-        return _execute(config, directory, registry, profile=profile)
-    directory = RunDirectory.claim(config.directory)
-    with directory.closed_on_failure():
-        if directory.begun:
-            _prepare_resume(config, directory, registry, allowed)
+    permissions = _permissions(config)
+    if permissions is None and not Path(config.directory).exists():
+        permissions = "private"
+    begin: dict[str, Any] = {
+        "config_yaml": config.to_yaml(),
+        "manifest": registry.manifest(),
+        "write_beside": lambda folder: write_beside(folder, config),
+    }
+    with run_folder(Path(config.directory), permissions):
+        if resume:
+            directory = RunDirectory.claim(config.directory)
+            with directory.closed_on_failure():
+                if directory.begun:
+                    _prepare_resume(config, directory, registry, allowed)
+                else:
+                    directory.begin(**begin)
         else:
-            directory.begin(config_yaml=config.to_yaml(), manifest=registry.manifest())
-    return _execute(config, directory, registry, allowed, profile=profile)
+            directory = RunDirectory.create(config.directory, **begin)
+    return _execute(config, directory, registry, allowed, profile=profile, permissions=permissions)
 
 
 def resume(run_dir: str, overrides: Sequence[str], *, allowed: Sequence[str] = (), profile: bool = False) -> int:
@@ -77,7 +88,7 @@ def resume(run_dir: str, overrides: Sequence[str], *, allowed: Sequence[str] = (
                 f"    move the whole folder instead: mv {run_dir} NEW_PLACE, then: rl resume NEW_PLACE"
             )
         _prepare_resume(config, directory, registry, allowed)
-    return _execute(config, directory, registry, allowed, profile=profile)
+    return _execute(config, directory, registry, allowed, profile=profile, permissions=_permissions(config))
 
 
 def evaluate(path: str, overrides: Sequence[str]) -> int:
@@ -92,13 +103,15 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
         stage, policy_path = config.stages[-1], None
     if not stage.evaluators:
         raise ConfigError(f"{path}: there are no evaluators\n    add evaluators: [{{name: accuracy}}] and eval_data")
-    folder = _new_folder(Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S"))
-    with _logging(folder, config), _assembled(stage, config, registry, folder, policy_path=policy_path) as parts:
-        parts.publish_weights(0)
-        with working("evaluating"):
-            metrics, samples = run_evaluators(parts, parts.driver.evaluators, stage.run.steps)
-    (folder / "metrics.json").write_text(json.dumps(plain(metrics), indent=2) + "\n")
-    (folder / "samples.jsonl").write_text("".join(json.dumps(plain(row)) + "\n" for row in samples))
+    with _permitted(config):
+        folder = _new_folder(Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S"))
+        with _logging(folder, config), _assembled(stage, config, registry, folder, policy_path=policy_path) as parts:
+            parts.publish_weights(0)
+            with working("evaluating"):
+                metrics, samples = run_evaluators(parts, parts.driver.evaluators, stage.run.steps)
+        samples = [mask_known(row) for row in samples]
+        (folder / "metrics.json").write_text(json.dumps(plain(metrics), indent=2) + "\n")
+        (folder / "samples.jsonl").write_text("".join(json.dumps(plain(row)) + "\n" for row in samples))
     _show_evaluation(metrics, samples, folder)
     return 0
 
@@ -132,16 +145,19 @@ def export(run_dir: str, *, step: int | None = None, stage: str | None = None, t
 
 def _prepare_resume(config: RunConfig, directory: RunDirectory, registry: Registry, allowed: Sequence[str]) -> None:
     refuse_special_files(directory.path)
-    with _logging(directory.logs, config):
+    with _permitted(config), _logging(directory.logs, config):
         refuse_corrupting(_changes(config, directory, registry), allowed, directory.path)
+        write_beside(directory.path, config)
         directory.replace_config(config.to_yaml())
 
 
 def _changes(config: RunConfig, directory: RunDirectory, registry: Registry) -> list[Change]:
     """What differs from the config that the run was started or last resumed with."""
     saved = directory.path / "config.yaml"
+    trained = [s.name for s in config.stages if has_trained(Path(config.stage_directory(s.name)))]
+    elsewhere = environment_changes(config, changed_in_environment(directory.path, config), trained=trained)
     if saved.read_text(encoding="utf-8") == config.to_yaml():
-        return []
+        return elsewhere
     before = check(str(saved), [f"run.directory={directory.path.resolve()}"], registry)
     if before.config is None:
         problems = "\n".join(str(problem) for problem in before.errors)
@@ -149,20 +165,39 @@ def _changes(config: RunConfig, directory: RunDirectory, registry: Registry) -> 
             f"{saved} can no longer be read, so the new config cannot be compared with it\n{problems}\n"
             "    install the versions in plugins.json, or start a new run"
         )
-    trained = [s.name for s in config.stages if has_trained(Path(config.stage_directory(s.name)))]
-    return changes(before.config, config, trained=trained)
+    return [*changes(before.config, config, trained=trained), *elsewhere]
 
 
 def _execute(
-    config: RunConfig, directory: RunDirectory, registry: Registry, allowed: Sequence[str] = (), *, profile: bool
+    config: RunConfig,
+    directory: RunDirectory,
+    registry: Registry,
+    allowed: Sequence[str] = (),
+    *,
+    profile: bool,
+    permissions: Permissions | None,
 ) -> int:
     try:
-        with _logging(directory.logs, config):
-            outcome = Pipeline(config, directory, registry, allowed=allowed, profile=profile).run()
+        with run_folder(directory.path, permissions):
+            apply_permissions(directory.path, permissions)
+            try:
+                with _logging(directory.logs, config):
+                    outcome = Pipeline(config, directory, registry, allowed=allowed, profile=profile).run()
+            finally:
+                apply_permissions(directory.path, permissions)  # Ray's logs are copied with modes of their own
     finally:
         directory.close()
     show(outcome)
     return 0
+
+
+def _permissions(config: RunConfig) -> Permissions | None:
+    return config.stages[0].run.permissions
+
+
+def _permitted(config: RunConfig) -> AbstractContextManager[None]:
+    """What is written in the run directory within the block may be reached by those that the config says."""
+    return run_folder(Path(config.directory), _permissions(config))
 
 
 def _config_of(run_dir: str, overrides: Sequence[str], registry: Registry) -> RunConfig:
@@ -240,14 +275,15 @@ class _Screen(logging.StreamHandler):
 def _logging(folder: Path, config: RunConfig) -> Iterator[None]:
     """Everything to ``rl.log``; to the screen what a reader wants to see: all of ours where it is not a terminal.
 
-    Without the secrets of the environment and of ``config``.
+    Without secrets, those included that only a config model knows of.
     """
-    secrets = {s for stage in config.stages for c in stage.choices() for s in secret_values(c.config.model_dump())}
+    dumped = [choice.config.model_dump() for stage in config.stages for choice in stage.choices()]
+    remember_secrets(value for one in dumped for value in secret_values(one))
     folder.mkdir(parents=True, exist_ok=True)
     file = LogFile(folder / "rl.log")
-    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", secrets=secrets))
+    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     screen = _Screen()
-    screen.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S", secrets=secrets))
+    screen.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     screen.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
     screen.addFilter(lambda record: record.name.partition(".")[0].startswith("rl") or record.levelno >= logging.ERROR)
     root = logging.getLogger()

@@ -3,6 +3,7 @@
 ::
 
     config.yaml      the resolved config       metrics.jsonl    one object per step
+    secrets.json     secrets typed into it     environment.json marks of what came from ${env:…}
     plugins.json     installed plugin versions samples.jsonl    generated samples
     status.json      what the run is doing     logs/            rl.log, a log per worker, Ray's own
     checkpoints/     of the stage              export/          Hugging Face folder of the result
@@ -18,7 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 from rl_core.config.redaction import hide_secrets
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError, StorageError
 from rl_core.io.files import open_regular, parse_object, read_object, read_regular, special_files, write_atomic
+from rl_core.run.beside import BESIDE
 from rl_core.run.lock import LOCK, FolderLock
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 _STATUS = "status.json"
 _LOGS = "logs"
-_BEFORE = frozenset({_LOGS, LOCK, "plugins.json", "plugins.json.tmp", "config.yaml.tmp"})
+_BEFORE = frozenset({_LOGS, LOCK, "plugins.json", "plugins.json.tmp", "config.yaml.tmp"}) | BESIDE
 """What a run that was killed before it wrote config.yaml leaves; a new one may take the folder."""
 _MOST_SHOWN = 5
 
@@ -56,8 +58,15 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @classmethod
-    def create(cls, path: str | Path, *, config_yaml: str, manifest: Mapping[str, str]) -> RunDirectory:
-        """Start a new run directory.
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        config_yaml: str,
+        manifest: Mapping[str, str],
+        write_beside: Callable[[Path], None] = lambda folder: None,
+    ) -> RunDirectory:
+        """Start a new run directory; ``write_beside`` writes what config.yaml needs beside it, before it is there.
 
         Raises:
             ConfigError: it already holds something, or another process is working in it; nothing is touched.
@@ -67,7 +76,7 @@ class RunDirectory:
         with run.closed_on_failure():
             if run.begun:
                 raise _exists(run.path)
-            run.begin(config_yaml=config_yaml, manifest=manifest)
+            run.begin(config_yaml=config_yaml, manifest=manifest, write_beside=write_beside)
         return run
 
     @classmethod
@@ -118,8 +127,14 @@ class RunDirectory:
         """Whether there is a run: its config.yaml is written."""
         return (self.path / CONFIG).is_file()
 
-    def begin(self, *, config_yaml: str, manifest: Mapping[str, str]) -> None:
-        """Make the claimed folder a run directory.
+    def begin(
+        self,
+        *,
+        config_yaml: str,
+        manifest: Mapping[str, str],
+        write_beside: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        """Make the claimed folder a run directory; ``write_beside`` as for :meth:`create`.
 
         Raises:
             ConfigError: it holds files that no run makes.
@@ -129,6 +144,7 @@ class RunDirectory:
         try:
             self.logs.mkdir(exist_ok=True)
             write_atomic(self.path / "plugins.json", json.dumps(dict(manifest), indent=2) + "\n")
+            write_beside(self.path)
             write_atomic(self.path / CONFIG, config_yaml)  # last: from here on it is a run directory
         except OSError as error:
             raise _unwritable(self.path, error, "\n    choose another with run.directory=PATH") from error

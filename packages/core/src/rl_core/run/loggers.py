@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rl_core.config.redaction import mask_known
 from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Loggers:
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
-            self._each(lambda one: one.log_samples(step, rows))
+            masked = [mask_known(row) for row in rows]
+            self._each(lambda one: one.log_samples(step, masked))
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:

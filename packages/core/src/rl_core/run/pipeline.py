@@ -16,7 +16,7 @@ from rl_core.cluster.forkserver import forkserver
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.gates import gate_failure
-from rl_core.config.redaction import redact
+from rl_core.config.redaction import masked_error, redact
 from rl_core.contracts.logger import RunInfo
 from rl_core.errors import Interrupted, RLError, WorkerDied
 from rl_core.io.files import read_object, write_atomic
@@ -105,7 +105,7 @@ class Pipeline:
         except BaseException as error:
             status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
             self._directory.status(status=status, error=str(error))
-            self._call("on_run_error", error=error)
+            self._call("on_run_error", error=masked_error(error))
             raise
         finally:
             self._call("on_run_end", status=status)

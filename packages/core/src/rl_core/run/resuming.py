@@ -76,6 +76,25 @@ def changes(old: RunConfig, new: RunConfig, *, trained: Sequence[str]) -> list[C
     return found
 
 
+def environment_changes(config: RunConfig, keys: Sequence[str], *, trained: Sequence[str]) -> list[Change]:
+    """What differs although the config does not: ``keys`` hold ``${env:…}``, which has another value now.
+
+    Args:
+        keys: as on the command line, without a stage's name where it stands outside of ``stages:``.
+        trained: as for :func:`changes`.
+    """
+    found = []
+    for key in keys:
+        plain, stage = key, ""
+        if key.startswith("stages."):
+            _, index, plain = key.split(".", 2)
+            stage = config.stages[int(index)].name
+            key = f"stages.{stage}.{plain}"
+        guarded = stage in trained if stage else bool(trained)
+        found.append(Change(key, "as it was", "another value of ${env:…}", _reason(plain) if guarded else ""))
+    return found
+
+
 def _stage_changes(old: StageConfig, new: StageConfig, prefix: str, *, guarded: bool) -> Iterator[Change]:
     before, after = dict(_flat(old.resolved)), dict(_flat(new.resolved))
     for key in [*after, *(k for k in before if k not in after)]:
