@@ -167,7 +167,7 @@ def test_workers_on_this_machine_have_a_line_and_those_that_have_none_are_asked_
     # Some of both are waited for together.
     calls += [pool.trainers[0].call.remote("wait", 0.0), pool.trainers[1].pid.remote()]
     assert pool.get(calls) == ["done", "done", "done", pid_of(pool, 1)]
-    slow = [*ask(pool, "wait", 1.0), pool.trainers[0].address.remote()]
+    slow = [*ask(pool, "wait", 1.0), pool.trainers[0].node.remote()]
     assert finished(slow, timeout_s=0.0) == []
     assert slow[2] in finished(slow, timeout_s=60.0)
     pool.get(slow)
