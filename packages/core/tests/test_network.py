@@ -6,7 +6,15 @@ import socket
 import pytest
 from rl_core import network
 from rl_core.errors import EnvironmentProblem
-from rl_core.network import LOOPBACK, bound_socket, chosen, held_socket, interface_towards, interface_with, use_interface
+from rl_core.network import (
+    LOOPBACK,
+    bound_socket,
+    chosen,
+    held_socket,
+    interface_towards,
+    interface_with,
+    use_interface,
+)
 
 TWO = {"lo": ["127.0.0.1", "::1"], "eth0": ["10.0.0.5", "10.0.0.6"], "ib0": ["fd00::5"]}
 
