@@ -80,4 +80,6 @@ def _socket_inodes(pid: int) -> set[str]:
 def _address(hexadecimal: str) -> str:
     """The kernel prints an address as 32-bit words in the machine's byte order."""
     words = [bytes.fromhex(hexadecimal[start : start + 8]) for start in range(0, len(hexadecimal), 8)]
-    return str(ipaddress.ip_address(b"".join(int.from_bytes(word, "big").to_bytes(4, sys.byteorder) for word in words)))
+    parsed = ipaddress.ip_address(b"".join(int.from_bytes(word, "big").to_bytes(4, sys.byteorder) for word in words))
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return f"::ffff:{mapped}" if mapped else str(parsed)
