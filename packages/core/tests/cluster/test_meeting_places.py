@@ -9,10 +9,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rl_core.cluster import meeting_places
 from rl_core.cluster.meeting_places import MeetingPlaces, remove_folder
+from rl_core.cluster.placement import cluster_interface
+from rl_core.cluster.workers import Deadlines, WorkerPool
+from rl_core.config.run_section import RunSection
+from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import EnvironmentProblem
 
 NOBODY = "65534"
@@ -133,3 +138,48 @@ def test_an_address_that_this_machine_lacks_is_a_clear_error(places, root):
     with pytest.raises(EnvironmentProblem, match=r"no port of 203\.0\.113\.9 can be bound on "):
         places.open("train", address="203.0.113.9", one_machine=True)
     assert os.listdir(root) == []
+
+
+class Worker:
+    """A worker's handle: which machine it is on, and the places that it was asked for."""
+
+    def __init__(self, machine):
+        self._actor_id = os.urandom(8)
+        self.node = SimpleNamespace(remote=lambda: machine)
+        self.meeting_place = SimpleNamespace(remote=lambda *asked: Rendezvous("127.0.0.1", 1, str(asked)))
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch):
+    made = WorkerPool(manifest={}, logs=tmp_path, deadlines=Deadlines(start_s=1, call_s=1))
+    monkeypatch.setattr(made, "get", lambda calls, **_options: list(calls))
+    return made
+
+
+def test_members_of_a_group_meet_by_files_where_all_are_on_one_machine(pool):
+    first, beside, away = Worker("a"), Worker("a"), Worker("b")
+    assert pool.meeting_place([first, beside], purpose="weights").folder == "('weights', True)"
+    assert pool.meeting_place([first, away], purpose="generate", together=False).folder == "('generate', False)"
+
+
+def test_a_machine_that_joins_workers_on_loopback_is_no_member_of_their_groups_and_told_why(pool):
+    with pytest.raises(EnvironmentProblem) as caught:
+        pool.meeting_place([Worker("a"), Worker("b")], purpose="weights")
+    assert str(caught.value) == (
+        "a machine joined the cluster after the workers of the first one had started, and these listen on loopback "
+        "only\n    set run.network_interface for a cluster that grows from one machine"
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "address", "interface"),
+    [
+        ({"network_interface": "eth1"}, "", None),  # a Ray that the run starts itself is on one machine
+        ({"network_interface": "eth1"}, "head:6379", "eth1"),
+        ({"network_interface": "eth1", "address": "auto"}, "", "eth1"),
+        ({"address": "auto"}, "", None),
+    ],
+)
+def test_the_interface_of_the_config_is_for_clusters(monkeypatch, run, address, interface):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert cluster_interface(RunSection(steps=1, **run)) == interface

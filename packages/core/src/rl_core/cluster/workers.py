@@ -174,7 +174,7 @@ class WorkerPool:
 
     def build(self, actors: Sequence[Any], choice: ComponentChoice, *, kind: str, context: WorkerContext) -> list[Any]:
         """Build ``choice`` on each actor; returns what each ``setup`` gave. Ranks follow the actors' order."""
-        place = self.meeting_place(actors, purpose=kind, starting=True)
+        place = self.meeting_place(actors, purpose=kind, starting=True, together=kind == "train")
         self.connect(actors)
         references = []
         for rank, actor in enumerate(actors):
@@ -190,12 +190,15 @@ class WorkerPool:
             references.append(actor.build.remote(choice.component.factory, choice.config, own, kind))
         return self.get(references, starting=True)
 
-    def meeting_place(self, actors: Sequence[Any], *, purpose: str, starting: bool = False) -> Rendezvous:
+    def meeting_place(
+        self, actors: Sequence[Any], *, purpose: str, starting: bool = False, together: bool = True
+    ) -> Rendezvous:
         """Where ``actors`` may meet as a new group; the first of them is its rank 0.
 
         Args:
             purpose: of the group; an earlier one's place for the same is given back.
             starting: the actors may still be starting.
+            together: they make a group, and must be able to.
 
         Raises:
             EnvironmentProblem: they are on several machines, and their processes use loopback only.
@@ -204,7 +207,7 @@ class WorkerPool:
         nodes = self.get([actor.node.remote() for actor in unknown], starting=starting)
         self._node_of |= {actor_id_of(actor): node for actor, node in zip(unknown, nodes, strict=True)}
         one_machine = len({self._node_of[actor_id_of(actor)] for actor in actors}) == 1
-        if not one_machine and self._interface == LOOPBACK:
+        if together and not one_machine and self._interface == LOOPBACK:
             raise EnvironmentProblem(
                 "a machine joined the cluster after the workers of the first one had started, and these listen on "
                 "loopback only\n    set run.network_interface for a cluster that grows from one machine"

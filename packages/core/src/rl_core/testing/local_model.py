@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Backend, LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
 from rl_core.model import NonFiniteBatch, reduce_metrics
@@ -28,7 +29,7 @@ def set_up(backend: Backend) -> Iterator[Backend]:
 
 def lone_worker() -> WorkerContext:
     """Rank 0 of 1, on CPU with one thread."""
-    return WorkerContext(0, 1, "127.0.0.1", 0)
+    return WorkerContext(0, 1, "127.0.0.1", free_port())
 
 
 class LocalModel:
