@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("worker_on_a_machine.py")
+PATIENCE_S = 200.0
 CARDS = (("fast0", "10.77.0.1"), ("rdma1", "10.77.0.2"))
 """Machines of one cluster may name their cards differently."""
 
@@ -63,6 +65,8 @@ def start(pid, rank, interface):
 
 def test_workers_on_two_machines_meet_and_listen_on_the_cluster_network_only(machines):
     workers = [start(pid, rank, CARDS[rank][0]) for rank, pid in enumerate(machines)]
+    deadline = threading.Timer(PATIENCE_S, lambda: [worker.kill() for worker in workers])
+    deadline.start()
     try:
         places = json.loads(workers[0].stdout.readline())
         assert [(place["address"], place["folder"]) for place in places] == [("10.77.0.1", "")] * 2
@@ -73,6 +77,7 @@ def test_workers_on_two_machines_meet_and_listen_on_the_cluster_network_only(mac
             worker.stdin.close()
         assert [worker.wait(60) for worker in workers] == [0, 0]
     finally:
+        deadline.cancel()
         for worker in workers:
             worker.kill()
             worker.wait(30)
