@@ -1,11 +1,13 @@
 """Runs on a cluster somebody else started: two machines, by address and through a Ray client."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rl_core.network import interfaces
 from support import RL, environment, metrics_of
 
 pytestmark = pytest.mark.slow
@@ -44,6 +46,11 @@ def test_a_run_spreads_over_the_machines_of_an_existing_cluster(way, addresses, 
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["mismatch/max_abs_logprob_gap"] < 1e-5 for row in rows)
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+    # Both machines are this one; its processes use the interface that has their address in Ray.
+    own = {address for addresses in interfaces().values() for address in addresses}
+    for rank in (0, 1):
+        log = (tmp_path / "run" / "logs" / f"train-{rank}.log").read_text()
+        assert re.search(r"process groups listen on \S+ \((\S+)\)", log)[1] in own
 
 
 def test_generators_have_gpus_of_their_own_beside_equal_shares_of_training_or_the_same_as_a_rank(two_nodes):

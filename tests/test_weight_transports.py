@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
+import sockets
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.resources import Resources
@@ -61,6 +62,8 @@ class Run:
         )
         pool = self.pool
         pool.prepare(Resources(ranks=2, replicas=2, gpus=0, nodes=1, threads=1, generator_threads=1))
+        self.pids = pool.get([worker.pid.remote() for worker in [*pool.trainers, *pool.generators]], starting=True)
+        self.rays = set(sockets.listening(self.pids))
         backend = chosen("rl_backend_fsdp2.backend:Fsdp2Backend", FSDP2)
         topology = group_topologies(pool.build(pool.trainers, backend, kind="train", context=CONTEXT))
         role = Role("policy", trainable=True)
@@ -129,6 +132,15 @@ def run(cluster, tmp_path_factory):
 def collective_of(run):
     ends = {"sender": FSDP2.weight_transports["collective"], "receiver": HF.weight_transports["collective"]}
     return Collective(run.pool, run.policy, **ends, device="cpu")
+
+
+def test_the_groups_of_trainers_and_for_weights_listen_on_loopback_only(run):
+    run.train()
+    run.router.renew_weights(collective_of(run), run.version)
+    run.assert_all_sample_from_the_newest_weights()
+    opened = set(sockets.listening(run.pids)) - run.rays
+    assert {socket.pid for socket in opened} == set(run.pids)  # gloo's, in every process
+    assert {socket.address for socket in opened} == {"127.0.0.1"}
 
 
 def test_a_broadcast_outlives_generators_that_die_and_includes_those_that_join(run, caplog):

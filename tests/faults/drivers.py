@@ -32,6 +32,7 @@ import rl_core.run.pipeline
 import torch
 from rl_core.cluster.host import Host
 from rl_core.cluster.workers import WorkerPool
+from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.run.assembly import Assembly
 from rl_core.run.checkpoint import CheckpointStore
 from rl_core.run.directory import RunDirectory
@@ -93,6 +94,9 @@ class DirectPool(WorkerPool):
         host = Host("train-0", self._manifest, None, 1)
         host._work = InThisThread()
         self.trainers = [Direct(host)]
+
+    def meeting_place(self, _actors, **_options):
+        return Rendezvous("127.0.0.1", 0)
 
     def connect(self, _actors):
         """Needs no line."""

@@ -141,7 +141,7 @@ def main(logs):
     # One on the other machine stops: it is examined and ended there.
     pids = {}
     for handle in pool.generators:
-        pids[pool.get([handle.address.remote()])[0], pool.get([handle.pid.remote()])[0]] = handle
+        pids[pool.get([handle.node.remote()])[0], pool.get([handle.pid.remote()])[0]] = handle
     os.kill(max(pid for _, pid in pids), signal.SIGSTOP)
     seen["after_stop"] = step(router, version + 1)
     seen["replicas_after_stop"] = router.replicas

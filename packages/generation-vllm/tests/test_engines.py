@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import sockets
 import torch
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
@@ -76,6 +81,19 @@ def test_an_engine_may_be_split_over_processes(small):
     built.update_weights(small.buckets(other), 1)
     assert small.gap(built.generate(requests, params), small.model(other), temperature=0.7) < TOLERANCE
     built.close()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_engine_listens_on_loopback_only_and_meets_by_files_of_its_user_alone(small, processes):
+    files = Path(tempfile.gettempdir())
+    before = set(files.glob("vllm_dist_*"))
+    listening = set(sockets.listening([os.getpid()]))
+    built = small.generator(small.spec(kv_heads=2), tensor_parallel=processes, max_num_seqs=8)
+    opened = set(sockets.listening(sockets.tree(os.getpid()))) - listening
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in set(files.glob("vllm_dist_*")) - before}
+    built.close()
+    assert {socket.address for socket in opened} == {"127.0.0.1"}
+    assert modes == {0o600}
 
 
 def test_the_smallest_cache_gives_the_same_samples(small):

@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from rl_core.contracts.backend import Topology, WorkerContext
+from rl_torch.rendezvous import join
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
@@ -44,15 +45,8 @@ class Mesh:
         self.device = torch.device("cuda", 0) if context.device == "cuda" else torch.device("cpu")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        host = f"[{context.master_address}]" if ":" in context.master_address else context.master_address
-        dist.init_process_group(
-            # gloo beside nccl: checkpoints are written from host memory.
-            "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
-            init_method=f"tcp://{host}:{context.master_port}",
-            rank=context.rank,
-            world_size=context.world_size,
-            timeout=timeout,
-        )
+        # gloo beside nccl: checkpoints are written from host memory.
+        join(context, "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
         shape = (self.sizes.replicate, self.sizes.dp * self.sizes.cp, self.sizes.tp)
         self._ranks: DeviceMesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
         self.cp_group = self._context_group()

@@ -13,6 +13,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from rl_core.contracts.backend import Topology, WorkerContext
 from rl_core.errors import ConfigError
+from rl_torch.rendezvous import join
 from rl_torch.seeding import prepare_process
 from torch import Tensor
 
@@ -48,14 +49,7 @@ class Runtime:
             # Megatron overlaps communication with computation only if kernels keep the order they are queued in.
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
             torch.cuda.set_device(self.device)
-        host = f"[{context.master_address}]" if ":" in context.master_address else context.master_address
-        dist.init_process_group(
-            "nccl" if self.device.type == "cuda" else "gloo",
-            init_method=f"tcp://{host}:{context.master_port}",
-            rank=context.rank,
-            world_size=context.world_size,
-            timeout=timeout,
-        )
+        join(context, "nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
         with self.active():
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=parallel.tp,

@@ -9,6 +9,7 @@ import socket
 from collections import namedtuple
 
 import pytest
+from rl_core import network
 from rl_core.cli import machine_checks, software_checks
 from rl_core.cli.finding import Finding, examine
 from rl_core.cli.main import main
@@ -149,6 +150,22 @@ def test_the_address_of_a_cluster_is_tried():
         Finding("Ray cluster", "fail", "RAY_ADDRESS 'head-node' is not of the form HOST:PORT", fix)
     ]
     assert [list(software_checks.ray_cluster(one)) for one in ("", "auto")] == [[], []]
+
+
+def test_the_interface_of_process_groups_is_named_with_a_warning_where_it_leads_to_other_machines(monkeypatch):
+    monkeypatch.setattr(network, "interfaces", lambda: {"lo": ["127.0.0.1"], "eth0": ["10.0.0.5"]})
+    monkeypatch.setattr(network, "interface_towards", {"10.0.0.1": "eth0", "fd00::1": "eth0"}.get)
+    quiet = Finding("network", "ok", "runs on this machine listen on lo (127.0.0.1) only")
+    assert [list(machine_checks.network(one)) for one in ("", "local")] == [[quiet], [quiet]]
+    fix = "keep this network private (SECURITY.md), or name another with run.network_interface"
+    detail = (
+        "workers on several machines listen on eth0 (10.0.0.5), where gloo, NCCL and torch's stores authenticate nobody"
+    )
+    for address in ("10.0.0.1:6379", "ray://10.0.0.1:10001", "[fd00::1]:6379"):
+        assert list(machine_checks.network(address)) == [Finding("network", "warn", detail, fix)]
+    (unknown,) = machine_checks.network("auto")
+    assert unknown.status == "warn"
+    assert "is not known; it has eth0 (10.0.0.5), lo (127.0.0.1), where" in unknown.detail
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import stat
 import time
 from contextlib import suppress
 from types import SimpleNamespace
@@ -167,11 +168,22 @@ def test_workers_on_this_machine_have_a_line_and_those_that_have_none_are_asked_
     # Some of both are waited for together.
     calls += [pool.trainers[0].call.remote("wait", 0.0), pool.trainers[1].pid.remote()]
     assert pool.get(calls) == ["done", "done", "done", pid_of(pool, 1)]
-    slow = [*ask(pool, "wait", 1.0), pool.trainers[0].address.remote()]
+    slow = [*ask(pool, "wait", 1.0), pool.trainers[0].node.remote()]
     assert finished(slow, timeout_s=0.0) == []
     assert slow[2] in finished(slow, timeout_s=60.0)
     pool.get(slow)
     assert set(finished(slow, timeout_s=0.0)) == set(slow)
+
+
+def test_the_folder_of_a_group_is_private_and_goes_with_its_workers_even_if_they_were_killed(start):
+    pool = start(2)
+    places = [pool.meeting_place(pool.trainers, purpose=purpose) for purpose in ("one", "two")]
+    assert len({place.folder for place in places}) == 2
+    assert all(stat.S_IMODE(os.stat(place.folder).st_mode) == 0o700 for place in places)
+    for rank in (0, 1):
+        os.kill(pid_of(pool, rank), signal.SIGKILL)
+    pool.close()
+    assert not any(os.path.exists(place.folder) for place in places)
 
 
 def test_a_component_computes_in_one_thread_whoever_asks(start):

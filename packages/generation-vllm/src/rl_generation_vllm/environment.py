@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from rl_core.network import LOOPBACK, chosen, use_interface
 
 _PRELOAD = "LD_PRELOAD"
 
@@ -25,7 +26,11 @@ def prepare(device: str) -> None:
 
     The engine core runs inside the calling process, which is an actor of its own: weights then
     reach the model without another copy, and its death is the actor's death.
+
+    Outside a run, which has chosen an interface already, everything listens on loopback.
     """
+    use_interface(chosen(LOOPBACK, otherwise="")[0], instead=False)
+    os.environ["VLLM_HOST_IP"] = "127.0.0.1"  # all processes of an engine are on one machine
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # vLLM's messages go where the process logs, not to a handler of its own.
@@ -45,11 +50,16 @@ def quiet() -> None:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Undo what building a CPU engine leaves behind: a dead ``torch.set_num_threads`` and preloaded libraries."""
+    """Undo what building a CPU engine leaves behind: a dead ``torch.set_num_threads`` and preloaded libraries.
+
+    The processes of an engine meet by a file in the temporary folder, which only this user shall read.
+    """
     set_num_threads, preload = torch.set_num_threads, os.environ.get(_PRELOAD)
+    mask = os.umask(0o077)
     try:
         yield
     finally:
+        os.umask(mask)
         torch.set_num_threads = set_num_threads
         if preload is None:
             os.environ.pop(_PRELOAD, None)

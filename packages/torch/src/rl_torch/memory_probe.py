@@ -21,16 +21,17 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
 import torch
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.ports import free_port
 from rl_core.config.model_shape import shape_of_config
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
+from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.plugins.references import resolve_reference
 
 from rl_torch.host_memory import give_back_freed_memory
@@ -122,15 +123,16 @@ class Probe:
         return found
 
     def _measure(self, case: Case) -> list[int]:
-        given, port = {**asdict(case), "config": case.settings}, free_port()
-        for pipe in self._ranks:
-            pipe.send((given, port))
-        found = []
-        for pipe in self._ranks:
-            assert pipe.poll(300), "no answer in five minutes"
-            peak, failure = pipe.recv()
-            assert not failure, failure
-            found.append(peak)
+        given = {**asdict(case), "config": case.settings}
+        with TemporaryDirectory() as folder:
+            for pipe in self._ranks:
+                pipe.send((given, Rendezvous("127.0.0.1", 0, folder)))
+            found = []
+            for pipe in self._ranks:
+                assert pipe.poll(300), "no answer in five minutes"
+                peak, failure = pipe.recv()
+                assert not failure, failure
+                found.append(peak)
         return found
 
 
@@ -155,12 +157,13 @@ def _answer(pipe: Connection, rank: int, world: int, backend: tuple[str, str, st
     gc.freeze()  # each case collects garbage: not among all that was imported
     while True:
         try:
-            case, port = pipe.recv()
+            case, place = pipe.recv()
         except EOFError:
             return
         try:
             made = factory(config(name=backend[0], **case["config"]))
-            pipe.send((measure(made, case, WorkerContext(rank, world, "127.0.0.1", port, threads=1)), ""))
+            context = WorkerContext(rank, world, place.address, place.port, threads=1, rendezvous=place)
+            pipe.send((measure(made, case, context), ""))
         except Exception:  # noqa: BLE001 - the other process raises it
             pipe.send((0, traceback.format_exc()))
 

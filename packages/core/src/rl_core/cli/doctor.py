@@ -31,6 +31,7 @@ def doctor_command(context: typer.Context, json_output: JsonOption = False) -> N
         *examine("memory", machine_checks.memory),
         *examine("disk", machine_checks.disk),
         *examine("shared memory", machine_checks.shared_memory),
+        *examine("network", lambda: machine_checks.network(os.environ.get("RAY_ADDRESS", ""))),
         *examine("open files", machine_checks.open_files),
         *examine("processes", machine_checks.processes),
         *examine("locked memory", machine_checks.locked_memory),

@@ -77,6 +77,32 @@ def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Finding]:
         yield Finding("shared memory", "ok", detail)
 
 
+def network(cluster: str) -> Iterator[Finding]:
+    """The interface that process groups would listen on, where nobody authenticates.
+
+    Args:
+        cluster: ``RAY_ADDRESS``; empty for runs on this machine alone.
+    """
+    from rl_core.network import LOOPBACK, chosen, describe, interface_towards, interfaces
+
+    name, address = chosen(LOOPBACK, otherwise="")
+    if not cluster or cluster == "local":
+        yield Finding("network", "ok", f"runs on this machine listen on {name} ({address}) only")
+        return
+    host = cluster.removeprefix("ray://").rpartition(":")[0].strip("[]")
+    towards = interface_towards(host) if host else None
+    if towards is None:
+        detail = f"which interface of this machine leads to the cluster is not known; it has {describe()}"
+    else:
+        detail = f"workers on several machines listen on {towards} ({interfaces()[towards][0]})"
+    yield Finding(
+        "network",
+        "warn",
+        f"{detail}, where gloo, NCCL and torch's stores authenticate nobody",
+        "keep this network private (SECURITY.md), or name another with run.network_interface",
+    )
+
+
 def open_files() -> Iterator[Finding]:
     """Ray opens several files per worker and connection."""
     yield _limit("open files", resource.RLIMIT_NOFILE, at_least=4096, fix="ulimit -n 65536")

@@ -21,12 +21,15 @@ from typing import IO, Any
 from rl_core.cluster.examination import dump_on_signal
 from rl_core.cluster.heartbeat import Pulse
 from rl_core.cluster.lines import Address
+from rl_core.cluster.meeting_places import MeetingPlaces
 from rl_core.cluster.shared_buckets import Described, SharedBuckets
 from rl_core.cluster.work_thread import WorkThread, in_work_thread
 from rl_core.config.redaction import RedactingFormatter, mask_streams, remember_secrets
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.profiling import Profiles
+from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import RLError
+from rl_core.network import LOOPBACK, chosen, use_interface
 from rl_core.run.appending import LogFile
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,14 @@ class Host:
     """Runs inside a Ray actor."""
 
     def __init__(
-        self, name: str, manifest: dict[str, str], logs: str | None, threads: int, umask: int | None = None
+        self,
+        name: str,
+        manifest: dict[str, str],
+        logs: str | None,
+        threads: int,
+        *,
+        umask: int | None = None,
+        interface: str | None = LOOPBACK,
     ) -> None:
         if umask is not None:  # the run directory's, not that of whoever started this machine's Ray
             os.umask(umask)
@@ -58,24 +68,30 @@ class Host:
         self._shared: SharedBuckets | None = None
         self._work = WorkThread(lambda method, args: getattr(self, method)(*args))
         self._refusal: RLError | None = None
+        self._places = MeetingPlaces()
+        self._own_address = ""
         from rl_core.plugins.registry import load_registry
 
         self._registry = load_registry()
         try:
             self._registry.check_manifest(manifest)
+            self._own_address = _listen_on(interface)
         except RLError as error:
             # Raised by the first call: as it is, where an actor that cannot be built only leaves a text.
             self._refusal = error
         self._done(self._activities[0])
 
-    def address(self) -> tuple[str, int]:
-        """This machine's address and a free port, for a process group's rendezvous."""
+    def node(self) -> str:
+        """Id of the Ray node that this worker is on."""
         import ray
 
-        from rl_core.cluster.ports import free_port
-
         self._check_ready()
-        return ray.util.get_node_ip_address(), free_port()
+        return str(ray.get_runtime_context().get_node_id())
+
+    def meeting_place(self, purpose: str, one_machine: bool) -> Rendezvous:
+        """A place for a new group of which this worker is the first rank; see :class:`MeetingPlaces`."""
+        self._check_ready()
+        return self._places.open(purpose, address=self._own_address, one_machine=one_machine)
 
     def remember_secrets(self, values: frozenset[str]) -> None:
         """Mask ``values`` in the log and in what is printed here. The call before all others."""
@@ -101,7 +117,7 @@ class Host:
     def build(self, factory: str, config: Any, context: WorkerContext, kind: str) -> Any:
         """Create the component and ``setup`` it; returns what ``setup`` returns."""
         self._check_ready()
-        self.unload()
+        self._drop()
         with self._at_work(f"building {factory}", starting=True):
             for outcome in self._registry.call("on_worker_start", role=kind, rank=context.rank):
                 if outcome.error is not None:
@@ -203,6 +219,12 @@ class Host:
     @in_work_thread
     def unload(self) -> None:
         """Drop the component, so that the process can host another."""
+        try:
+            self._drop()
+        finally:
+            self._places.close()
+
+    def _drop(self) -> None:
         self._shared = None
         while self._ends:
             self._ends.popitem()[1].close()
@@ -232,6 +254,21 @@ class Host:
     def _check_ready(self) -> None:
         if self._refusal is not None:
             raise self._refusal
+
+
+def _listen_on(interface: str | None) -> str:
+    """Keep the groups of this process on one interface, and return its address; before anything makes a group."""
+    if interface == LOOPBACK:
+        own = ""
+    else:
+        import ray
+
+        own = ray.util.get_node_ip_address()
+    name, address = chosen(interface, otherwise=own)
+    # Without run.network_interface the user's own variables decide between machines.
+    use_interface(name, instead=interface is not None)
+    logger.info("process groups listen on %s (%s)", name, address)
+    return address
 
 
 def _log_to(path: Path) -> IO[str]:

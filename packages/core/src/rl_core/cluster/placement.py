@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.resources import Resources
 from rl_core.errors import EnvironmentProblem, Interrupted
+
+if TYPE_CHECKING:
+    from rl_core.config.run_section import RunSection
 
 logger = logging.getLogger("rl")
 
@@ -61,6 +65,18 @@ def bundles_in_order(machines: Sequence[str], ranks: int, *, per_machine: int) -
             first += here[: per_machine or None]
     first = first[:ranks]
     return first + [index for index in by_machine if index not in first]
+
+
+def cluster_interface(run: RunSection) -> str | None:
+    """``run.network_interface`` where the run joins a cluster; a Ray that it starts itself is on one machine."""
+    return run.network_interface if run.address or os.environ.get("RAY_ADDRESS") else None
+
+
+def machine_count() -> int:
+    """Machines that the cluster has now."""
+    import ray
+
+    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 def room_for(needs: dict[str, float]) -> int:

@@ -1,4 +1,7 @@
-"""Ports for process groups to meet at."""
+"""Ports for servers that take a number and no socket, as Ray's do.
+
+A port for a process group is held instead, see :func:`rl_core.network.held_socket`.
+"""
 
 from __future__ import annotations
 

@@ -16,13 +16,16 @@ from rl_core.cluster.calls import Deadlines, actor_id_of, fetch
 from rl_core.cluster.failures import Subject
 from rl_core.cluster.host import Host
 from rl_core.cluster.lines import Line
-from rl_core.cluster.placement import bundles_in_order, machines_of, reserve, room_for
+from rl_core.cluster.meeting_places import remove_folder
+from rl_core.cluster.placement import bundles_in_order, machine_count, machines_of, reserve, room_for
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.watchdog import Watchdog, Watched, own_node
 from rl_core.config.redaction import known_secrets
 from rl_core.contracts.backend import Topology, WorkerContext
-from rl_core.errors import RLError, WorkerDied
+from rl_core.contracts.rendezvous import Rendezvous
+from rl_core.errors import EnvironmentProblem, RLError, WorkerDied
 from rl_core.io.permissions import umask_in_force
+from rl_core.network import LOOPBACK
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice
@@ -40,6 +43,7 @@ class WorkerPool:
 
     Args:
         stopping: whether the user asked to stop, looked at while waiting for room in the cluster.
+        network_interface: that workers on several machines use among themselves; None for that of Ray's addresses.
 
     Attributes:
         trainers, generators: handles of those that are in use.
@@ -52,8 +56,11 @@ class WorkerPool:
         logs: Path,
         deadlines: Deadlines,
         stopping: Callable[[], bool] = lambda: False,
+        network_interface: str | None = None,
     ) -> None:
         self._manifest = manifest
+        self._network_interface = network_interface
+        self._interface: str | None = LOOPBACK
         self._logs = logs
         self._stopping = stopping
         self.deadlines = deadlines
@@ -66,6 +73,8 @@ class WorkerPool:
         self._free_bundles: list[int] = []
         self._spare: list[Any] = []
         self._lines: dict[str, Line] = {}
+        self._node_of: dict[str, str] = {}
+        self._folders: set[str] = set()
         self.trainers: list[Any] = []
         self.generators: list[Any] = []
 
@@ -85,6 +94,7 @@ class WorkerPool:
         )
         self._watchdog = Watchdog(heartbeat_s=self.deadlines.heartbeat_s, start_s=self.deadlines.start_s)
         self._resources = resources
+        self._interface = self._network_interface or (LOOPBACK if machine_count() == 1 else None)
         order = list(range(len(resources.bundles)))
         if resources.nodes > 1:
             machines = machines_of(self._placement, len(order))
@@ -153,7 +163,9 @@ class WorkerPool:
             where = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=bundle)
         remote: Any = ray.remote(concurrency_groups={UPDATES: 1}) if role == "generate" else ray.remote  # type: ignore[call-overload]
         placed = remote(Host).options(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy=where)
-        handle: Any = placed.remote(name, self._manifest, str(self._logs), threads, umask_in_force())
+        handle: Any = placed.remote(
+            name, self._manifest, str(self._logs), threads, umask=umask_in_force(), interface=self._interface
+        )
         if secrets := known_secrets():  # a call's arguments, unlike those of an actor, are kept nowhere
             handle.remember_secrets.remote(secrets)
         self._watchdog.watch(Watched(name, role, handle, self._logs / f"{name}.log"))
@@ -168,15 +180,48 @@ class WorkerPool:
 
     def build(self, actors: Sequence[Any], choice: ComponentChoice, *, kind: str, context: WorkerContext) -> list[Any]:
         """Build ``choice`` on each actor; returns what each ``setup`` gave. Ranks follow the actors' order."""
-        address, port = self.get([actors[0].address.remote()], starting=True)[0]
+        place = self.meeting_place(actors, purpose=kind, starting=True, together=kind == "train")
         self.connect(actors)
         references = []
         for rank, actor in enumerate(actors):
             own = replace(
-                context, rank=rank, world_size=len(actors), master_address=address, master_port=port, local_rank=0
+                context,
+                rank=rank,
+                world_size=len(actors),
+                master_address=place.address,
+                master_port=place.port,
+                local_rank=0,
+                rendezvous=place,
             )
             references.append(actor.build.remote(choice.component.factory, choice.config, own, kind))
         return self.get(references, starting=True)
+
+    def meeting_place(
+        self, actors: Sequence[Any], *, purpose: str, starting: bool = False, together: bool = True
+    ) -> Rendezvous:
+        """Where ``actors`` may meet as a new group; the first of them is its rank 0.
+
+        Args:
+            purpose: of the group; an earlier one's place for the same is given back.
+            starting: the actors may still be starting.
+            together: they make a group, and must be able to.
+
+        Raises:
+            EnvironmentProblem: they are on several machines, and their processes use loopback only.
+        """
+        unknown = [actor for actor in actors if actor_id_of(actor) not in self._node_of]
+        nodes = self.get([actor.node.remote() for actor in unknown], starting=starting)
+        self._node_of |= {actor_id_of(actor): node for actor, node in zip(unknown, nodes, strict=True)}
+        one_machine = len({self._node_of[actor_id_of(actor)] for actor in actors}) == 1
+        if together and not one_machine and self._interface == LOOPBACK:
+            raise EnvironmentProblem(
+                "a machine joined the cluster after the workers of the first one had started, and these listen on "
+                "loopback only\n    set run.network_interface for a cluster that grows from one machine"
+            )
+        asked = actors[0].meeting_place.remote(purpose, one_machine)
+        place: Rendezvous = self.get([asked], starting=starting, what=f"meeting ({purpose})")[0]
+        self._folders.add(place.folder)
+        return place
 
     def connect(self, actors: Sequence[Any]) -> None:
         """Open a line to each that is on this machine and has none."""
@@ -263,7 +308,10 @@ class WorkerPool:
             remove_placement_group(self._placement)
         self._placement, self._resources, self._watchdog = None, None, None
         self.trainers, self.generators, self._spare = [], [], []
-        self._bundle_of, self._rank_at, self._free_bundles = {}, {}, []
+        self._bundle_of, self._rank_at, self._free_bundles, self._node_of = {}, {}, [], {}
+        for folder in self._folders:  # of workers of this machine that did not end by themselves
+            remove_folder(folder)
+        self._folders.clear()
 
 
 def group_topologies(raw: Sequence[Topology]) -> tuple[Topology, ...]:

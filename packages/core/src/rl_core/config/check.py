@@ -225,6 +225,7 @@ def _build_stages(
         crosscheck.check_adapter(selected, stage, findings)
         crosscheck.check_ahead(selected, stage, findings)
         crosscheck.check_placement(selected, stage, machine, findings)
+        crosscheck.check_network(selected, stage, findings)
         crosscheck.check_environment(selected, stage, findings)
         crosscheck.check_components(selected, stage, read, findings)
         crosscheck.check_hooks(selected, stage, registry, findings)

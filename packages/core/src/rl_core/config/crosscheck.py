@@ -23,6 +23,7 @@ from rl_core.config.turn_limits import completion_limit_problems, turn_limit_pro
 from rl_core.config.typed_secrets import check_typed
 from rl_core.errors import EnvironmentProblem
 from rl_core.model_folder import check_model_folder
+from rl_core.network import describe, interfaces
 
 if TYPE_CHECKING:
     from rl_core.plugins.registry import Registry
@@ -199,6 +200,18 @@ def check_placement(selected: Selected, stage: StageConfig, machine: Machine, fi
             fix="lower run.gpus or generator.replicas, use generator.placement: colocated, or set run.address",
             severity="warning",
         )
+
+
+def check_network(selected: Selected, stage: StageConfig, findings: Findings) -> None:
+    """This machine has the interface that workers use among themselves; a Ray client's machine has no workers."""
+    interface = stage.run.network_interface
+    if interface is None or (stage.run.address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
+        return
+    found = interfaces()
+    if interface not in found:
+        node = selected.nodes["run"].get("network_interface") or selected.nodes["run"]
+        message = f"this machine has no network interface {interface!r}"
+        findings.add(node.where, node.path, message, fix=f"set one of: {describe(found)}, or remove it")
 
 
 def check_components(selected: Selected, stage: StageConfig, read: frozenset[str], findings: Findings) -> None:

@@ -68,6 +68,13 @@ class RunSection(Section):
         None,
         description="Existing Ray cluster (ray://host:port, host:port, auto); default: RAY_ADDRESS, else a local one.",
     )
+    network_interface: str | None = Field(
+        None,
+        min_length=1,
+        description="Network interface that workers on several machines use among themselves (gloo, NCCL, torch's "
+        "stores), e.g. eth1; default: the one with the machine's address in Ray. Nothing on it is authenticated. "
+        "Workers on one machine use loopback.",
+    )
     nodes: int = Field(1, ge=1, description="Machines to spread workers over.")
     gpus: int = Field(0, ge=0, description="GPUs per machine for training; 0 trains on CPU.")
     cpus: int | None = Field(None, ge=1, description="CPU cores per machine to use; default: all.")

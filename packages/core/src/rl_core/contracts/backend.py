@@ -16,6 +16,7 @@ import numpy as np
 
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+from rl_core.contracts.rendezvous import Rendezvous
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class WorkerContext:
 
     ``device`` is ``"cpu"`` or ``"cuda"`` (the actor sees only its own devices, so index 0 is its
     own). ``threads`` is the number of CPU threads it may use. ``shares_device``: trainers and
-    generators are on the same devices and take turns.
+    generators are on the same devices and take turns. ``rendezvous``: where the group's ranks find each
+    other, see :mod:`rl_torch.rendezvous`; ``master_address`` and ``master_port`` are those of it. None
+    where somebody sets a component up by hand.
     """
 
     rank: int
@@ -36,6 +39,7 @@ class WorkerContext:
     seed: int = 0
     local_rank: int = 0
     shares_device: bool = False
+    rendezvous: Rendezvous | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import RLError
 
 
@@ -40,6 +41,7 @@ class Meeting:
         size: processes in the group: the sending rank and the generators.
         device: ``cpu`` or ``cuda``; where the bytes go from and to.
         timeout_s: longest wait for the group's other members, at any point.
+        rendezvous: how they find each other, see :mod:`rl_torch.rendezvous`; None: at ``address`` and ``port``.
     """
 
     address: str
@@ -47,6 +49,7 @@ class Meeting:
     size: int
     device: str
     timeout_s: float
+    rendezvous: Rendezvous | None = None
 
 
 class WeightTransferFailed(RLError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.forkserver import forkserver
+from rl_core.cluster.placement import cluster_interface
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.check import check, load_config
@@ -249,7 +250,12 @@ def _assembled(
     logs.mkdir(parents=True, exist_ok=True)
     with forkserver(config, logs) as python:
         driver = driver_parts(stage, registry)
-        pool = WorkerPool(manifest=registry.manifest(), logs=logs, deadlines=deadlines)
+        pool = WorkerPool(
+            manifest=registry.manifest(),
+            logs=logs,
+            deadlines=deadlines,
+            network_interface=cluster_interface(config.stages[0].run),
+        )
         with ray_session(config, logs, python):
             try:
                 yield assemble(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.forkserver import forkserver
+from rl_core.cluster.placement import cluster_interface
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.gates import gate_failure
@@ -137,6 +138,7 @@ class Pipeline:
                 logs=self._directory.logs,
                 deadlines=Deadlines.of(run),
                 stopping=lambda: bool(stop),
+                network_interface=cluster_interface(run),
             )
             loggers = build_loggers(self._config, self._registry)
             stack.callback(loggers.close)

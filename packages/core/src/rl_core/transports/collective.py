@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.transport import BucketLayout, Meeting, WeightTransferFailed
+from rl_core.errors import EnvironmentProblem
 from rl_core.transports.object_store import Lost, ObjectStore, WeightTransport, beside, outcomes
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ class Collective(WeightTransport):
             alive = [g for g in generators if all(g is not gone for gone, _ in lost)]
             if not alive:
                 return lost
-            died, failure = self._exchange(self._meet(alive), alive, version)
+            try:
+                meeting = self._meet(alive)
+            except EnvironmentProblem as problem:
+                logger.warning("no group for weights with %d generators: %s", len(alive), problem)
+                break
+            died, failure = self._exchange(meeting, alive, version)
             lost += died
             if died or failure is not None:
                 self._meeting = None
@@ -70,13 +76,14 @@ class Collective(WeightTransport):
         if not self._plan:
             plans = [t.transport.remote(self._sender, "plan", self._policy.role.name) for t in trainers]
             self._plan = self._pool.get(plans, what="planning the exchange of weights")[0]
-        address, port = self._pool.get([trainers[0].address.remote()], what="meeting the generators")[0]
+        place = self._pool.meeting_place([trainers[0], *generators], purpose="weights")
         meeting = Meeting(
-            address=address,
-            port=port,
+            address=place.address,
+            port=place.port,
             size=1 + len(generators),
             device=self._device,
             timeout_s=self._pool.deadlines.heartbeat_s,
+            rendezvous=place,
         )
         self._meeting = meeting, generators
         return meeting

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from rl_core.contracts.transport import Meeting, WeightTransferFailed
 from torch import Tensor
 
+from rl_torch.rendezvous import meet
 from rl_torch.transports.buckets import first_line
 
 logger = logging.getLogger(__name__)
@@ -35,14 +36,7 @@ class BroadcastGroup:
         self.rank = rank
         self._group: Any = None
         try:
-            store = dist.TCPStore(
-                meeting.address,
-                meeting.port,
-                is_master=rank == 0,
-                timeout=timedelta(seconds=meeting.timeout_s),
-                wait_for_workers=False,
-            )
-            self._group = (_nccl if meeting.device == "cuda" else _gloo)(store, meeting, rank)
+            self._group = (_nccl if meeting.device == "cuda" else _gloo)(meet(meeting, rank), meeting, rank)
             # The first exchange is what connects everybody.
             self.broadcast(torch.zeros(1, dtype=torch.uint8, device=meeting.device))
         except RuntimeError as error:  # the store's errors and gloo's among them
@@ -81,11 +75,11 @@ class BroadcastGroup:
         self._group = None
 
 
-def _gloo(store: dist.TCPStore, meeting: Meeting, rank: int) -> dist.ProcessGroup:
+def _gloo(store: dist.Store, meeting: Meeting, rank: int) -> dist.ProcessGroup:
     return dist.ProcessGroupGloo(store, rank, meeting.size, timedelta(seconds=meeting.timeout_s))
 
 
-def _nccl(store: dist.TCPStore, meeting: Meeting, rank: int) -> dist.ProcessGroup:
+def _nccl(store: dist.Store, meeting: Meeting, rank: int) -> dist.ProcessGroup:
     torch.cuda.set_device(0)  # the only one this process sees
     options = dist.ProcessGroupNCCL.Options()
     # Its own watchdog would end the process; this class gives up earlier.
