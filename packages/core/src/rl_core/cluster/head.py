@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -49,6 +48,7 @@ _PRIVATE = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
 }
 _DRIVER_ONLY = ("RAY_gcs_rpc_server_reconnect_timeout_s",)
+_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 _REPLACED = ("RAY_AUTH_TOKEN", "RAY_ADDRESS")
 """Would be preferred to our own token and address."""
 
@@ -94,7 +94,7 @@ def ray_is_prepared() -> bool:
 def driver_environment(token_file: Path) -> Iterator[None]:
     """For as long as the block lasts, the environment of a driver that joins a Ray on loopback with that token."""
     be_quiet()
-    own = {**_PRIVATE, "RAY_AUTH_TOKEN_PATH": str(token_file)}
+    own = {**_PRIVATE, _TOKEN_PATH: str(token_file)}
     before = {name: os.environ.get(name) for name in (*own, *_REPLACED)}
     for name in _REPLACED:
         os.environ.pop(name, None)
@@ -162,6 +162,7 @@ class Head:
         detached: bool = False,
     ) -> None:
         self.sessions = folder.path / f"r{number}"
+        self._token = folder.path / TOKEN
         self._output = folder.path / f"start{number}.log"
         command = [sys.executable, "-P", str(Path(__file__).with_name("ray_start.py"))]
         command += ["0" if detached else str(os.getpid()), options.python or sys.executable]
@@ -212,8 +213,8 @@ class Head:
         raise EnvironmentProblem(f"Ray timed out: it has not started within {within_s:g} s:\n{self._last_words()}")
 
     def stop(self) -> None:
-        """End all processes at once; whatever they still hold is of no use to anybody."""
-        end_session(self.pid)
+        """End all processes at once."""
+        end(self.pid, self._token)
         self._process.wait()
 
     def _last_words(self) -> str:
@@ -223,22 +224,35 @@ class Head:
         return ""
 
 
-def end_session(leader: int) -> None:
-    """Kill the processes of a session: Ray's daemons, which share its leader's process group, and the workers."""
+def members(leader: int, token_file: Path) -> list[psutil.Process]:
+    """The processes of a head, whether or not ``ray start``, the leader of their session, still lives.
+
+    Its number may be another session's meanwhile, so each must have the token in its environment, or be one of Ray's
+    Python processes, which write over theirs.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) != leader or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process_name(process).startswith("ray::") or _knows(process, token_file):
+                found.append(process)
+    return found
+
+
+def _knows(process: psutil.Process, token_file: Path) -> bool:
+    return process.environ().get(_TOKEN_PATH) == str(token_file)
+
+
+def end(leader: int, token_file: Path) -> None:
+    """Kill the processes of a head at once; whatever they still hold is of no use to anybody."""
     for _ in range(_ROUNDS):  # one may start another meanwhile
-        members = [pid for pid in psutil.pids() if _session_of(pid) == leader]
-        if not members:
+        left = members(leader, token_file)
+        if not left:
             return
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def _session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid) if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else None
-    except (OSError, psutil.Error):
-        return None
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 def process_name(process: psutil.Process) -> str:

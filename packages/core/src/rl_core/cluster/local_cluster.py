@@ -6,11 +6,9 @@ a file in the user's state folder; its token is in its own folder, which only th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -18,10 +16,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
 from rl_core.cluster import head
-from rl_core.cluster.head import Head, HeadOptions, end_session
+from rl_core.cluster.head import Head, HeadOptions
 from rl_core.cluster.temporary import RayFolder, in_use, remove_folder
 from rl_core.errors import ConfigError, EnvironmentProblem
 
@@ -33,7 +29,6 @@ OBJECT_STORE_BYTES_CPU = 2**30
 
 _FILE = "cluster.json"
 _START_S = 120.0
-_END_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -60,19 +55,19 @@ class LocalCluster:
     @property
     def processes(self) -> list[tuple[int, str]]:
         """``(pid, name)`` of its processes."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if os.getsid(process.pid) == self.pid:
-                    found.append((process.pid, head.process_name(process)))
-        return found
+        return [(process.pid, head.process_name(process)) for process in head.members(self.pid, self.token)]
 
 
 def find() -> LocalCluster | None:
     """The local cluster of this user, if one runs."""
+    cluster = _recorded()
+    return cluster if cluster is not None and in_use(Path(cluster.folder)) else None
+
+
+def _recorded() -> LocalCluster | None:
+    """The cluster that was started last, whether or not it runs."""
     try:
-        cluster = LocalCluster(**json.loads((_state_folder() / _FILE).read_text()))
-        return cluster if in_use(Path(cluster.folder)) else None
+        return LocalCluster(**json.loads((_state_folder() / _FILE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -85,12 +80,14 @@ def start(options: HeadOptions) -> LocalCluster:
         EnvironmentProblem: it did not start.
     """
     state = _make_state_folder()
-    running = find()
+    running, recorded = find(), _recorded()
     if running is not None:
         raise ConfigError(
             f"a local cluster runs already, at {running.address}\n"
             f"    use it:  rl run CONFIG run.address={NAME}\n    or end it:  rl cluster stop"
         )
+    if recorded is not None:
+        _end(recorded)
     folder = RayFolder()
     with head.driver_environment(head.own_token(folder.path)):
         started = Head(folder, options, detached=True)
@@ -109,17 +106,17 @@ def start(options: HeadOptions) -> LocalCluster:
 
 def stop() -> LocalCluster | None:
     """End the local cluster with all that runs on it, and remove its folder; None where there is none."""
-    cluster = find()
+    cluster, running = _recorded(), find()
     if cluster is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(cluster.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _END_S
-        while time.monotonic() < deadline and in_use(Path(cluster.folder)):
-            time.sleep(0.1)
-        end_session(cluster.pid)
-        remove_folder(Path(cluster.folder))
+        _end(cluster)
+    return running
+
+
+def _end(cluster: LocalCluster) -> None:
+    """End what is left of it: where one of its processes was killed, others may live on."""
+    head.end(cluster.pid, cluster.token)
+    remove_folder(Path(cluster.folder))
     (_state_folder() / _FILE).unlink(missing_ok=True)
-    return cluster
 
 
 @contextmanager
