@@ -168,6 +168,7 @@ class Head:
         command += ["0" if detached else str(os.getpid()), options.python or sys.executable]
         command += ["start", "--head", "--block", "--port=0", f"--node-ip-address={_LOOPBACK}", "--log-style=record"]
         command += [f"--temp-dir={self.sessions}", "--include-dashboard=false", "--disable-usage-stats"]
+        command += ["--include-log-monitor=false"]  # it would send what workers print to drivers, which do not ask
         # It is always started where gRPC is installed, and the default port may be taken.
         command += [f"--ray-client-server-port={free_port()}", *options.arguments]
         with self._output.open("wb") as output:

@@ -101,7 +101,7 @@ def ray_session(
             address, cluster = stack.enter_context(joinable(address))
             session = _Joined(address, cluster, within_s=run.start_timeout_s, on_loss=on_loss)
         elif head.ray_is_prepared():
-            session = _Own(_options(config, python), logs, within_s=run.start_timeout_s)
+            session = OwnRay(_options(config, python), logs, within_s=run.start_timeout_s)
         else:
             session = _Plain(_options(config, python), logs, on_loss=on_loss)
         stack.callback(session.close)
@@ -156,10 +156,17 @@ class _Joined(_Given):
         _shut_down()
 
 
-class _Own:
-    """A Ray on loopback, behind a token, whose processes end with this one (see :mod:`rl_core.cluster.head`)."""
+class OwnRay:
+    """A :class:`RaySession` on loopback, behind a token, whose processes end with this one.
 
-    def __init__(self, options: HeadOptions, logs: Path, *, within_s: float) -> None:
+    See :mod:`rl_core.cluster.head`.
+
+    Args:
+        logs: folder in which Ray's logs are kept as ``ray``; None: nowhere.
+        within_s: longest that it may take to start.
+    """
+
+    def __init__(self, options: HeadOptions, logs: Path | None, *, within_s: float) -> None:
         self.loss = Loss()
         self._options = options
         self._logs = logs
@@ -191,8 +198,9 @@ class _Own:
                 self._head.stop()
                 self._head = self._start()
         self._watch = ProcessWatch(self.loss, self._head.pid)
-        link_logs(self._head.logs, self._logs)
-        self._linked = True
+        if self._logs is not None:
+            link_logs(self._head.logs, self._logs)
+            self._linked = True
         _say_where("this machine")
 
     def restart(self) -> None:
@@ -220,7 +228,7 @@ class _Own:
             left.stop()
         _shut_down()
         left.stop()
-        if self._linked:
+        if self._linked and self._logs is not None:
             keep_logs(logs, self._logs)
             self._linked = False
 
