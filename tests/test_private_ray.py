@@ -214,3 +214,34 @@ def test_a_local_cluster_is_started_once_joined_by_runs_and_stopped(short, start
     assert stopped.stdout == "no local cluster runs\n"  # its head is gone; what was left is, too
     assert wait_until_gone(pids, 30) == []
     assert not folder.exists()
+
+
+SCRIPT = """
+import sys
+{before}
+from rl_core.run.api import run
+for name in {names}:
+    assert run(sys.argv[1], ["run.directory=" + sys.argv[2] + "/" + name]) == 0
+"""
+
+
+def run_script(tiny_sft, folder, before, *names):
+    code = SCRIPT.format(before=before, names=list(names))
+    env = environment("") | {"RAY_TMPDIR": str(folder)}
+    command = [sys.executable, "-c", code, tiny_sft, folder]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def test_a_process_can_have_one_private_ray_after_the_other(tiny_sft, tmp_path):
+    done = run_script(tiny_sft, tmp_path, "", "first", "second")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("rl-ray-*")) == []
+    assert "listens on every network interface" not in done.stderr
+
+
+def test_where_ray_was_imported_before_it_is_started_as_it_is_and_the_run_says_so(tiny_sft, tmp_path):
+    done = run_script(tiny_sft, tmp_path, "import ray", "one")
+    assert done.returncode == 0, done.stderr
+    assert "so it listens on every network interface of this machine, protected by its token alone" in done.stderr
+    assert list(tmp_path.glob("rl-ray-*")) == []
+    assert (tmp_path / "one" / "logs" / "ray" / "gcs_server.out").is_file()

@@ -31,6 +31,7 @@ SILENT_S = 40.0
 """A cluster that has not answered for this long is lost: less than the 60 s after which Ray ends this process."""
 _TOLD_S = 5.0
 _GUARD_S = 0.1
+_LAST_ANSWER_S = 5.0
 
 
 class Loss:
@@ -135,12 +136,15 @@ class NodeWatch:
         self._on_loss = on_loss
         self._answered = time.monotonic()
         self._ended = threading.Event()
-        for target in (self._ask, self._look):
-            threading.Thread(target=target, name="watching Ray", daemon=True).start()
+        self._threads = [threading.Thread(target=t, name="watching Ray", daemon=True) for t in (self._ask, self._look)]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Watch no longer; a question that is on its way is waited for, but not for long."""
         self._ended.set()
+        if not self._loss.reason:
+            self._threads[0].join(_LAST_ANSWER_S)
 
     def _ask(self) -> None:
         import ray

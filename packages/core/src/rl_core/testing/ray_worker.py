@@ -23,7 +23,8 @@ TIMEOUT_S = 600.0
 @contextmanager
 def ray_for_checks() -> Iterator[None]:
     """Ray as it is: initialised in this process, or the cluster of RAY_ADDRESS, or one of our own for the block."""
-    if not os.environ.get("RAY_ADDRESS") and head.ray_is_prepared():
+    initialised = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if not initialised and not os.environ.get("RAY_ADDRESS") and head.ray_is_prepared():
         # Processors are what Ray counts with, not what it takes: a run needs one per worker.
         own = OwnRay(HeadOptions(8, object_store_bytes=OBJECT_STORE_BYTES_CPU), None, within_s=TIMEOUT_S)
         with closing(own):
@@ -32,7 +33,7 @@ def ray_for_checks() -> Iterator[None]:
         return
     import ray
 
-    if ray.is_initialized():
+    if initialised:
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": 40}
