@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rl_core.cluster import head
+from rl_core.cluster.forkserver import instead_of_python
 from rl_core.cluster.head import Head, HeadOptions
 from rl_core.cluster.local_cluster import LocalCluster, joinable
 from rl_core.cluster.loss import Loss, NodeWatch, ProcessWatch
@@ -256,7 +257,8 @@ class _Plain(_Given):
         before = os.environ.get("RAY_TMPDIR")
         os.environ["RAY_TMPDIR"] = str(self._folder.path)
         try:
-            _initialise(options | _joining("local"), None, patience_s=0.0)
+            with instead_of_python(self._options.python):
+                _initialise(options | _joining("local"), None, patience_s=0.0)
         finally:
             if before is None:
                 del os.environ["RAY_TMPDIR"]
