@@ -222,25 +222,37 @@ import sys
 from rl_core.run.api import run
 for name in {names}:
     assert run(sys.argv[1], ["run.directory=" + sys.argv[2] + "/" + name]) == 0
+{after}
+"""
+# With the settings of a private Ray this process would take 127.0.0.1 for its address in every other cluster.
+JOINS_ANOTHER = """
+from rl_core.errors import EnvironmentProblem
+try:
+    run(sys.argv[1], ["run.directory=" + sys.argv[2] + "/third", "run.address=10.0.0.1:6379"])
+except EnvironmentProblem as problem:
+    print(problem)
 """
 
 
-def run_script(tiny_sft, folder, before, *names):
-    code = SCRIPT.format(before=before, names=list(names))
+def run_script(tiny_sft, folder, *names, before="", after=""):
+    code = SCRIPT.format(before=before, names=list(names), after=after)
     env = environment("") | {"RAY_TMPDIR": str(folder)}
     command = [sys.executable, "-c", code, tiny_sft, folder]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
+@pytest.mark.nightly
 def test_a_process_can_have_one_private_ray_after_the_other(tiny_sft, tmp_path):
-    done = run_script(tiny_sft, tmp_path, "", "first", "second")
+    done = run_script(tiny_sft, tmp_path, "first", "second", after=JOINS_ANOTHER)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("rl-ray-*")) == []
     assert "listens on every network interface" not in done.stderr
+    assert "cannot join the cluster at '10.0.0.1:6379'\n    start another process for it" in done.stdout
 
 
+@pytest.mark.nightly
 def test_where_ray_was_imported_before_it_is_started_as_it_is_and_the_run_says_so(tiny_sft, tmp_path):
-    done = run_script(tiny_sft, tmp_path, "import ray", "one")
+    done = run_script(tiny_sft, tmp_path, "one", before="import ray")
     assert done.returncode == 0, done.stderr
     assert "so it listens on every network interface of this machine, protected by its token alone" in done.stderr
     assert list(tmp_path.glob("rl-ray-*")) == []

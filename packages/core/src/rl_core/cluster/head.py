@@ -137,6 +137,15 @@ def adopt_token(file: Path) -> None:
     _keep(token)
 
 
+def require_unused(address: str) -> None:
+    """Raise EnvironmentProblem where this process has joined a Ray on loopback, and so cannot join another one."""
+    if _token and "ray" in sys.modules:
+        raise EnvironmentProblem(
+            f"this process has used a private Ray before, and with its settings cannot join the cluster at {address!r}\n"
+            "    start another process for it"
+        )
+
+
 def _keep(token: str) -> None:
     global _token
     _token = token

@@ -129,6 +129,7 @@ def joinable(address: str) -> Iterator[tuple[str, LocalCluster | None]]:
         EnvironmentProblem: it is ``cluster`` and there is none, or this process cannot join it any more.
     """
     if address != NAME:
+        head.require_unused(address)
         yield address, None
         return
     cluster = find()
