@@ -141,7 +141,7 @@ def require_unused(address: str) -> None:
     """Raise EnvironmentProblem where this process has joined a Ray on loopback, and so cannot join another one."""
     if _token and "ray" in sys.modules:
         raise EnvironmentProblem(
-            f"this process has used a private Ray before, and with its settings cannot join the cluster at {address!r}\n"
+            f"this process has used a private Ray before, and with its settings cannot join {address!r}\n"
             "    start another process for it"
         )
 
