@@ -2,11 +2,15 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from datetime import datetime
 
+import psutil
 import pytest
+from sockets import tree
 from support import RL, environment, metrics_of
 
 pytestmark = pytest.mark.slow
@@ -58,6 +62,33 @@ def comparable(row):
     return {k: v for k, v in row.items() if not k.startswith("time/") and "per_second" not in k and k not in own}
 
 
+KILLS = 15
+
+
+def kill_and_resume(run, first, dice):
+    """Start or resume a run with a Ray of its own and kill its driver, anywhere from its start to its steps."""
+    process = subprocess.Popen(
+        first, env=environment(""), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    newest, deadline = max(run.glob("checkpoints/step-*"), default=None), time.monotonic() + 120
+    if dice.random() < 0.25:  # while Ray and the workers start
+        time.sleep(dice.uniform(2.0, 6.0))
+    else:
+        while max(run.glob("checkpoints/step-*"), default=None) == newest:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(dice.uniform(0.0, 0.3))
+    started = tree(process.pid)
+    process.kill()
+    process.wait()
+    killed = time.monotonic()
+    while alive := [pid for pid in started if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
+        assert time.monotonic() < killed + 30, alive
+        time.sleep(0.1)
+    return time.monotonic() - killed
+
+
 def logged_at(line):
     return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
@@ -95,3 +126,24 @@ def test_a_run_outlives_every_process_of_ray(tiny, cluster, tmp_path):
     daemons = ("raylet/raylet", "monitor.py", "dashboard.py", "client.server")
     victims = (*daemons, "RuntimeEnvAgent", "ray_start.py")
     assert_survived(tmp_path, tiny, cluster, dict(zip(range(3, 15, 2), victims, strict=True)))
+
+
+@pytest.mark.nightly
+def test_fifteen_kills_of_a_driver_with_its_own_ray_change_nothing_and_leave_no_process(
+    tiny_sft, cluster, tmp_path
+):
+    options = ["run.steps=4000", "run.checkpoint_every=10"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = [RL, "run", tiny_sft, *options, f"run.directory={whole}"]
+    subprocess.run(command, env=environment(cluster), check=True, capture_output=True, timeout=600)
+    dice, gone = random.Random(15), []
+    for _ in range(KILLS):
+        begun = (broken / "config.yaml").exists()
+        first = [RL, "resume", broken] if begun else [RL, "run", tiny_sft, *options, f"run.directory={broken}"]
+        gone.append(kill_and_resume(broken, first, dice))
+    assert max(metrics_of(broken), key=lambda row: row["step"])["step"] < 4000
+    subprocess.run([RL, "resume", broken], env=environment(""), check=True, capture_output=True, timeout=600)
+    sys.stdout.write(f"processes were gone {min(gone):.1f} to {max(gone):.1f} s after each of {KILLS} kills\n")
+    assert [comparable(row) for row in metrics_of(broken)] == [comparable(row) for row in metrics_of(whole)]
+    weights = "export/model.safetensors"
+    assert (broken / weights).read_bytes() == (whole / weights).read_bytes()
