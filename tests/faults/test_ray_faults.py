@@ -129,9 +129,7 @@ def test_a_run_outlives_every_process_of_ray(tiny, cluster, tmp_path):
 
 
 @pytest.mark.nightly
-def test_fifteen_kills_of_a_driver_with_its_own_ray_change_nothing_and_leave_no_process(
-    tiny_sft, cluster, tmp_path
-):
+def test_fifteen_kills_of_a_driver_with_its_own_ray_change_nothing_and_leave_no_process(tiny_sft, cluster, tmp_path):
     options = ["run.steps=4000", "run.checkpoint_every=10"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [RL, "run", tiny_sft, *options, f"run.directory={whole}"]

@@ -27,7 +27,7 @@ def link_logs(source: Path, logs: Path) -> None:
 
 
 def keep_logs(source: Path, logs: Path) -> None:
-    """Copy Ray's logs to ``logs/ray``: regular files only, without known secrets. No link is followed, whoever made it."""
+    """Copy Ray's logs to ``logs/ray``: regular files without known secrets; no link is followed, whoever made it."""
     target = logs / "ray"
     try:
         if target.is_symlink():
