@@ -96,6 +96,6 @@ def test_a_dead_training_worker_is_named_where_no_failure_is_allowed(tiny_sft, s
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
     assert re.search(r"error: training worker train-0 \(pid \d+ on \S+\) ended during policy \w+: ", output)
-    assert "this was the first failure of a worker, and run.max_failures is 0: the run stops" in output
+    assert "this was the first failure, and run.max_failures is 0: the run stops" in output
     assert "`rl resume` continues from the last checkpoint" in output
     assert "Traceback" not in output

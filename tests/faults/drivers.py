@@ -31,6 +31,7 @@ import rl_core.cluster.host
 import rl_core.run.pipeline
 import torch
 from rl_core.cluster.host import Host
+from rl_core.cluster.loss import Loss
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.run.assembly import Assembly
@@ -154,11 +155,19 @@ class Calls:
                 os.kill(os.getpid(), self._kill["signal"])
 
 
-@contextmanager
-def no_session(_config, _logs, _python):
+class NoSession:
     """Does one thing that joining Ray does: it takes SIGTERM for itself."""
-    signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(signum))
-    yield
+
+    loss = Loss()
+
+    def join(self):
+        signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(signum))
+
+
+@contextmanager
+def no_session(_config, _logs, _python, on_loss):
+    """There is no Ray."""
+    yield NoSession()
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class WorkerDied(RLError):
         worker: its name (``train-0``), or empty where it is not known.
         role: ``train``, ``generate`` or empty.
         cause: ``died``, ``hung``, ``node`` (its machine is gone), ``memory`` (of the machine),
-            ``device_memory`` or ``peers`` (an exchange between ranks failed).
+            ``device_memory``, ``peers`` (an exchange between ranks failed) or ``ray`` (Ray itself is gone).
     """
 
     def __init__(self, message: str, *, worker: str = "", role: str = "", cause: str = "died") -> None:

@@ -28,7 +28,15 @@ def start(*arguments: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["run", "--help"], ["plugin", "new", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["plugins"],
+        ["plugins", "--json"],
+        ["run", "--help"],
+        ["plugin", "new", "--help"],
+        ["cluster", "start", "--help"],
+    ],
 )
 def test_listing_commands_import_nothing_heavy(arguments):
     seen = start(*arguments)
@@ -52,6 +60,18 @@ def test_the_core_imports_no_pytest():
 
 def test_every_command_is_in_the_help():
     text = start("--help")["stdout"]
-    for command in ("run", "check", "resume", "eval", "export", "plugins", "schema", "doctor", "runs", "plugin"):
+    for command in (
+        "run",
+        "check",
+        "resume",
+        "eval",
+        "export",
+        "plugins",
+        "schema",
+        "doctor",
+        "runs",
+        "plugin",
+        "cluster",
+    ):
         assert f"\n  {command} " in text
     assert "..." not in text.partition("Commands:")[2]

@@ -33,7 +33,7 @@ def test_failures_up_to_the_limit_are_recovered_from_and_one_more_stops_the_run(
         recovery.absorb(WorkerDied("training worker train-0 ended", role="train"), stage(), saved=8)
     assert str(caught.value) == (
         "training worker train-0 ended\n"
-        "    workers have failed 2 times, and run.max_failures is 1: the run stops\n"
+        "    there were 2 failures, and run.max_failures is 1: the run stops\n"
         "    `rl resume` continues from the last checkpoint"
     )
 
@@ -62,7 +62,12 @@ def test_out_of_memory_names_the_settings_as_the_plugins_call_them(role, cause, 
     with pytest.raises(WorkerDied) as caught:
         Recovery(0).absorb(WorkerDied("gone", role=role, cause=cause), stage(replicas), saved=None)
     assert str(caught.value) == (
-        "gone\n    this was the first failure of a worker, and run.max_failures is 0: the run stops\n"
+        "gone\n    this was the first failure, and run.max_failures is 0: the run stops\n"
         f"    {settings}{values[role]}{more}, model.max_length (now 64)\n"
         "    `rl resume` continues from the last checkpoint"
     )
+
+
+def test_where_ray_itself_is_gone_it_is_started_again_too(caplog):
+    Recovery(3).absorb(WorkerDied("Ray is lost", cause="ray"), stage(), saved=2)
+    assert caplog.messages[-1] == "starting Ray and all workers again, and continuing after step 2"

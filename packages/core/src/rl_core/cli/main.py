@@ -18,6 +18,7 @@ import typer.main
 
 from rl_core.cli import (
     check,
+    cluster,
     doctor,
     evaluate,
     export,
@@ -52,7 +53,15 @@ _PLUGIN_COMMANDS = {
     "new": plugin_new.new_command,
     "check": plugin_check.check_command,
 }
-_GROUPS = {"plugin": (_PLUGIN_COMMANDS, "Write and check plugin packages.")}
+_CLUSTER_COMMANDS = {
+    "start": cluster.start_command,
+    "status": cluster.status_command,
+    "stop": cluster.stop_command,
+}
+_GROUPS: dict[str, tuple[dict[str, Any], str]] = {
+    "plugin": (_PLUGIN_COMMANDS, "Write and check plugin packages."),
+    "cluster": (_CLUSTER_COMMANDS, "A Ray on this machine that later runs join."),
+}
 _LIST_BROKEN_PLUGINS_THEMSELVES = ("plugins", "plugin", "doctor")
 
 

@@ -1,25 +1,30 @@
-"""A Ray session for one run: joins an existing cluster or starts a local one, and cleans up after itself."""
+"""A Ray session for one run: joins an existing cluster or starts a Ray of our own, watches it, and cleans up."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import os
-import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from rl_core.cluster import head
 from rl_core.cluster.forkserver import instead_of_python
+from rl_core.cluster.head import Head, HeadOptions
+from rl_core.cluster.local_cluster import LocalCluster, joinable
+from rl_core.cluster.loss import Loss, NodeWatch, ProcessWatch
+from rl_core.cluster.ray_logs import keep_logs, link_logs
 from rl_core.cluster.reach import wait_for_answer
 from rl_core.cluster.resources import largest, usable_cpus
-from rl_core.cluster.temporary import ray_folder
+from rl_core.cluster.temporary import RayFolder
+from rl_core.cluster.watchdog import own_node
 from rl_core.config.machine import gpu_count
-from rl_core.config.redaction import copy_masked
 from rl_core.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -35,53 +40,245 @@ CLIENT_PAUSE_S = 5.0
 LOCAL_ATTEMPTS = 2
 """On a very busy machine one of Ray's processes may be too late for another, once."""
 
-_QUIET = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_enable_metrics_collection": "0",
-}
+_SHUTDOWN_S = 15.0
+"""Of a Ray whose processes are gone: it took 5 s."""
+
+
+class RaySession(Protocol):
+    """The Ray of a run.
+
+    Attributes:
+        loss: what has become of it.
+    """
+
+    loss: Loss
+
+    def join(self) -> None:
+        """Connect this process; returns when workers can be started.
+
+        Raises:
+            EnvironmentProblem: Ray did not start, or did not let this process in.
+        """
+        ...
+
+    def restart(self) -> None:
+        """Start it anew after a loss.
+
+        Raises:
+            WorkerDied: it is not ours to start.
+            EnvironmentProblem: as for :meth:`join`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave it, and end it if it is ours."""
+        ...
 
 
 @contextmanager
-def ray_session(config: RunConfig, logs: Path, python: str | None = None) -> Iterator[None]:
-    """Connect to the configured cluster, or start Ray on this machine for as long as the block lasts.
+def ray_session(
+    config: RunConfig, logs: Path, python: str | None = None, *, on_loss: Callable[[str], None] = lambda reason: None
+) -> Iterator[RaySession]:
+    """The configured cluster, one that this process has joined already, or a Ray of our own while the block lasts.
+
+    It begins to start at once, so that Ray is imported with the settings it needs: whatever imports it comes later.
+    :meth:`RaySession.join` waits for it.
 
     Args:
-        python: what a local Ray starts workers with (see :mod:`rl_core.cluster.forkserver`); else this interpreter.
+        python: what a Ray of our own starts workers with (see :mod:`rl_core.cluster.forkserver`); else this
+            interpreter.
+        on_loss: called, from another thread, where a Ray is lost that cannot be started again: the process may end
+            any time.
 
-    Ray's own logs are linked at ``logs/ray`` while it runs and copied there when it stops. A Ray
-    that is already initialised in this process is used and left running.
+    The logs of a Ray of our own are linked at ``logs/ray`` while it runs and copied there when it stops.
     """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
     run = config.stages[0].run
     address = run.address or os.environ.get("RAY_ADDRESS")
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    session: RaySession
     with ExitStack() as stack:
-        if address:
-            _check_client(address)
-            options["address"] = address
-            wait_for_answer(address, within_s=run.start_timeout_s)
+        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+            session = _Given(on_loss)
+        elif address:
+            address, cluster = stack.enter_context(joinable(address))
+            session = _Joined(address, cluster, within_s=run.start_timeout_s, on_loss=on_loss)
+        elif head.ray_is_prepared():
+            session = OwnRay(_options(config, python), logs, within_s=run.start_timeout_s)
         else:
-            options |= _local_options(config)
-            if (folder := stack.enter_context(ray_folder())) is not None:
-                options["_temp_dir"] = folder
-        with instead_of_python(python):
-            _initialise(options, address, patience_s=run.start_timeout_s)
-        logger.info("Ray %s on %s", ray.__version__, address or "this machine")
-        session_logs = _link_logs(logs) if not address else None
+            session = _Plain(_options(config, python), logs, on_loss=on_loss)
+        stack.callback(session.close)
+        yield session
+
+
+class _Given:
+    """A Ray that this process has initialised itself; it is left running."""
+
+    def __init__(self, on_loss: Callable[[str], None]) -> None:
+        self.loss = Loss()
+        self._on_loss = on_loss
+        self._watch: NodeWatch | None = None
+
+    def join(self) -> None:
+        self._watch = NodeWatch(self.loss, node_id=own_node(), on_loss=self._on_loss)
+
+    def restart(self) -> None:
+        raise self.loss.error
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+
+
+class _Joined(_Given):
+    """A cluster that was there before."""
+
+    def __init__(
+        self, address: str, cluster: LocalCluster | None, *, within_s: float, on_loss: Callable[[str], None]
+    ) -> None:
+        super().__init__(on_loss)
+        self._address = address
+        self._cluster = cluster
+        self._processes: ProcessWatch | None = None
+        self._within_s = within_s
+
+    def join(self) -> None:
+        head.be_quiet()
+        _check_client(self._address)
+        wait_for_answer(self._address, within_s=self._within_s)
+        _initialise(_joining(self._address), self._address, patience_s=self._within_s)
+        _say_where(self._address)
+        super().join()
+        if self._cluster is not None:
+            self._processes = ProcessWatch(self.loss, self._cluster.pid)
+
+    def close(self) -> None:
+        super().close()
+        if self._processes is not None:
+            self._processes.close()
+        _shut_down()
+
+
+class OwnRay:
+    """A :class:`RaySession` on loopback, behind a token, whose processes end with this one.
+
+    See :mod:`rl_core.cluster.head`.
+
+    Args:
+        logs: folder in which Ray's logs are kept as ``ray``; None: nowhere.
+        within_s: longest that it may take to start.
+    """
+
+    def __init__(self, options: HeadOptions, logs: Path | None, *, within_s: float) -> None:
+        self.loss = Loss()
+        self._options = options
+        self._logs = logs
+        self._within_s = within_s
+        self._linked = False
+        self._started = 0
+        self._watch: ProcessWatch | None = None
+        with ExitStack() as stack:
+            self._folder = RayFolder()
+            stack.callback(self._folder.remove)
+            stack.enter_context(head.driver_environment(head.own_token(self._folder.path)))
+            self._head = self._start()
+            self._stack = stack.pop_all()
+
+    def join(self) -> None:
+        import ray
+
+        for attempt in range(1, LOCAL_ATTEMPTS + 1):
+            try:
+                address = self._head.address(within_s=self._within_s)
+                ray.init(**_joining(address))  # in the main thread: it takes SIGTERM
+                break
+            except Exception as error:
+                busy = isinstance(error, EnvironmentProblem) or "timed out" in str(error).lower()
+                if attempt == LOCAL_ATTEMPTS or not busy:
+                    raise EnvironmentProblem(_start_failure(None, error)) from error
+                logger.warning("starting Ray failed, trying again: %s", error)
+                _shut_down()
+                self._head.stop()
+                self._head = self._start()
+        self._watch = ProcessWatch(self.loss, self._head.pid)
+        if self._logs is not None:
+            link_logs(self._head.logs, self._logs)
+            self._linked = True
+        _say_where("this machine")
+
+    def restart(self) -> None:
+        """Another head starts while this process leaves the one that is lost, which takes seconds."""
+        lost, self._head = self._head, self._start()
+        self._leave(lost)
+        self.loss.clear()
+        self.join()
+
+    def close(self) -> None:
         try:
-            yield
+            self._leave(self._head)
         finally:
-            ray.shutdown()
-            if session_logs is not None:
-                _keep_logs(session_logs, logs / "ray")
+            self._stack.close()
+
+    def _start(self) -> Head:
+        self._started += 1
+        return Head(self._folder, self._options, number=self._started)
+
+    def _leave(self, left: Head) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        logs = left.logs
+        if self.loss.reason:
+            left.stop()
+        _shut_down()
+        left.stop()
+        if self._linked and self._logs is not None:
+            keep_logs(logs, self._logs)
+            self._linked = False
+
+
+class _Plain(_Given):
+    """``ray.init`` as it is, where Ray was imported before this process could be prepared for a Ray of our own."""
+
+    def __init__(self, options: HeadOptions, logs: Path, *, on_loss: Callable[[str], None]) -> None:
+        super().__init__(on_loss)
+        self._options = options
+        self._logs = logs
+        self._folder = RayFolder()
+
+    def join(self) -> None:
+        logger.warning(
+            "Ray was imported in this process before the run started it, so it listens on every network interface of "
+            "this machine, protected by its token alone; to have a private one, import ray inside functions only"
+        )
+        head.be_quiet()
+        options: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": self._options.cpus}
+        if self._options.gpus is not None:
+            options["num_gpus"] = self._options.gpus
+        if self._options.object_store_bytes is not None:
+            options["object_store_memory"] = self._options.object_store_bytes
+        before = os.environ.get("RAY_TMPDIR")
+        os.environ["RAY_TMPDIR"] = str(self._folder.path)
+        try:
+            with instead_of_python(self._options.python):
+                _initialise(options | _joining("local"), None, patience_s=0.0)
+        finally:
+            if before is None:
+                del os.environ["RAY_TMPDIR"]
+            else:
+                os.environ["RAY_TMPDIR"] = before
+        link_logs(self._session_logs, self._logs)
+        _say_where("this machine")
+        super().join()
+
+    @property
+    def _session_logs(self) -> Path:
+        return (self._folder.path / "ray" / "session_latest").resolve() / "logs"
+
+    def close(self) -> None:
+        super().close()
+        logs = self._session_logs
+        _shut_down()
+        if logs.is_dir():
+            keep_logs(logs, self._logs)
+        self._folder.remove()
 
 
 def _initialise(options: dict[str, Any], address: str | None, *, patience_s: float) -> None:
@@ -151,18 +348,31 @@ def _check_client(address: str) -> None:
         )
 
 
-def _local_options(config: RunConfig) -> dict[str, Any]:
+def _joining(address: str) -> dict[str, Any]:
+    return {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+
+
+def _say_where(place: str) -> None:
+    import ray
+
+    logger.info("Ray %s on %s", ray.__version__, place)
+
+
+def _shut_down() -> None:
+    """Leave Ray, within a time where its processes are gone."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        _returned(ray.shutdown, within_s=_SHUTDOWN_S)
+
+
+def _options(config: RunConfig, python: str | None) -> HeadOptions:
     needed = largest(config)
     workers = max(len(r.bundles) for r in needed)
     cpus = max(config.stages[0].run.cpus or usable_cpus(), *(int(sum(b["CPU"] for b in r.bundles)) for r in needed))
-    # "local": never join a cluster that happens to run on this machine.
-    options: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": max(cpus, workers)}
-    if any(r.gpus for r in needed):
-        present = gpu_count()
-        options["num_gpus"] = max(r.local_gpus(present) for r in needed)
-    else:
-        options["object_store_memory"] = OBJECT_STORE_BYTES_CPU
-    return options
+    if not any(r.gpus for r in needed):
+        return HeadOptions(max(cpus, workers), object_store_bytes=OBJECT_STORE_BYTES_CPU, python=python)
+    present = gpu_count()
+    return HeadOptions(max(cpus, workers), gpus=max(r.local_gpus(present) for r in needed), python=python)
 
 
 def _start_failure(address: str | None, error: Exception) -> str:
@@ -172,38 +382,3 @@ def _start_failure(address: str | None, error: Exception) -> str:
             f"    check with: ray status --address {address}"
         )
     return f"could not start Ray on this machine: {error}\n    run: rl doctor"
-
-
-def _link_logs(logs: Path) -> Path | None:
-    """Make Ray's session logs reachable from the run directory; returns where they are."""
-    from ray._private.worker import _global_node
-
-    if _global_node is None:
-        return None
-    source = Path(_global_node.get_logs_dir_path()).resolve()
-    link = logs / "ray"
-    try:
-        if link.is_symlink():
-            link.unlink()
-        elif link.exists():
-            shutil.move(link, logs / f"ray-{int(link.stat().st_mtime)}")
-        link.symlink_to(source, target_is_directory=True)
-    except OSError as error:
-        logger.warning("cannot link Ray's logs into %s: %s (they are in %s)", logs, error, source)
-    return source
-
-
-def _keep_logs(source: Path, target: Path) -> None:
-    try:
-        if target.is_symlink():
-            target.unlink()
-        left_out = shutil.ignore_patterns("old")
-        shutil.copytree(source, target, ignore=left_out, copy_function=_copy_masked, dirs_exist_ok=True)
-    except (OSError, shutil.Error) as error:
-        logger.warning("cannot copy Ray's logs from %s to %s: %s", source, target, error)
-
-
-def _copy_masked(source: str, target: str) -> str:
-    with open(source, "rb") as reader, open(target, "wb") as writer:
-        copy_masked(reader, writer)
-    return target

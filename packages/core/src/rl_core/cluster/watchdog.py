@@ -15,6 +15,7 @@ from rl_core.cluster.calls import actor_id_of
 from rl_core.cluster.examination import Examination, examine_and_end
 from rl_core.cluster.failures import Subject, died, hung
 from rl_core.cluster.heartbeat import Heartbeat
+from rl_core.cluster.loss import Loss
 from rl_core.errors import WorkerDied
 
 LOOK_EVERY_S = 1.0
@@ -73,9 +74,11 @@ class Watchdog:
     Args:
         heartbeat_s: a worker without a new heartbeat for this long hangs.
         start_s: the same while it imports or loads, which may hold Python's lock for long.
+        loss: what has become of Ray.
     """
 
-    def __init__(self, *, heartbeat_s: float, start_s: float) -> None:
+    def __init__(self, *, heartbeat_s: float, start_s: float, loss: Loss) -> None:
+        self._loss = loss
         self._heartbeat_s = heartbeat_s
         self._start_s = max(start_s, heartbeat_s)
         self._watched: dict[str, Watched] = {}
@@ -98,7 +101,11 @@ class Watchdog:
         """Stop to watch a worker that is no longer needed."""
         with self._lock:
             if self._watched.pop(actor_id, None) is not None:
-                heartbeat.erase(actor_id)
+                self._loss.guard(lambda: heartbeat.erase(actor_id))
+
+    def close(self) -> None:
+        """Stop watching; for workers that are gone with Ray."""
+        self._ended.set()
 
     def end_all(self) -> None:
         """Kill every worker, those too that are not in use yet, and stop watching."""
@@ -119,7 +126,7 @@ class Watchdog:
         worker = self._watched.get(actor_id)
         if worker is None:
             return None
-        worker.beat = worker.beat or heartbeat.read(actor_id)
+        worker.beat = worker.beat or self._loss.guard(lambda: heartbeat.read(actor_id))
         return worker.subject
 
     def fallen(self, role: str) -> WorkerDied | None:
@@ -137,7 +144,7 @@ class Watchdog:
         if worker.examined is not None:
             worker.examined.wait(2 * _EXAMINATION_S)
         if worker.verdict is None:
-            worker.beat = heartbeat.read(actor_id) or worker.beat
+            worker.beat = self._loss.guard(lambda: heartbeat.read(actor_id)) or worker.beat
             worker.verdict = died(worker.subject, ray_says or worker.last_word or _last_word(worker), what=what)
         return worker.verdict
 

@@ -16,6 +16,7 @@ from rl_core.cluster.calls import Deadlines, actor_id_of, fetch
 from rl_core.cluster.failures import Subject
 from rl_core.cluster.host import Host
 from rl_core.cluster.lines import Line
+from rl_core.cluster.loss import Loss
 from rl_core.cluster.meeting_places import remove_folder
 from rl_core.cluster.placement import bundles_in_order, machine_count, machines_of, reserve, room_for
 from rl_core.cluster.resources import Resources
@@ -44,6 +45,7 @@ class WorkerPool:
     Args:
         stopping: whether the user asked to stop, looked at while waiting for room in the cluster.
         network_interface: that workers on several machines use among themselves; None for that of Ray's addresses.
+        loss: what has become of Ray; by default nothing is known.
 
     Attributes:
         trainers, generators: handles of those that are in use.
@@ -57,12 +59,14 @@ class WorkerPool:
         deadlines: Deadlines,
         stopping: Callable[[], bool] = lambda: False,
         network_interface: str | None = None,
+        loss: Loss | None = None,
     ) -> None:
         self._manifest = manifest
         self._network_interface = network_interface
         self._interface: str | None = LOOPBACK
         self._logs = logs
         self._stopping = stopping
+        self._loss = loss or Loss()
         self.deadlines = deadlines
         self._resources: Resources | None = None
         self._placement: Any = None
@@ -83,7 +87,11 @@ class WorkerPool:
 
         Raises:
             EnvironmentProblem: the cluster had no room within the deadline.
+            WorkerDied: Ray itself is gone.
         """
+        self._loss.guard(lambda: self._prepare(resources))
+
+    def _prepare(self, resources: Resources) -> None:
         ready = self._resources is not None and self._resources.cover(resources)
         if ready and len(self.generators) >= resources.replicas:
             return
@@ -92,7 +100,9 @@ class WorkerPool:
         self._placement = reserve(
             resources, wait_s=self.deadlines.start_s if wait_s is None else wait_s, stopping=self._stopping
         )
-        self._watchdog = Watchdog(heartbeat_s=self.deadlines.heartbeat_s, start_s=self.deadlines.start_s)
+        self._watchdog = Watchdog(
+            heartbeat_s=self.deadlines.heartbeat_s, start_s=self.deadlines.start_s, loss=self._loss
+        )
         self._resources = resources
         self._interface = self._network_interface or (LOOPBACK if machine_count() == 1 else None)
         order = list(range(len(resources.bundles)))
@@ -116,9 +126,10 @@ class WorkerPool:
         """
         assert self._resources is not None
         needs = {"CPU": 1.0} | ({"GPU": 1.0} if self._resources.gpus else {})
-        if not self._free_bundles and room_for(needs) < 1:
+        if not self._free_bundles and self._loss.guard(lambda: room_for(needs)) < 1:
             return None
-        generator = self._start_generator(self._free_bundles.pop(0) if self._free_bundles else None)
+        bundle = self._free_bundles.pop(0) if self._free_bundles else None
+        generator = self._loss.guard(lambda: self._start_generator(bundle))
         self._spare.append(generator)
         return generator
 
@@ -263,7 +274,8 @@ class WorkerPool:
         return fetch(references, timeout_s, what=what, crew=self)
 
     def check(self) -> None:
-        """Raise WorkerDied where a training worker is gone: its peers would wait for it for ever."""
+        """Raise WorkerDied where a training worker is gone, or Ray: its peers would wait for it for ever."""
+        self._loss.check()
         death = self._watchdog.fallen("train") if self._watchdog is not None else None
         if death is not None:
             raise death
@@ -274,6 +286,8 @@ class WorkerPool:
 
     def death(self, actor_id: str, ray_says: str, *, what: str) -> WorkerDied:
         """Why a worker is gone."""
+        if self._loss.reason:
+            return self._loss.error
         assert self._watchdog is not None
         return self._watchdog.death(actor_id, ray_says, what=what)
 
@@ -297,21 +311,30 @@ class WorkerPool:
                 self.retire(generator)
 
     def close(self) -> None:
-        """End the actors, whatever they are doing, and give back their resources."""
-        from ray.util.placement_group import remove_placement_group
-
+        """End the actors, whatever they are doing, and give back their resources; they are gone where Ray is."""
         for actor_id in list(self._lines):
             self._hang_up(actor_id)
-        if self._watchdog is not None:
-            self._watchdog.end_all()
-        if self._placement is not None:
-            remove_placement_group(self._placement)
+        try:
+            self._loss.guard(self._end_actors)
+        except WorkerDied:
+            if not self._loss.reason:
+                raise
+            if self._watchdog is not None:
+                self._watchdog.close()
         self._placement, self._resources, self._watchdog = None, None, None
         self.trainers, self.generators, self._spare = [], [], []
         self._bundle_of, self._rank_at, self._free_bundles, self._node_of = {}, {}, [], {}
         for folder in self._folders:  # of workers of this machine that did not end by themselves
             remove_folder(folder)
         self._folders.clear()
+
+    def _end_actors(self) -> None:
+        from ray.util.placement_group import remove_placement_group
+
+        if self._watchdog is not None:
+            self._watchdog.end_all()
+        if self._placement is not None:
+            remove_placement_group(self._placement)
 
 
 def group_topologies(raw: Sequence[Topology]) -> tuple[Topology, ...]:

@@ -248,22 +248,23 @@ def _assembled(
     deadlines = Deadlines.of(stage.run)
     logs = folder / "logs" if folder.name != "logs" else folder
     logs.mkdir(parents=True, exist_ok=True)
-    with forkserver(config, logs) as python:
+    with forkserver(config, logs) as python, ray_session(config, logs, python) as ray:
         driver = driver_parts(stage, registry)
         pool = WorkerPool(
             manifest=registry.manifest(),
             logs=logs,
             deadlines=deadlines,
             network_interface=cluster_interface(config.stages[0].run),
+            loss=ray.loss,
         )
-        with ray_session(config, logs, python):
-            try:
-                yield assemble(
-                    stage, driver=driver, pool=pool, directory=folder, training=training, policy_path=policy_path
-                )
-            finally:
-                driver.close()
-                pool.close()
+        ray.join()
+        try:
+            yield assemble(
+                stage, driver=driver, pool=pool, directory=folder, training=training, policy_path=policy_path
+            )
+        finally:
+            driver.close()
+            pool.close()
 
 
 class _Screen(logging.StreamHandler):

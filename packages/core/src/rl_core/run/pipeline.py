@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.forkserver import forkserver
 from rl_core.cluster.placement import cluster_interface
-from rl_core.cluster.session import ray_session
+from rl_core.cluster.session import RaySession, ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.gates import gate_failure
 from rl_core.config.redaction import masked_error, redact
@@ -45,6 +45,9 @@ FINISHED = "finished.json"
 """Written last in a stage's folder, with the number of steps it has trained."""
 
 _STATUS_EVERY_S = 0.5
+
+_RAY_SAYS_S = 1.0
+"""Within this time after a worker's death it is known whether Ray itself is gone."""
 
 
 @dataclass
@@ -130,7 +133,10 @@ class Pipeline:
         self._directory.status(status="running", stage=stages[0].name, step=0, error=None)
         with contextlib.ExitStack() as stack:
             python = stack.enter_context(forkserver(self._config, self._directory.logs))
-            # Data and tokenizer first: what is wrong with them shows before Ray takes its seconds to start.
+            ray = stack.enter_context(
+                ray_session(self._config, self._directory.logs, python, on_loss=self._ray_is_lost)
+            )
+            # While Ray starts: what is wrong with data and tokenizer shows before it is waited for.
             first = driver_parts(stages[0], self._registry)
             start = self._starting_point(stages[0], first)
             pool = WorkerPool(
@@ -139,11 +145,12 @@ class Pipeline:
                 deadlines=Deadlines.of(run),
                 stopping=lambda: bool(stop),
                 network_interface=cluster_interface(run),
+                loss=ray.loss,
             )
             loggers = build_loggers(self._config, self._registry)
             stack.callback(loggers.close)
             with working("starting Ray"):
-                stack.enter_context(ray_session(self._config, self._directory.logs, python))
+                ray.join()
             listen(stop)
             stack.callback(pool.close)
             for index, stage in enumerate(stages):
@@ -151,7 +158,7 @@ class Pipeline:
                 started = time.perf_counter()
                 if index:
                     start = self._starting_point(stage, parts)
-                self._run_recovering(stage, parts, pool, loggers, stop, start)
+                self._run_recovering(stage, parts, pool, loggers, stop, start, ray)
                 self._outcome.seconds[stage.name] = time.perf_counter() - started
                 pool.unload()
 
@@ -178,23 +185,35 @@ class Pipeline:
         loggers: Loggers,
         stop: StopRequest,
         start: tuple[Path | None, int],
+        ray: RaySession,
     ) -> None:
-        """Run a stage; when workers fail, end those that are left and run it again from its newest checkpoint."""
+        """Run a stage; when workers or Ray fail, end what is left and run it again from its newest checkpoint."""
         while True:
             try:
                 return self._run_stage(stage, driver, pool, loggers, stop, start)
-            except WorkerDied as death:
+            except BaseException as error:
+                death = _death(error, ray)
+                if death is None:
+                    raise
                 pool.close()  # the other ranks may hang in an exchange with the dead one
                 self._directory.require_intact()
                 latest = self._newest(stage)
                 saved = read_state(latest).step if latest else None
                 self._recovery.absorb(death, stage, saved=saved)
                 self._directory.status(failures=self._recovery.failures)
+                if death.cause == "ray":
+                    with working("starting Ray again"):
+                        ray.restart()
+                    listen(stop)
                 driver = driver_parts(stage, self._registry, loaded=driver)
                 start = latest, saved or 0
 
     def _newest(self, stage: StageConfig) -> Path | None:
         return newest_checkpoint(self._checkpoints(stage), stage, directory=self._directory.path, allowed=self._allowed)
+
+    def _ray_is_lost(self, reason: str) -> None:
+        """Called from another thread: Ray may end this process before it can say so itself."""
+        self._directory.status(status="failed", error=f"{reason}\n    continue with: rl resume {self._directory.path}")
 
     def _checkpoints(self, stage: StageConfig) -> CheckpointStore:
         folder = Path(self._config.stage_directory(stage.name))
@@ -325,3 +344,20 @@ class Pipeline:
             if message not in self._warned:
                 self._warned.add(message)
                 logger.warning("%s", message)
+
+
+def _death(error: BaseException, ray: RaySession) -> WorkerDied | None:
+    """The failure of a worker, or of Ray itself, that an error stands for; None where it is another one."""
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return None
+    if isinstance(error, WorkerDied) or _is_from_ray(error):
+        ray.loss.wait(_RAY_SAYS_S)  # workers die with it, and may be noticed first
+    if ray.loss.reason:
+        return ray.loss.error
+    return error if isinstance(error, WorkerDied) else None
+
+
+def _is_from_ray(error: BaseException | None) -> bool:
+    while error is not None and not type(error).__module__.startswith("ray."):
+        error = error.__cause__
+    return error is not None

@@ -51,7 +51,8 @@ class Recovery:
         logger.warning("failure %d%s: %s%s", self.failures, allowed, death, advice)
         beginning = f"at the beginning of stage {stage.name!r} (it has no checkpoint yet)"
         where = f"after step {saved}" if saved else beginning
-        logger.warning("starting all workers again, and continuing %s", where)
+        what = "Ray and all workers" if death.cause == "ray" else "all workers"
+        logger.warning("starting %s again, and continuing %s", what, where)
 
     def take_failed_at(self) -> float | None:
         """``failed_at``, for whoever begins the first step after the failure."""
@@ -60,7 +61,7 @@ class Recovery:
 
 
 def _count(failures: int) -> str:
-    return "this was the first failure of a worker" if failures == 1 else f"workers have failed {failures} times"
+    return "this was the first failure" if failures == 1 else f"there were {failures} failures"
 
 
 def _advice(death: WorkerDied, stage: StageConfig) -> str:

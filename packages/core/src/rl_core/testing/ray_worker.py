@@ -6,11 +6,14 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from pydantic import BaseModel
 
+from rl_core.cluster import head
+from rl_core.cluster.head import HeadOptions
+from rl_core.cluster.session import OBJECT_STORE_BYTES_CPU, OwnRay
 from rl_core.component import Component
 from rl_core.plugins.status import describe
 
@@ -20,16 +23,22 @@ TIMEOUT_S = 600.0
 @contextmanager
 def ray_for_checks() -> Iterator[None]:
     """Ray as it is: initialised in this process, or the cluster of RAY_ADDRESS, or one of our own for the block."""
+    initialised = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if not initialised and not os.environ.get("RAY_ADDRESS") and head.ray_is_prepared():
+        # Processors are what Ray counts with, not what it takes: a run needs one per worker.
+        own = OwnRay(HeadOptions(8, object_store_bytes=OBJECT_STORE_BYTES_CPU), None, within_s=TIMEOUT_S)
+        with closing(own):
+            own.join()
+            yield
+        return
     import ray
 
-    if ray.is_initialized():
+    if initialised:
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": 40}
-    if not address:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Processors are what Ray counts with, not what it takes: a run needs one per worker.
+    if not os.environ.get("RAY_ADDRESS"):
+        head.be_quiet()
         options |= {"address": "local", "num_cpus": 8, "include_dashboard": False, "object_store_memory": 256 * 2**20}
     ray.init(**options)
     try:

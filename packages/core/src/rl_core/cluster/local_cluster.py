@@ -1,0 +1,188 @@
+"""A Ray on this machine that runs join one after another: ``rl cluster start|status|stop``, ``run.address: cluster``.
+
+It is what a run without an address starts for itself (:mod:`rl_core.cluster.head`), but detached. Where it is stands in
+a file in the user's state folder; its token is in its own folder, which only this user can enter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rl_core.cluster import head
+from rl_core.cluster.head import Head, HeadOptions
+from rl_core.cluster.temporary import RayFolder, in_use, remove_folder
+from rl_core.errors import ConfigError, EnvironmentProblem
+
+NAME = "cluster"
+"""As an address: the cluster that ``rl cluster start`` has started."""
+
+OBJECT_STORE_BYTES_CPU = 2**30
+"""Shared memory of a cluster without GPUs: for several runs."""
+
+_FILE = "cluster.json"
+_START_S = 120.0
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A local cluster that runs.
+
+    Attributes:
+        address: ``127.0.0.1:PORT``.
+        folder: with its token and Ray's session.
+        pid: of ``ray start``, the leader of its session.
+        started: when, in seconds since 1970.
+    """
+
+    address: str
+    folder: str
+    pid: int
+    started: float
+
+    @property
+    def token(self) -> Path:
+        """The file with its token."""
+        return Path(self.folder) / head.TOKEN
+
+    @property
+    def processes(self) -> list[tuple[int, str]]:
+        """``(pid, name)`` of its processes."""
+        return [(process.pid, head.process_name(process)) for process in head.members(self.pid, self.token)]
+
+
+def find() -> LocalCluster | None:
+    """The local cluster of this user, if one runs."""
+    cluster = _recorded()
+    return cluster if cluster is not None and in_use(Path(cluster.folder)) else None
+
+
+def _recorded() -> LocalCluster | None:
+    """The cluster that was started last, whether or not it runs."""
+    try:
+        return LocalCluster(**json.loads((_state_folder() / _FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def start(options: HeadOptions) -> LocalCluster:
+    """Start the local cluster; it outlives this process.
+
+    Raises:
+        ConfigError: there is one already.
+        EnvironmentProblem: it did not start.
+    """
+    state = _make_state_folder()
+    running, recorded = find(), _recorded()
+    if running is not None:
+        raise ConfigError(
+            f"a local cluster runs already, at {running.address}\n"
+            f"    use it:  rl run CONFIG run.address={NAME}\n    or end it:  rl cluster stop"
+        )
+    if recorded is not None:
+        _end(recorded)
+    folder = RayFolder()
+    with head.driver_environment(head.own_token(folder.path)):
+        started = Head(folder, options, detached=True)
+        try:
+            address = started.address(within_s=_START_S)
+            with _joined(address):  # everything is there now
+                pass
+            cluster = LocalCluster(address, str(folder.path), started.pid, time.time())
+            _write(state / _FILE, json.dumps(asdict(cluster)) + "\n")
+        except BaseException:
+            started.stop()
+            folder.remove()
+            raise
+    return cluster
+
+
+def stop() -> LocalCluster | None:
+    """End the local cluster with all that runs on it, and remove its folder; None where there is none."""
+    cluster, running = _recorded(), find()
+    if cluster is not None:
+        _end(cluster)
+    return running
+
+
+def _end(cluster: LocalCluster) -> None:
+    """End what is left of it: where one of its processes was killed, others may live on."""
+    head.end(cluster.pid, cluster.token)
+    remove_folder(Path(cluster.folder))
+    (_state_folder() / _FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def joinable(address: str) -> Iterator[tuple[str, LocalCluster | None]]:
+    """An address for ``ray.init``, and for as long as the block lasts the environment that joining it needs.
+
+    With it the local cluster, where that is what the address means.
+
+    Raises:
+        EnvironmentProblem: it is ``cluster`` and there is none, or this process cannot join it any more.
+    """
+    if address != NAME:
+        head.require_unused(address)
+        yield address, None
+        return
+    cluster = find()
+    if cluster is None:
+        raise EnvironmentProblem(
+            f"run.address (or RAY_ADDRESS) is {NAME!r}, but no local cluster runs\n    start one with: rl cluster start"
+        )
+    head.adopt_token(cluster.token)
+    with head.driver_environment(cluster.token):
+        yield cluster.address, cluster
+
+
+def resources(cluster: LocalCluster) -> tuple[int, dict[str, float], dict[str, float]]:
+    """``(nodes, resources in all, resources that are free)``; joins it for a moment."""
+    with joinable(NAME), _joined(cluster.address):
+        import ray
+
+        alive = sum(node["Alive"] for node in ray.nodes())
+        return alive, ray.cluster_resources(), ray.available_resources()
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _state_folder() -> Path:
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "rl"
+
+
+def _make_state_folder() -> Path:
+    folder = _state_folder()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise EnvironmentProblem(f"{folder} is no folder of this user\n    remove it, or set XDG_STATE_HOME")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise EnvironmentProblem(f"{folder} cannot be written: {error.strerror}\n    set XDG_STATE_HOME") from error
+    return folder
+
+
+def _write(file: Path, text: str) -> None:
+    new = file.with_name(f"{file.name}.{os.getpid()}")
+    with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as writer:
+        writer.write(text)
+    os.replace(new, file)

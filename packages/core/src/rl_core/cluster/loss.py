@@ -1,0 +1,186 @@
+"""Whether the Ray under a run is still there, and calls that must not wait for one that is gone.
+
+A call that needs Ray's control process (the GCS) waits for a dead one: sixty seconds, and then Ray ends the whole
+process. Calls on actors fail within seconds, so only the others need :meth:`Loss.guard`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from typing import TypeVar
+
+import psutil
+
+from rl_core.cluster.head import process_name
+from rl_core.errors import WorkerDied
+
+logger = logging.getLogger("rl")
+
+T = TypeVar("T")
+
+LOOK_EVERY_S = 0.25
+"""How often the processes of a Ray of our own are looked at."""
+ASK_EVERY_S = 1.0
+"""How often a cluster that was there before is asked whether this machine still belongs to it."""
+SILENT_S = 40.0
+"""A cluster that has not answered for this long is lost: less than the 60 s after which Ray ends this process."""
+_TOLD_S = 5.0
+_GUARD_S = 0.1
+_LAST_ANSWER_S = 5.0
+
+
+class Loss:
+    """What has become of Ray, as far as it is known; shared by all that call it.
+
+    Attributes:
+        reason: why Ray is gone, or empty.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._lost = threading.Event()
+
+    def declare(self, reason: str) -> None:
+        """Ray is gone; the first reason counts."""
+        if not self._lost.is_set():
+            self.reason = reason
+            self._lost.set()
+
+    def clear(self) -> None:
+        """There is another Ray."""
+        self.reason = ""
+        self._lost.clear()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether Ray is gone, or will be known to be within this time."""
+        return self._lost.wait(timeout_s)
+
+    @property
+    def error(self) -> WorkerDied:
+        """For whoever waits for a worker."""
+        return WorkerDied(f"{self.reason}, and all workers with it", cause="ray")
+
+    def check(self) -> None:
+        """Raise :class:`WorkerDied` where Ray is gone."""
+        if self._lost.is_set():
+            raise self.error
+
+    def guard(self, call: Callable[[], T]) -> T:
+        """What ``call`` returns or raises; it may ask Ray's control process.
+
+        Raises:
+            WorkerDied: Ray is gone. The call is left behind in its thread.
+        """
+        self.check()
+        returned: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                returned.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+                returned.set_exception(error)
+
+        threading.Thread(target=run, name="asking Ray", daemon=True).start()
+        while not wait([returned], timeout=_GUARD_S).done:
+            self.check()
+        return returned.result()
+
+
+class ProcessWatch:
+    """Watches the processes of a Ray of our own, and tells ``loss`` when one ends.
+
+    Args:
+        head: process id of ``ray start``, whose children are the daemons.
+    """
+
+    def __init__(self, loss: Loss, head: int) -> None:
+        self._loss = loss
+        self._ended = threading.Event()
+        try:
+            starter = psutil.Process(head)
+            self._processes = [(process_name(child), child) for child in starter.children()] + [("ray start", starter)]
+        except psutil.NoSuchProcess:
+            loss.declare("the Ray of this run is lost: it has ended at once")
+            return
+        threading.Thread(target=self._run, name="watching Ray's processes", daemon=True).start()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(LOOK_EVERY_S):
+            gone = [f"{name} (pid {process.pid})" for name, process in self._processes if not _runs(process)]
+            if gone and not self._ended.is_set():
+                self._loss.declare(f"the Ray of this run is lost: {gone[0]} has ended")
+                logger.warning("%s", self._loss.reason)
+                return
+
+
+class NodeWatch:
+    """Asks a Ray that we did not start whether it is there, and tells ``loss`` when it is not.
+
+    In two threads: the one that asks waits while nobody answers.
+    """
+
+    def __init__(
+        self, loss: Loss, *, node_id: str | None, on_loss: Callable[[str], None] = lambda reason: None
+    ) -> None:
+        self._loss = loss
+        self._node_id = node_id
+        self._on_loss = on_loss
+        self._answered = time.monotonic()
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=t, name="watching Ray", daemon=True) for t in (self._ask, self._look)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Watch no longer; a question that is on its way is waited for, but not for long."""
+        self._ended.set()
+        if not self._loss.reason:
+            self._threads[0].join(_LAST_ANSWER_S)
+
+    def _ask(self) -> None:
+        import ray
+
+        while not self._ended.wait(ASK_EVERY_S):
+            # Where Ray cannot say anything the other thread counts the seconds.
+            with contextlib.suppress(Exception):
+                nodes = ray.nodes()
+                self._answered = time.monotonic()
+                if self._node_id is not None and not _alive(nodes, self._node_id):
+                    self._lose("Ray on this machine has ended, or has left its cluster")
+
+    def _look(self) -> None:
+        told = False
+        while not self._ended.wait(LOOK_EVERY_S):
+            silent_s = time.monotonic() - self._answered
+            if silent_s > SILENT_S:
+                self._lose(f"the Ray cluster has not answered for {SILENT_S:g} s: its head is gone")
+            elif silent_s > _TOLD_S and not told:
+                logger.warning("the Ray cluster does not answer; it is waited for up to %g s", SILENT_S)
+            told = silent_s > _TOLD_S
+
+    def _lose(self, reason: str) -> None:
+        if not self._ended.is_set():
+            self._ended.set()
+            self._loss.declare(reason)
+            logger.warning("%s", reason)
+            self._on_loss(reason)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _alive(nodes: Sequence[dict], node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in nodes)
