@@ -16,7 +16,7 @@ from rl_core.contracts.data import Row
 from rl_core.contracts.environment import Environment, Turn
 from rl_core.contracts.tokenizer import Message
 from rl_core.errors import RLError
-from rl_core.rollout.daemon_threads import DaemonThreads
+from rl_core.isolation.soft_limit import SoftLimitThreads
 
 COUNT_INSTEAD = "or set environment.on_error: end, which ends such conversations and counts them"
 
@@ -44,7 +44,7 @@ class EnvironmentCalls:
         self.environment = environment
         self.name = name
         self._timeout_s = timeout_s
-        self._threads = DaemonThreads(concurrency, timeout_s=timeout_s)
+        self._threads = SoftLimitThreads(concurrency, timeout_s=timeout_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = asyncio.Semaphore(concurrency)
         self._starting = threading.Lock()
