@@ -12,7 +12,8 @@ from rl_core.errors import ConfigError
 
 def say(environment, text):
     """The environment's answer to a model turn."""
-    return environment.step(None, [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}])
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+    return asyncio.run(environment.step(None, said))
 
 
 def hermes(name, **arguments):
@@ -68,7 +69,7 @@ def test_the_model_is_told_what_was_wrong_with_its_call(tools, call, told):
 def test_coroutines_are_tools_too(tools):
     environment = tools("fetch", "calculator")
     calls = hermes("fetch", page="a") + hermes("calculator", expression="2*2") + hermes("fetch", page="none")
-    turn = asyncio.run(say(environment, calls))
+    turn = say(environment, calls)
     assert contents(turn) == ['{"page": "a", "text": "für alle"}', "4", "error: LookupError: no such page"]
 
 
