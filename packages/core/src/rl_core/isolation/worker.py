@@ -233,6 +233,7 @@ class _Process:
             while (outcome := self._next(timeout_s)) is None:
                 left = until - time.monotonic()
                 if left <= 0:
+                    self._supervisor.kill()  # user code has stopped it
                     return Late(timeout_s)
                 self._wait(left)
         except Broken as broken:
