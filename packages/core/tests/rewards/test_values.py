@@ -68,6 +68,7 @@ def test_a_value_that_is_no_score_is_named(value, reason):
         ([0] * 10**7, "returned [0, 0, ", "...], not a finite number"),
         (Unspeakable(), "returned <Unspeakable instance at ", ">, not a finite number"),
     ],
+    ids=["large", "larger", "text", "list", "unspeakable"],
 )
 def test_a_value_without_end_is_shown_in_short(value, beginning, end):
     _, failure = attempt(Returns([1.0, value]), SAMPLES)
