@@ -58,6 +58,11 @@ class Obeys:
         child = subprocess.Popen(["sleep", "600"], start_new_session=True)
         while not (self.folder / "daemon").exists(): time.sleep(0.01)
         return [child.pid, int((self.folder / "daemon").read_text())]
+    def meet(self):
+        """Returns once another process is in here as well."""
+        (self.folder / f"here-{os.getpid()}").touch()
+        while len(list(self.folder.glob("here-*"))) < 2: time.sleep(0.01)
+        return True
     def close(self): (self.folder / "closed").write_text("by the process")
 '''
 
