@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 
 import pytest
 from rl_core.component import Component
@@ -104,17 +105,22 @@ def stop_the_supervisor(): os.kill(os.getppid(), signal.SIGSTOP); time.sleep(600
 def end_the_group(): os.killpg(0, signal.SIGKILL)
 def a_base_exception(): raise KeyboardInterrupt("now")
 
+def _soon():
+    time.sleep(0.1); a_forgery_through_the_connection()
+
 class Attacked:
     def __init__(self, config):
         pass
     def score(self, samples):
         for sample in samples:
-            if sample.completion != "honest":
+            if sample.completion == "prepares":
+                threading.Thread(target=_soon).start()
+            elif sample.completion != "honest":
                 globals()[sample.completion]()
         return [1.0 for _ in samples]
 '''
 
-ATTACKS = [line.split("(")[0][4:] for line in REWARD.splitlines() if line.startswith("def ")][7:]
+ATTACKS = [line.split("(")[0][4:] for line in REWARD.splitlines() if line.startswith("def ")][7:-1]
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +161,12 @@ def test_an_attack_on_the_answer_gets_nothing_but_on_error(attack, attacked, fol
     assert math.isnan(rewards[0]), "a forged score was taken"
     assert attacked.score(samples("honest")).rewards.tolist() == [1.0]
     assert not (folder / "owned").exists(), "code ran in the driver"
+
+
+def test_an_answer_that_is_prepared_for_a_later_call_is_not_taken(attacked):
+    assert attacked.score(samples("prepares")).rewards.tolist() == [1.0]
+    time.sleep(0.5)
+    assert attacked.score(samples("honest")).rewards.tolist() == [1.0]
 
 
 @pytest.mark.nightly
