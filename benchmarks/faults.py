@@ -25,8 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rl_core.contracts.reward import Sample
+from rl_core.rewards.isolated import RewardProcess
 from rl_core.rewards.outcomes import Failure
-from rl_core.rewards.process import RewardProcess
 from rl_core.run.api import run
 from rl_reward_rule.config import FunctionConfig
 
@@ -131,13 +131,12 @@ def timings(directory: Path, noticed: Sequence[float]) -> list[dict[str, Any]]:
 
 def hanging_reward(rounds: int) -> dict[str, list[float]]:
     """Seconds beyond its deadline until a hanging reward was ended, and from then to the next score."""
-    config = FunctionConfig(name="function", function=f"{HERE}/faults_reward.py:hangs")
+    config = FunctionConfig(name="function", function=f"{HERE}/faults_reward.py:hangs", timeout_s=REWARD_TIMEOUT_S)
     process = RewardProcess(
         who="reward",
         reference="rl_reward_rule.function:FunctionReward",
         package="rl-reward-rule",
         config=config,
-        timeout_s=REWARD_TIMEOUT_S,
     )
     found: dict[str, list[float]] = {"ended_late_by_s": [], "next_score_after_s": []}
     process.attempt([Sample(row={}, prompt="", completion="")])

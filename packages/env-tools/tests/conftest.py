@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,15 @@ def my_tools() -> str:
 
 
 @pytest.fixture
-def tools() -> Callable[..., ToolEnvironment]:
+def tools() -> Iterator[Callable[..., ToolEnvironment]]:
     """``tools("search", …, **fields)``: the environment with functions of that file."""
+    built: list[ToolEnvironment] = []
 
     def build(*names: str, **fields: Any) -> ToolEnvironment:
-        return ToolEnvironment(ToolsConfig(name="tools", tools=tuple(f"{MY_TOOLS}:{name}" for name in names), **fields))
+        references = tuple(f"{MY_TOOLS}:{name}" for name in names)
+        built.append(ToolEnvironment(ToolsConfig(name="tools", tools=references, **fields)))
+        return built[-1]
 
-    return build
+    yield build
+    for environment in built:
+        environment.close()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
+import time
 from typing import Literal
 
 from rl_core.contracts.environment import Turn
@@ -55,3 +59,22 @@ class Echo:
 
     def step(self, state, conversation):
         return Turn(done=True)
+
+
+def sleeps() -> str:
+    time.sleep(600)
+    return "done"
+
+
+def spins() -> str:
+    """Holds Python's lock, which no thread could take from it."""
+    return str(re.fullmatch("(a+)+b", "a" * 40))
+
+
+def leaves() -> str:
+    os._exit(3)
+
+
+async def waits() -> str:
+    await asyncio.sleep(600)
+    return "done"

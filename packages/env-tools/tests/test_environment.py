@@ -8,11 +8,13 @@ import json
 import pytest
 from rl_core.contracts.environment import Turn, tools_of
 from rl_core.errors import ConfigError
+from rl_core.rollout.environment_calls import EnvironmentCalls
 
 
 def say(environment, text):
     """The environment's answer to a model turn."""
-    return environment.step(None, [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}])
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+    return asyncio.run(environment.step(None, said))
 
 
 def hermes(name, **arguments):
@@ -68,8 +70,34 @@ def test_the_model_is_told_what_was_wrong_with_its_call(tools, call, told):
 def test_coroutines_are_tools_too(tools):
     environment = tools("fetch", "calculator")
     calls = hermes("fetch", page="a") + hermes("calculator", expression="2*2") + hermes("fetch", page="none")
-    turn = asyncio.run(say(environment, calls))
+    turn = say(environment, calls)
     assert contents(turn) == ['{"page": "a", "text": "für alle"}', "4", "error: LookupError: no such page"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "told"),
+    [
+        ("sleeps", "took longer than 1 s in step, after turn 1 of the conversation of row 1 (…/my_tools.py:"),
+        ("spins", "took longer than 1 s in step, after turn 1 of the conversation of row 1 (…/my_tools.py:"),
+        ("waits", "took longer than 1 s in step, after turn 1 of the conversation of row 1\n"),
+        ("leaves", "raised RuntimeError in step, after turn 1 of the conversation of row 1: a tool ended its process "),
+    ],
+)
+def test_a_tool_that_hangs_or_dies_is_a_failure_of_that_call_alone(tools, my_tools, tool, told):
+    environment = tools(tool, "calculator", step_timeout_s=1.0)
+    calls = EnvironmentCalls(environment, name="environment 'tools'", timeout_s=1.0, concurrency=4)
+    said = [[{"role": "assistant", "content": hermes(*call)}] for call in ((tool,), ("calculator",))]
+    said[1][0]["content"] = hermes("calculator", expression="6*7")
+    started = [calls.start({}, 0, place=f"row {n}") for n in (1, 2)]
+    steps = [
+        calls.step(state, conversation, turn=1, place=f"row {n}")
+        for n, state, conversation in zip((1, 2), started, said, strict=True)
+    ]
+    calls.wait(steps, at_most_s=60, all_of_them=True)
+    failure = str(steps[0].exception()).replace(my_tools, "…/my_tools.py")
+    assert failure.startswith(f"environment 'tools' {told}")
+    assert contents(steps[1].result()) == ["42"]
+    calls.close()
 
 
 def test_the_schema_comes_from_signature_and_docstring(tools):

@@ -39,7 +39,7 @@ def test_a_timeout_scores_its_own_reward_and_is_counted(
     reward: Callable, sample: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = reward(timeout_s=2.0, timeout_reward=-0.5)
-    with caplog.at_level(logging.WARNING, logger="rl_reward_math.pool"):
+    with caplog.at_level(logging.WARNING, logger="rl_reward_math.reward"):
         scores = one.score([sample(r"\boxed{72}"), sample(r"\boxed{9^{9^{9^9}}}"), sample(r"\boxed{73}")])
     assert scores == [RIGHT, {"reward": -0.5, "timeout": 1.0, "crashed": 0.0, "unparsed": 0.0}, WRONG]
     assert caplog.messages == [

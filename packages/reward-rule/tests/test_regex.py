@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from rl_core.rewards.isolated import RewardProcess
 from rl_core.rewards.outcomes import Failure
-from rl_core.rewards.process import RewardProcess
 from rl_reward_rule import regex
 from rl_reward_rule.config import RegexConfig
 from rl_reward_rule.regex import Regex
@@ -33,8 +33,7 @@ def test_a_pattern_that_backtracks_for_ever_is_ended_by_its_deadline(sample: Cal
         who="reward 'regex' (rl-reward-rule)",
         reference="rl_reward_rule.regex:Regex",
         package="rl-reward-rule",
-        config=RegexConfig(name="regex", pattern="(a+)+b"),
-        timeout_s=1,
+        config=RegexConfig(name="regex", pattern="(a+)+b", timeout_s=1),
     )
     assert process.attempt([sample("aab")]) == [{"reward": 1.0}]
     late = process.attempt([sample("a" * 40)])

@@ -9,6 +9,7 @@ import pytest
 import rl_core.config.check as config_check
 from rl_core.cli.main import main
 from rl_core.config.problems import Problem
+from rl_core.preflight import functions
 
 PLUGIN = """
 from rl_core.component import Component
@@ -35,6 +36,7 @@ def register_data_sources():
 """
 
 CONFIGS = """
+from rl_core.config.paths import FunctionRef
 from rl_core.config.sections import AlgorithmConfig, BackendConfig, ComponentConfig
 
 class Algorithm(AlgorithmConfig):
@@ -44,7 +46,7 @@ class Backend(BackendConfig):
     pass
 
 class Plain(ComponentConfig):
-    pass
+    functions: tuple[FunctionRef, ...] = ()
 """
 
 GOOD = """\
@@ -85,6 +87,31 @@ def test_every_problem_is_printed_with_its_place_and_fix(config, capsys):
     assert printed.err.endswith(" problems in c.yaml\n")
 
 
+BROKEN = {
+    "raises.py": ("1 / 0\ndef f(): ...\n", "importing it failed at {}:1: ZeroDivisionError: division by zero"),
+    "lacks.py": ("import no_such_module\ndef f(): ...\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+    "ends.py": ("import os\nos._exit(3)\ndef f(): ...\n", "importing it ended its process (exit code 3)"),
+    "hangs.py": ("import time\ntime.sleep(600)\ndef f(): ...\n", "importing it takes longer than 2 s ({}:2)"),
+    "lies.py": ("f = 3\n", "'f' is int, not a function"),
+    "good.py": ("def f(): ...\n", None),
+}
+
+
+def test_functions_are_imported_in_a_process_that_is_killed_when_late(config, capsys, monkeypatch):
+    monkeypatch.setattr(functions, "IMPORT_S", 2.0)
+    for name, (text, _) in BROKEN.items():
+        config.with_name(name).write_text(text)
+    config.write_text(GOOD.replace("data: {", f"data: {{functions: [{', '.join(f'{n}:f' for n in BROKEN)}], "))
+    assert main(["check", "c.yaml"]) == 2
+    printed = capsys.readouterr().out
+    for index, (name, (_, found)) in enumerate(BROKEN.items()):
+        problems = [line for line in printed.splitlines() if f"data.functions.{index}: " in line]
+        assert len(problems) == (found is not None)
+        if found is not None:
+            assert problems[0].startswith("c.yaml:5: ")
+            assert found.format(config.with_name(name)) in problems[0]
+
+
 def test_a_config_that_is_not_there_is_a_problem_not_a_crash(config, capsys):
     assert main(["check", "absent.yaml"]) == 2
     printed = capsys.readouterr()
@@ -95,7 +122,7 @@ def test_a_config_that_is_not_there_is_a_problem_not_a_crash(config, capsys):
 def test_warnings_are_shown_and_the_config_is_ok(config, monkeypatch, capsys):
     real = config_check.check
 
-    def with_a_warning(path, overrides, registry):
+    def with_a_warning(path, overrides, registry, **_options):
         problem = Problem("run.steps", "only 3 steps", "run.steps=100", severity="warning", where="c.yaml:6")
         return SimpleNamespace(config=real(path, overrides, registry).config, problems=(problem,), backends={})
 

@@ -29,6 +29,15 @@ class ToolsConfig(EnvironmentConfig):
         description='How a call is written: <tool_call>{"name": …, "arguments": {…}}</tool_call>, as Hermes and Qwen '
         "models do, or [name(arguments)].",
     )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Most processes that plain functions run in; each runs one call at a time. Default: one per "
+        "processor, at least 4. More of them serve functions that wait, such as clients of a server.",
+    )
+    memory_mb: int | None = Field(
+        None, ge=64, description="Address space of such a process in MiB; null for no limit. Ignored outside Linux."
+    )
     result_role: str = Field("tool", min_length=1, description="Role of the messages that hold results.")
     result_text: str = Field(
         "{result}", description="Text of these messages; {result} and {tool} stand for the result and its tool's name."

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, ValidationError, create_model
@@ -13,6 +14,24 @@ from rl_core.errors import ConfigError
 
 _ARGUMENT = re.compile(r"^\s*(\w+)\s*(?:\([^)]*\))?:\s*(.+)$")
 _HEADING = re.compile(r"^[A-Z]\w*:$")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a tool where its function is not.
+
+    Attributes:
+        schema: ``{"type": "function", "function": {…}}``.
+        parameters: names, in order.
+        takes_only_text: its only parameter is a ``str``.
+        asynchronous: it is a coroutine function.
+    """
+
+    name: str
+    schema: dict[str, Any]
+    parameters: tuple[str, ...]
+    takes_only_text: bool
+    asynchronous: bool
 
 
 class Tool:
@@ -31,6 +50,17 @@ class Tool:
         self.name = function.__name__
         self._function = function
         self._arguments = _arguments_model(function, reference)
+
+    @property
+    def description(self) -> Description:
+        """What an environment knows of it."""
+        return Description(
+            name=self.name,
+            schema=self.schema,
+            parameters=self.parameters,
+            takes_only_text=self.takes_only_text,
+            asynchronous=inspect.iscoroutinefunction(self._function),
+        )
 
     @property
     def parameters(self) -> tuple[str, ...]:

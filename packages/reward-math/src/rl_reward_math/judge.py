@@ -1,4 +1,4 @@
-"""One verdict: whether an answer equals the reference answer. Runs in a worker process.
+"""One verdict: whether an answer equals the reference answer. Runs in a process of its own.
 
 math-verify parses and compares. Its own timeouts are alarms, which only work in a main thread and
 count as "not equal", so they are off: whoever calls this keeps the deadline and kills the process.
@@ -6,6 +6,8 @@ count as "not equal", so they are off: whoever calls this keeps the deadline and
 
 from __future__ import annotations
 
+import logging
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -31,6 +33,22 @@ class _Gold:
     based: tuple[str, int] | None
     numeric: bool
     parsed: tuple[Any, ...]
+
+
+class Judge:
+    """What answers questions in a process; ``float_rounding`` as in :func:`judge`."""
+
+    def __init__(self, float_rounding: int | None) -> None:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)  # math-verify logs what it cannot read
+        self._float_rounding = float_rounding
+        # Imports what takes long, so that a deadline covers a verdict and nothing else.
+        self(Question(gold=r"\frac{1}{2}", answer="1-x"))
+        self(Question(gold="72", answer=None, completion="The answer is $70+3$."))
+
+    def __call__(self, question: Question) -> str:
+        """The verdict's value."""
+        return judge(question, float_rounding=self._float_rounding).value
 
 
 def judge(question: Question, *, float_rounding: int | None = None) -> Verdict:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 
 from rl_core.contracts.reward import Sample, Score
 from rl_core.errors import DataError
+from rl_core.isolation.outcome import Answered, Late, Outcome
+from rl_core.isolation.pool import Pool
+from rl_core.isolation.worker import Limits, Service
 
 from rl_reward_math.config import MathConfig
 from rl_reward_math.extraction import gold_answer, marked_answer
-from rl_reward_math.pool import WorkerPool
-from rl_reward_math.process import WorkerOptions
 from rl_reward_math.verdict import Question, Verdict
+
+_log = logging.getLogger(__name__)
 
 
 class Math:
@@ -24,10 +28,20 @@ class Math:
 
     def __init__(self, config: MathConfig) -> None:
         self.config = config
-        options = WorkerOptions(
-            timeout_s=config.timeout_s, memory_mb=config.memory_mb, float_rounding=config.float_rounding
+        service = Service(
+            "rl_reward_math.judge:Judge",
+            (config.float_rounding,),
+            f"reward {config.name!r} (rl-reward-math)",
+            package="rl-reward-math",
+            not_started="try `python -c 'import math_verify'`; if memory_mb is set, raise it",
+            limits=Limits(memory_bytes=config.memory_mb << 20 if config.memory_mb else None),
         )
-        self._pool = WorkerPool(workers=config.workers, options=options)
+        self._pool = Pool(service, size=config.workers)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the worker processes."""
+        return self._pool.pids
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """One dict per sample: ``reward``, and ``timeout``, ``crashed`` and ``unparsed``, each 0 or 1.
@@ -45,12 +59,27 @@ class Math:
                 questions[position] = Question(gold=gold, answer=answer)
             elif not self.config.require_marker and sample.completion.strip():
                 questions[position] = Question(gold=gold, answer=None, completion=sample.completion)
-        verdicts = dict(zip(questions, self._pool.judge(list(questions.values())), strict=True))
+        verdicts = dict(zip(questions, self._judged(list(questions.values())), strict=True))
         return [self._score(verdicts.get(position, Verdict.UNPARSED)) for position in range(len(samples))]
 
     def close(self) -> None:
         """End the worker processes; the end of the program does the same."""
         self._pool.close()
+
+    def _judged(self, questions: Sequence[Question]) -> list[Verdict]:
+        outcomes = self._pool.map(questions, timeout_s=self.config.timeout_s)
+        verdicts = [_verdict(outcome) for outcome in outcomes]
+        late, lost = verdicts.count(Verdict.TIMEOUT), verdicts.count(Verdict.CRASHED)
+        if late or lost:
+            _log.warning(
+                "reward %r: of %d verdicts %d took longer than %g s and %d ended with their worker",
+                self.config.name,
+                len(verdicts),
+                late,
+                self.config.timeout_s,
+                lost,
+            )
+        return verdicts
 
     def _score(self, verdict: Verdict) -> dict[str, float]:
         judged = verdict not in (Verdict.TIMEOUT, Verdict.CRASHED)
@@ -80,6 +109,12 @@ class Math:
             f"(columns: {', '.join(columns)})\n"
             "    map it in the data section (answer: <column>), or set the reward's answer to one of the columns"
         )
+
+
+def _verdict(outcome: Outcome) -> Verdict:
+    if isinstance(outcome, Answered) and outcome.value in list(Verdict):
+        return Verdict(outcome.value)
+    return Verdict.TIMEOUT if isinstance(outcome, Late) else Verdict.CRASHED
 
 
 def _shown(value: object) -> str:

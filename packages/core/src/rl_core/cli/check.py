@@ -11,8 +11,9 @@ from rl_core.config.redaction import hide_secrets
 def check_command(context: typer.Context, config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """List every problem of a config, or show the resolved plan."""
     from rl_core.config.check import check
+    from rl_core.preflight.functions import broken_functions
 
-    result = check(config, overrides or [], context.obj)
+    result = check(config, overrides or [], context.obj, broken_functions=broken_functions)
     for problem in result.problems:
         prefix = "warning: " if problem.severity == "warning" else ""
         typer.echo(hide_secrets(prefix + str(problem)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +57,21 @@ class CheckResult:
         return tuple(problem for problem in self.problems if problem.severity == "error")
 
 
-def check(path: str | os.PathLike[str], overrides: Sequence[str], registry: Registry) -> CheckResult:
+def check(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str],
+    registry: Registry,
+    *,
+    broken_functions: Callable[[Sequence[str]], Mapping[str, tuple[str, str]]] | None = None,
+) -> CheckResult:
     """Resolve and validate a config without starting anything. Never raises on a bad config.
 
     Args:
         path: the YAML file.
         overrides: ``section.key=value`` texts (see :mod:`rl_core.config.overrides`).
         registry: the installed components.
+        broken_functions: imports functions and says what is wrong with them
+            (:func:`rl_core.preflight.functions.broken_functions`); without it none of the user's code is run.
     """
     findings = Findings()
     composition = compose(os.fspath(path), overrides, findings)
@@ -89,6 +97,9 @@ def check(path: str | os.PathLike[str], overrides: Sequence[str], registry: Regi
         findings.extend(crosscheck.check_unread(stages, reads, registry))
     writer = Writer()
     built = _build_stages(stages, reads, registry, machine, findings, writer)
+    if broken_functions is not None and not findings.failed:
+        for stage, read in zip(stages, reads, strict=True):
+            crosscheck.check_functions(stage, read, findings, broken_functions)
     if findings.failed:
         return CheckResult(None, findings.in_order(composition.files))
     document = run_document(

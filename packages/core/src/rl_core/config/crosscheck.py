@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -14,7 +14,7 @@ from rl_core.config.document import Node
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.findings import Findings
 from rl_core.config.machine import Machine
-from rl_core.config.paths import model_paths
+from rl_core.config.paths import function_references, model_paths
 from rl_core.config.placement import gpus_on_this_machine, has_own_gpus, placement_problems
 from rl_core.config.problems import Problem
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
@@ -224,6 +224,26 @@ def check_components(selected: Selected, stage: StageConfig, read: frozenset[str
             found = _guarded(selection, findings, "problems()", lambda look=look: _problems(look(stage)))
             for problem in found or ():
                 _add(selection.node, problem, findings)
+
+
+def check_functions(
+    selected: Selected,
+    read: frozenset[str],
+    findings: Findings,
+    broken_functions: Callable[[Sequence[str]], Mapping[str, tuple[str, str]]],
+) -> None:
+    """What ``broken_functions`` finds of the functions that the components' configs name."""
+    named = [
+        (selection.node, ".".join(map(str, path)), reference)
+        for section in (s for s in SECTIONS if s in read)
+        for selection in selected.selections.get(section, ())
+        if selection.config is not None
+        for path, reference in function_references(selection.config)
+    ]
+    broken = broken_functions([reference for _, _, reference in named]) if named else {}
+    for node, path, reference in named:
+        if reference in broken:
+            _add(node, Problem(path, *broken[reference]), findings)
 
 
 def check_hooks(selected: Selected, stage: StageConfig, registry: Registry, findings: Findings) -> None:

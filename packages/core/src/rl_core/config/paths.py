@@ -33,6 +33,11 @@ class SourceText(str):
 
 
 @dataclass(frozen=True)
+class NamesFunction:
+    """Marks values that name a function of the user's."""
+
+
+@dataclass(frozen=True)
 class HoldsModel:
     """Marks a type whose values are model folders or hub ids; see :func:`model_paths`."""
 
@@ -113,27 +118,36 @@ one; folders become absolute, hub ids stay as they are."""
 ModelPath = Annotated[HubPath, HoldsModel()]
 """A :data:`HubPath` to a model with weights. ``rl check`` looks into its folder, wherever in a config it stands."""
 
-FunctionRef = Annotated[str, BeforeValidator(_function_reference)]
+FunctionRef = Annotated[str, BeforeValidator(_function_reference), NamesFunction()]
 """A Python function as ``module:function`` or ``file.py:function``; the file becomes absolute.
-:func:`rl_core.functions.load_function` imports it."""
+:func:`rl_core.functions.load_function` imports it, ``rl check`` tries to."""
 
 
 def model_paths(section: BaseModel) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Key and value of every :data:`ModelPath` that a validated section sets, in the sections below it as well."""
+    return _marked(section, HoldsModel)
+
+
+def function_references(section: BaseModel) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Key and value of every :data:`FunctionRef` that a validated section sets, in the sections below it as well."""
+    return _marked(section, NamesFunction)
+
+
+def _marked(section: BaseModel, mark: type) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
-        marked = any(isinstance(one, HoldsModel) for one in info.metadata) or _marks(info.annotation)
-        for key, one in _leaves(value, (name,)):
+        marked = any(isinstance(one, mark) for one in info.metadata) or _marks(info.annotation, mark)
+        for key, one in _leaves(value, (info.alias or name,)):
             if isinstance(one, BaseModel):
-                yield from (((*key, *below), path) for below, path in model_paths(one))
+                yield from (((*key, *below), text) for below, text in _marked(one, mark))
             elif marked and isinstance(one, str):
                 yield key, one
 
 
-def _marks(annotation: Any) -> bool:
+def _marks(annotation: Any, mark: type) -> bool:
     """Whether a type is marked, or one of those that it is made of (``ModelPath | None``, ``list[ModelPath]``)."""
     parts = (*getattr(annotation, "__metadata__", ()), *get_args(annotation))
-    return any(isinstance(part, HoldsModel) or _marks(part) for part in parts)
+    return any(isinstance(part, mark) or _marks(part, mark) for part in parts)
 
 
 def _leaves(value: Any, key: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:

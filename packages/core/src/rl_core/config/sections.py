@@ -184,6 +184,12 @@ class RewardConfig(ComponentConfig):
         "killed and started again. null: it runs in the driver, without a deadline; so do, by default, rewards that "
         "cannot hang.",
     )
+    memory_mb: int | None = Field(
+        None,
+        ge=64,
+        description="Address space of the reward's process in MiB; null for no limit. Ignored outside Linux, and where "
+        "the reward has no process of its own.",
+    )
     on_error: Literal["error", "zero", "drop"] = Field(
         "error",
         description="When a sample's reward raises, is late, or is no finite number: stop the run, score the sample 0, "

@@ -38,6 +38,8 @@ class Environment(Protocol):
 
     - ``tools``: a sequence of JSON schemas of functions, given to the chat template of the prompt
       (``{"type": "function", "function": {"name", "description", "parameters"}}``);
+    - ``keeps_deadlines = True``: its coroutines end by themselves within ``step_timeout_s`` of work, and raise
+      ``TimeoutError`` where that was too short. It is then not counted here, where calls also wait for a free process;
     - ``end(state)``: called once for every conversation that was started, however it ended (a step that took too
       long may still be running);
     - ``close()``: called when the stage ends, never a coroutine.

@@ -12,8 +12,8 @@ import numpy as np
 
 from rl_core.contracts.reward import Reward, Sample
 from rl_core.errors import RLError
+from rl_core.rewards.isolated import RewardProcess
 from rl_core.rewards.outcomes import Failure, Outcome, attempt
-from rl_core.rewards.process import RewardProcess
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice
@@ -76,11 +76,7 @@ def scorer(choice: ComponentChoice, build: Callable[[ComponentChoice], Any]) -> 
     if timeout_s is None:
         return InThisProcess(build(choice))
     return RewardProcess(
-        who=_who(choice),
-        reference=choice.component.factory,
-        package=choice.package,
-        config=choice.config,
-        timeout_s=timeout_s,
+        who=_who(choice), reference=choice.component.factory, package=choice.package, config=choice.config
     )
 
 

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import threading
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent import futures
 from concurrent.futures import Future as Call
@@ -16,7 +15,8 @@ from rl_core.contracts.data import Row
 from rl_core.contracts.environment import Environment, Turn
 from rl_core.contracts.tokenizer import Message
 from rl_core.errors import RLError
-from rl_core.rollout.daemon_threads import DaemonThreads
+from rl_core.isolation.describe import message_of, one_line, place_of
+from rl_core.isolation.soft_limit import SoftLimitThreads
 
 COUNT_INSTEAD = "or set environment.on_error: end, which ends such conversations and counts them"
 
@@ -32,8 +32,8 @@ class EnvironmentFailure(RLError):
 class EnvironmentCalls:
     """Runs an environment's methods: coroutines on one event loop, plain functions in threads.
 
-    A call that is not done after ``timeout_s`` is given up. Its coroutine is cancelled; a thread cannot be, so it
-    goes on until it returns or the process ends, without holding up either, and what it returns is dropped.
+    A call that is not done after ``timeout_s`` is given up. Its coroutine is cancelled; a thread cannot be
+    (:mod:`rl_core.isolation.soft_limit`), and what it returns later is dropped.
 
     Args:
         name: how messages call the environment, e.g. ``environment 'tools' (rl-env-tools)``.
@@ -44,7 +44,8 @@ class EnvironmentCalls:
         self.environment = environment
         self.name = name
         self._timeout_s = timeout_s
-        self._threads = DaemonThreads(concurrency, timeout_s=timeout_s)
+        self._patience_s = None if getattr(environment, "keeps_deadlines", False) else timeout_s
+        self._threads = SoftLimitThreads(concurrency, timeout_s=timeout_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = asyncio.Semaphore(concurrency)
         self._starting = threading.Lock()
@@ -143,7 +144,7 @@ class EnvironmentCalls:
         async def run() -> None:
             async with self._slots:
                 task = asyncio.ensure_future(work)
-                await asyncio.wait({task}, timeout=self._timeout_s)
+                await asyncio.wait({task}, timeout=self._patience_s)
             if not task.done():
                 task.cancel()
                 result.set_exception(self._late(doing))
@@ -174,23 +175,20 @@ class EnvironmentCalls:
                 "client), or write the method without async"
             ) from None
 
-    def _late(self, doing: str) -> EnvironmentFailure:
+    def _late(self, doing: str, *, at: str = "") -> EnvironmentFailure:
+        where = f" ({at})" if at else ""
         return EnvironmentFailure(
-            f"{self.name} took longer than {self._timeout_s:g} s in {doing}\n"
+            f"{self.name} took longer than {self._timeout_s:g} s in {doing}{where}\n"
             f"    raise environment.step_timeout_s, {COUNT_INSTEAD}"
         )
 
     def _failure(self, error: BaseException, doing: str) -> RLError:
         if isinstance(error, RLError):
             return error
-        text = " ".join(str(error).split())
+        if self._patience_s is None and isinstance(error, TimeoutError):
+            return self._late(doing, at=one_line(message_of(error)))
+        text = one_line(message_of(error))
         return EnvironmentFailure(
-            f"{self.name} raised {type(error).__name__} in {doing}: {text} ({_line_of(error)})\n"
+            f"{self.name} raised {type(error).__name__} in {doing}: {text} ({place_of(error) or 'no traceback'})\n"
             f"    fix it, {COUNT_INSTEAD}"
         )
-
-
-def _line_of(error: BaseException) -> str:
-    """``file:line`` that the exception comes from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "no traceback"

@@ -163,7 +163,7 @@ def test_samples_that_cannot_be_sent_are_an_error_that_says_so(process):
     with pytest.raises(RLError) as raised:
         process.attempt([sample("ab", column=lambda: 0)])
     assert str(raised.value).startswith(
-        "reward 'moody' (rl-moody) runs in a process of its own (timeout_s), and cannot be sent there: "
+        "reward 'moody' (rl-moody) runs in a process of its own, and cannot be sent there: "
     )
 
 
@@ -182,10 +182,10 @@ def test_a_closed_process_closes_its_reward_and_one_that_lost_its_driver_ends(fo
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "from rl_core.config.sections import RewardConfig\n"
-        "from rl_core.rewards.process import RewardProcess\n"
-        "p = RewardProcess(who='r', reference='moody_reward:Moody', package='m', config=RewardConfig(name='r'), "
-        "timeout_s=60)\n"
-        "p._wait_until_ready(); print(p.pid, flush=True); os.kill(os.getpid(), 9)"
+        "from rl_core.rewards.isolated import RewardProcess\n"
+        "from rl_core.contracts.reward import Sample\n"
+        "p = RewardProcess(who='r', reference='moody_reward:Moody', package='m', config=RewardConfig(name='r'))\n"
+        "p.attempt([Sample({}, '', '')]); print(p.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     (folder / "closed").unlink(missing_ok=True)
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)

@@ -5,7 +5,7 @@ import threading
 import time
 from concurrent.futures import Future
 
-from rl_core.rollout.daemon_threads import DaemonThreads
+from rl_core.isolation.soft_limit import SoftLimitThreads
 
 
 class Hesitant(queue.SimpleQueue):
@@ -23,7 +23,7 @@ class Hesitant(queue.SimpleQueue):
 
 
 def test_a_job_is_not_left_behind_a_slow_one_whose_thread_still_counts_as_idle():
-    threads, quick_done = DaemonThreads(2, timeout_s=60), threading.Event()
+    threads, quick_done = SoftLimitThreads(2, timeout_s=60), threading.Event()
     jobs = threads._queue = Hesitant()
     slow, quick = Future(), Future()
     threads.submit(lambda: quick_done.wait(60), slow, late=TimeoutError)

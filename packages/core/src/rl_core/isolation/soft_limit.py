@@ -1,4 +1,9 @@
-"""Threads for calls that may hang: such a call is given up, and keeps neither the others nor the process waiting."""
+"""The soft limit: threads for code whose state lives in the driver, such as an environment's conversations.
+
+A process could be killed, but would take the state of every conversation with it. Here a call that is late is *given
+up*: whoever waits for it is told, and its thread runs on until its function returns. It keeps neither the other calls
+nor the process waiting. Code that can run elsewhere belongs into a :class:`rl_core.isolation.pool.Pool`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,7 @@ class _Job:
     settled: threading.Lock = field(default_factory=threading.Lock)
 
 
-class DaemonThreads:
+class SoftLimitThreads:
     """Up to ``size`` threads that work off a queue, in order.
 
     Unlike an executor's, the threads are daemons (a hanging one does not stop the process from ending), and a thread
