@@ -30,8 +30,9 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Every page for readers: the documentation, the READMEs of the repository, the packages and the examples."""
-    found = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md")]
+    """Every page for readers: the documentation, the READMEs, what the repository says about taking part."""
+    found = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "RELEASING")]
+    found += [*ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md")]
     found += [path for path in ROOT.glob("examples/**/*.md") if "runs" not in path.parts]
     return sorted(found)
 

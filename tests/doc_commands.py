@@ -25,8 +25,8 @@ from rl_core.plugins.registry import load_registry
 from support import ROOT
 
 RUN_HERE = {"plugins", "check", "schema", "runs", "plugin new"}
-TOOLS = {"build", "hatch", "twine"}
-OTHER_PROGRAMS = {"pytest", "tensorboard", "twine"}
+TOOLS = {"build", "hatch", "pre-commit", "twine"}
+OTHER_PROGRAMS = {"pre-commit", "pytest", "tensorboard", "twine"}
 
 
 class WrongCommand(AssertionError):
@@ -145,9 +145,19 @@ def look_up_script(arguments: list[str]) -> None:
     if arguments[0] != "run":
         return
     environment, _, script = arguments[1].rpartition(":")
-    environments = tomllib.loads((ROOT / "hatch.toml").read_text())["envs"]
-    if script not in environments.get(environment or "default", {}).get("scripts", {}):
+    if script not in scripts(environment or "default"):
         raise WrongCommand(f"hatch.toml has no script {arguments[1]}")
+
+
+def scripts(environment: str) -> dict[str, str | list[str]]:
+    """What ``hatch run`` knows in an environment of hatch.toml, inherited scripts included; {} if there is none."""
+    environments = tomllib.loads((ROOT / "hatch.toml").read_text())["envs"]
+    found: dict[str, str | list[str]] = {}
+    while environment in environments:
+        found = environments[environment].get("scripts", {}) | found
+        template = environments[environment].get("template", "default")
+        environment = "" if template == environment or environment == "default" else template
+    return found
 
 
 def _folder(package: str) -> Path:

@@ -136,7 +136,7 @@ def test_links_lead_to_pages_of_the_site():
 
 def test_links_between_files_of_the_repository_lead_somewhere():
     broken = []
-    for page in [ROOT / "README.md", *DOCS.glob("**/*.md"), *ROOT.glob("packages/*/README.md")]:
+    for page in [*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), *ROOT.glob("packages/*/README.md")]:
         for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", page.read_text()):
             if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")

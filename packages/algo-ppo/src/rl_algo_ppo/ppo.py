@@ -135,7 +135,7 @@ class Ppo(AlgorithmBase):
         used, per_sequence = self._controller.coefficient, float(kl.sum()) / len(batch)
         self._controller.update(per_sequence, sequences=len(batch))
         return {
-            "policy/kl_reference": float(kl.sum()) / max(np.count_nonzero(batch.token_columns["loss_mask"]), 1),
+            "policy/kl_reference": float(kl.sum()) / max(int(np.count_nonzero(batch.token_columns["loss_mask"])), 1),
             "policy/kl_per_sequence": per_sequence,
             "policy/kl_coefficient": used,
         }

@@ -19,6 +19,7 @@ class SlotCache(Cache):
     Attributes:
         slots: rows there is room for.
         columns: longest row there is room for, in tokens.
+        slot_layers: what ``layers`` holds.
     """
 
     def __init__(self, layers: int) -> None:
@@ -26,23 +27,24 @@ class SlotCache(Cache):
         self.columns = 0
         self.prefilling = False
         self.first = 0
-        self.source: Tensor | None = None
+        self.source = torch.zeros(0, dtype=torch.int64)
         self.rows: Tensor | slice = slice(0)
         self.positions: Tensor | slice = slice(0)
         self.seen = 0
         self.count = 0
-        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
+        self.slot_layers = [SlotLayer(self) for _ in range(layers)]
+        super().__init__(layers=[*self.slot_layers])
 
     def resize(self, *, slots: int, columns: int, keep_rows: int, keep_columns: int) -> None:
         """Change the shape; the first ``keep_rows`` rows keep their first ``keep_columns`` columns."""
         self.slots, self.columns = slots, columns
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.resize(keep_rows=keep_rows, keep_columns=keep_columns)
 
     def release(self) -> None:
         """Give the memory back; the next :meth:`resize` allocates again."""
         self.slots = self.columns = 0
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.release()
 
     def start_prefill(self, *, source: Tensor, first: int) -> None:
@@ -65,14 +67,14 @@ class SlotCache(Cache):
 
     def move(self, *, source: Tensor, target: Tensor, columns: int) -> None:
         """Copy the first ``columns`` columns of rows ``source`` over rows ``target`` (disjoint, int64)."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             if not layer.is_initialized:  # it reads the keys of another one
                 continue
-            layer.keys[target, :, :columns] = layer.keys[source, :, :columns]
-            layer.values[target, :, :columns] = layer.values[source, :, :columns]
+            for stored in layer.stored():
+                stored[target, :, :columns] = stored[source, :, :columns]
 
 
-class _SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer; which rows and columns a forward touches is the cache's to say."""
 
     def __init__(self, cache: SlotCache) -> None:
@@ -84,8 +86,14 @@ class _SlotLayer(CacheLayerMixin):
         self.keys, self.values = self._zeros(key_states), self._zeros(value_states)
         self.is_initialized = True
 
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all slots; only once it is initialized."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
     def resize(self, *, keep_rows: int, keep_columns: int) -> None:
-        if not self.is_initialized or self._shape(self.keys) == self.keys.shape:
+        if not self.is_initialized or self._shape(self.stored()[0]) == self.stored()[0].shape:
             return
         for name in ("keys", "values"):
             old = getattr(self, name)
@@ -104,18 +112,19 @@ class _SlotLayer(CacheLayerMixin):
         cache = self._cache
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        keys, values = self.stored()
         if cache.prefilling:
             rows = slice(cache.first, cache.first + len(cache.source))
-            self.keys[rows, :, : key_states.shape[2]] = key_states[cache.source]
-            self.values[rows, :, : value_states.shape[2]] = value_states[cache.source]
+            keys[rows, :, : key_states.shape[2]] = key_states[cache.source]
+            values[rows, :, : value_states.shape[2]] = value_states[cache.source]
             return key_states, value_states
         if isinstance(cache.positions, slice):
-            self.keys[cache.rows, :, cache.positions] = key_states
-            self.values[cache.rows, :, cache.positions] = value_states
+            keys[cache.rows, :, cache.positions] = key_states
+            values[cache.rows, :, cache.positions] = value_states
         else:
-            self.keys[cache.rows, :, cache.positions] = key_states[:, :, 0]
-            self.values[cache.rows, :, cache.positions] = value_states[:, :, 0]
-        return self.keys[: cache.count, :, : cache.seen], self.values[: cache.count, :, : cache.seen]
+            keys[cache.rows, :, cache.positions] = key_states[:, :, 0]
+            values[cache.rows, :, cache.positions] = value_states[:, :, 0]
+        return keys[: cache.count, :, : cache.seen], values[: cache.count, :, : cache.seen]
 
     def get_seq_length(self) -> int:
         return 0 if self._cache.prefilling else self._cache.seen - 1

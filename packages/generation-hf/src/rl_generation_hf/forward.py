@@ -141,7 +141,7 @@ class Recomputing:
 
     def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
         self._model = model
-        self._tokens = cache.layers[0]
+        self._tokens = cache.slot_layers[0]
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def prefill(self, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -109,14 +109,16 @@ class HfGenerator:
         if self._device.type == "cpu" or self._loaded is None or self._asleep:
             return
         self._loaded.decoder.cache.release()
-        self._loaded.decoder.model.to("cpu")
+        model: Any = self._loaded.decoder.model  # transformers wraps `to` without its types
+        model.to("cpu")
         self._asleep = True
         torch.cuda.empty_cache()
 
     def wake(self) -> None:
         """Move the weights back; weights that were updated meanwhile are kept."""
         if self._asleep and self._loaded is not None:
-            self._loaded.decoder.model.to(self._device)
+            model: Any = self._loaded.decoder.model
+            model.to(self._device)
             self._asleep = False
 
     def start_profile(self, trace: str | None) -> None:

@@ -7,6 +7,7 @@ are one product, and of a prompt the last layer computes keys and values for all
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from rl_torch.llama.layers import fits
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from rl_generation_hf.cache import SlotCache
+from rl_generation_hf.cache import SlotCache, SlotLayer
 from rl_generation_hf.grouped_attention import attend_once
 from rl_generation_hf.masks import AttentionPattern
 from rl_generation_hf.products import Product
@@ -35,7 +36,7 @@ class LlamaLayers:
         self._embedding = model.model.embed_tokens
         self._rotary = model.model.rotary_emb
         self._layers = [_Layer(layer) for layer in model.model.layers]
-        self._types = getattr(model.config, "layer_types", None) or [None] * len(self._layers)
+        self._types = getattr(model.config, "layer_types", None) or [""] * len(self._layers)
         self._norm = model.model.norm
         self._head = Product(model.lm_head.weight, model.lm_head.bias)
         self._cache = cache
@@ -80,8 +81,8 @@ class LlamaLayers:
             hidden = layer.finish(hidden, seen)
         return self._logits(hidden)
 
-    def _with_cache(self) -> Iterator[tuple[_Layer, str, object]]:
-        return zip(self._layers, self._types, self._cache.layers, strict=True)
+    def _with_cache(self) -> Iterator[tuple[_Layer, str, SlotLayer]]:
+        return zip(self._layers, self._types, self._cache.slot_layers, strict=True)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self._head(_normalized(hidden[:, -1], self._norm))
@@ -90,7 +91,7 @@ class LlamaLayers:
 class _Layer:
     """Attention and feed-forward network of one layer, before and after its keys and values meet the cache."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._width = attention.head_dim
         self._heads = attention.q_proj.out_features // self._width
@@ -147,14 +148,14 @@ def _joined(layers: Sequence[nn.Linear]) -> Product:
     return Product(weight, None if layers[0].bias is None else _as_views([layer.bias for layer in layers]))
 
 
-def _as_views(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _as_views(parameters: Sequence[Tensor]) -> Tensor:
     together = torch.cat([parameter.detach() for parameter in parameters])
     for parameter, part in zip(parameters, together.split([len(p) for p in parameters]), strict=True):
         parameter.data = part
     return together
 
 
-def _normalized(hidden: Tensor, norm: nn.Module) -> Tensor:
+def _normalized(hidden: Tensor, norm: Any) -> Tensor:
     """RMSNorm (Zhang and Sennrich 2019), in float32 up to the weight, as transformers computes it."""
     if hidden.dtype == torch.float32:
         return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)

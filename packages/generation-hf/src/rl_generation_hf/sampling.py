@@ -43,14 +43,14 @@ def _sample(
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
     logprobs = torch.log_softmax(logits, dim=-1)
-    excluding = never is not None and not never.none
-    if excluding:
-        never.exclude(logprobs)
+    excluded = None if never is None or never.none else never
+    if excluded is not None:
+        excluded.exclude(logprobs)
     if sampling.temperature == 0:
         tokens = logprobs.argmax(dim=-1)
     else:
         # The most likely token that is left gets weight 1, so that a little probability is enough.
-        weights = (logprobs - logprobs.amax(-1, keepdim=True)).exp_() if excluding else logprobs.exp()
+        weights = (logprobs - logprobs.amax(-1, keepdim=True)).exp_() if excluded is not None else logprobs.exp()
         tokens = _invert(_filtered(weights, sampling), uniforms)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def _draw_points(axis: Axes, panel: Panel, span: Span) -> None:
     if not len(steps):
         return
     x, dashes = span.at(steps), "--" if panel.line is not None else "-"
-    style = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white", "markeredgewidth": 1.4}
+    style: dict[str, Any] = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white", "markeredgewidth": 1.4}
     axis.plot(x, y, dashes, color=span.colour, **style)
     if panel.unit_interval:
         _name_last(axis, x, y, span.colour)
@@ -159,7 +159,7 @@ def _label_steps(axis: Axes, spans: Sequence[Span]) -> None:
     labels: list[str] = []
     for span in spans:
         locator = MaxNLocator(nbins=1 + round(8 * span.width), integer=True, steps=[1, 2, 5, 10])
-        steps = locator.tick_values(0, span.stage.steps)
+        steps = np.asarray(locator.tick_values(0, span.stage.steps))
         steps = steps[(steps <= span.stage.steps) & (steps >= (0 if span.left == 0 else 1))]
         places.extend(span.at(steps))
         labels.extend(f"{step:,.0f}" for step in steps)
@@ -207,7 +207,7 @@ def _explain(axis: Axes, panel: Panel, spans: Sequence[Span]) -> None:
     both = all(any(len(span.stage.curve(metric or "")[0]) for span in spans) for metric in (panel.line, panel.points))
     if not both:
         return
-    circle = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white"}
+    circle: dict[str, Any] = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white"}
     handles = [
         Line2D([], [], color=_INK, linewidth=1.8, label="training"),
         Line2D([], [], color=_INK, linestyle="--", label="held out", **circle),

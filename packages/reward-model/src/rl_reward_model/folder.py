@@ -86,7 +86,8 @@ def number_of_labels(fields: Mapping[str, Any]) -> int:
 
 def learned_positions(fields: Mapping[str, Any]) -> int | None:
     """Tokens that a model with learned position embeddings can read; None for rotary and relative positions."""
-    text = fields.get("text_config") if isinstance(fields.get("text_config"), Mapping) else fields
+    nested = fields.get("text_config")
+    text = nested if isinstance(nested, Mapping) else fields
     rotary = any(key.startswith(("rope", "rotary", "alibi", "relative")) and text[key] for key in text)
     limit = text.get("max_position_embeddings") or text.get("n_positions")
     return None if rotary or not limit else int(limit)

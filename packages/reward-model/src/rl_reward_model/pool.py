@@ -44,7 +44,7 @@ class ReplicaPool:
             )
         for replica in replicas:
             if replica not in self.actors:
-                actor = ray.remote(self._worker).options(
+                actor: Any = ray.remote(self._worker).options(
                     num_cpus=0, num_gpus=self.config.gpus, max_restarts=0, scheduling_strategy="SPREAD"
                 )
                 self.actors[replica] = actor.remote(self.config.threads)

@@ -21,7 +21,7 @@ class Numeric:
     def __init__(self, config: NumericConfig) -> None:
         self.config = config
         self._extract = re.compile(config.extract) if config.extract else None
-        self._tolerance = exact_number(config.tolerance)
+        self._tolerance = Fraction(repr(config.tolerance))  # what its decimal digits say
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One score per sample; a ``DataError`` names a row whose answer is missing or has no number."""

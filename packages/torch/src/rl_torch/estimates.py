@@ -5,6 +5,7 @@ The sizes of tensors that :mod:`rl_torch` makes are counted here, and settings t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,8 +113,10 @@ def merged(proposed: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     result = dict(proposed)
     for key, value in given.items():
         below = result.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(below, value) if both else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            result[key] = merged(below, value)
+        else:
+            result[key] = value
     return result
 
 
@@ -125,10 +128,10 @@ def first_that_fits(
     Args:
         estimate: for the fields of a section.
     """
-    limit = job.gpu_memory_bytes if job.gpus else None
+    limit = job.gpu_memory_bytes if job.gpus and job.gpu_memory_bytes is not None else math.inf
     for settings in options:
         memory = estimate(merged(settings.fields, job.given))
-        if limit is None or memory.peak <= ROOM * limit:
+        if memory.peak <= ROOM * limit:
             return Fit(settings, settings.score, (f"fits with {settings.how}",) if settings.how else (), memory)
     even = f", even with {settings.how}" if settings.how else ""
     needs = f"needs {memory.peak / 2**30:.1f} GiB of a GPU's {limit / 2**30:.1f} GiB{even}"

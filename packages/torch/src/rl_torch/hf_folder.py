@@ -109,7 +109,7 @@ def write_safetensors(directory: Path, named: Iterable[tuple[str, Tensor]], *, m
     if len(files) == 1:
         files[0][0].rename(directory / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index, (path, names) in enumerate(files, start=1):
         final = f"model-{index:05d}-of-{len(files):05d}.safetensors"
         path.rename(directory / final)

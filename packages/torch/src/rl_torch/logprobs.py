@@ -98,6 +98,7 @@ class _TokenOutputs(torch.autograd.Function):
                     result[part] = _VALUES[name](z, log_p, targets[part, None])
             else:
                 log_p, logsumexp = shard.log_softmax(z)
+                assert logsumexps is not None
                 logsumexps[part] = logsumexp
                 for name, result in results.items():
                     result[part] = _sharded_value(name, log_p, logsumexp, targets[part, None], shard)
@@ -134,19 +135,19 @@ class _TokenOutputs(torch.autograd.Function):
             grad /= ctx.temperature
             if ctx.transform is not None:
                 grad = ctx.transform.gradient(grad, None if z is None else z * ctx.temperature)
-            if need_bias:
+            if grad_bias is not None:
                 grad_bias += grad.sum(0)
             grad = grad.to(weight.dtype)
-            if need_hidden:
+            if grad_hidden is not None:
                 grad_hidden[part] = grad @ weight
-            if need_weight:
+            if grad_weight is not None:
                 grad_weight += grad.T @ h
-        if need_hidden and ctx.shard is not None:
+        if grad_hidden is not None and ctx.shard is not None:
             ctx.shard.sum(grad_hidden)
         return (
             grad_hidden,
-            grad_weight.to(weight.dtype) if need_weight else None,
-            grad_bias.to(bias.dtype) if need_bias else None,
+            grad_weight.to(weight.dtype) if grad_weight is not None else None,
+            grad_bias.to(bias.dtype) if grad_bias is not None else None,
             None,
             None,
             None,
@@ -187,7 +188,7 @@ def _logits_gradient(
     weight_of_p = sum(sign * given[name] for name, sign in signs.items() if name in given)
     p = log_p.exp()
     grad = weight_of_p * p
-    if "entropy" in given:
+    if entropy is not None:
         grad -= given["entropy"] * p * (log_p + entropy)
     if "mean_logprobs" in given:
         grad += given["mean_logprobs"] / (log_p.shape[1] if shard is None else shard.total)

@@ -87,11 +87,11 @@ class MicroBatch:
 
     def of(self, batch: SequenceBatch) -> MicroBatch | None:
         """The same for ``batch``, as :meth:`build` would lay it out; None where its tokens or ``loss_mask`` differ."""
-        masks = [b.token_columns.get("loss_mask") for b in (self.batch, batch)]
+        own, other = (b.token_columns.get("loss_mask") for b in (self.batch, batch))
         alike = np.array_equal(self.batch.offsets, batch.offsets) and np.array_equal(self.batch.tokens, batch.tokens)
-        if not alike or any(mask is None for mask in masks):
+        if not alike or own is None or other is None:
             return None
-        return replace(self, batch=batch) if np.array_equal(*masks) else None
+        return replace(self, batch=batch) if np.array_equal(own, other) else None
 
     @classmethod
     def filler(

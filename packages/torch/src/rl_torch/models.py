@@ -31,7 +31,7 @@ from rl_torch.rope import fix_frequencies
 try:
     from transformers.initialization import no_init_weights
 except ImportError:  # transformers 4
-    from transformers.modeling_utils import no_init_weights
+    from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined, no-redef]
 
 
 def build_config(spec: ModelSpec) -> PretrainedConfig:
@@ -78,7 +78,8 @@ def build_model(
             such model with this head.
     """
     config = build_config(spec)
-    auto = AutoModelForCausalLM
+    auto: Any = AutoModelForCausalLM
+    model: Any  # transformers wraps `to` without its types
     if head == "scalar":
         auto = AutoModelForSequenceClassification
         config.num_labels = 1

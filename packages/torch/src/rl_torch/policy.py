@@ -99,6 +99,7 @@ class PolicyModel(nn.Module):
             transform=self.transform,
         )
         if balancing is not None:
+            assert tokens is not None  # a micro-batch gives both
             found["router_loss"] = balancing.loss(routers, tokens)
         return found
 
@@ -134,7 +135,8 @@ class ScalarModel(nn.Module):
         cells = {"values": predictors, "scores": last}
         asked = [cells[name] for name in outputs]
         hidden, _ = _hidden_at(self, torch.cat(asked), input_ids, position_ids, **attention)
-        weight = self.model.score.weight.float()
+        score: Any = self.model.score
+        weight = score.weight.float()
         values = nn.functional.linear(hidden.float(), weight).squeeze(-1)
         # Cloned, because FSDP's hooks cannot follow in-place changes of a view.
         return {n: part.clone() for n, part in zip(outputs, values.split([len(x) for x in asked]), strict=True)}
@@ -254,7 +256,7 @@ def check_supported(model: PreTrainedModel) -> Support:
         EnvironmentProblem: names the architecture and what does not hold.
     """
     body, name = body_of(model), type(model).__name__
-    device = model.get_input_embeddings().weight.device
+    device = next(model.parameters()).device
     ids = torch.arange(1, 10, device=device).remainder(vocabulary(model.config))[None]
     try:
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state

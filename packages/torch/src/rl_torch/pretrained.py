@@ -98,7 +98,7 @@ def _dequantised(
     auto: Any, path: str, files: CheckpointFiles, options: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """What ``from_pretrained`` makes of the float weights that the files stand for."""
-    kind = type(empty_like(auto, options["config"]))
+    kind: Any = type(empty_like(auto, options["config"]))
     model, info = kind.from_pretrained(None, state_dict={name: files.read(name) for name in files.names}, **options)
     model.config.name_or_path = path
     if model.can_generate() and cached_file(

@@ -18,7 +18,7 @@ try:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import revert_weight_conversion
 except ImportError:  # transformers 4 has no such differences
-    get_model_conversion_mapping = revert_weight_conversion = None
+    get_model_conversion_mapping = revert_weight_conversion = None  # type: ignore[assignment]
 
 
 def published(

@@ -71,7 +71,8 @@ class Rows:
         is_owner = np.zeros(len(every), bool)
         is_owner[owners] = True
         repeats = slots[~is_owner[slots]]
-        return cls(shapes, *(torch.from_numpy(found).to(device) for found in (every, owners, repeats)))
+        shown_by, owned, repeated = (torch.from_numpy(found).to(device) for found in (every, owners, repeats))
+        return cls(shapes, cells=shown_by, owners=owned, repeats=repeated)
 
 
 class _Gather(torch.autograd.Function):
@@ -169,7 +170,7 @@ def computes_the_same(model: PreTrainedModel, change: Callable[[PreTrainedModel]
     config, before = model.config, model.config._attn_implementation
     if not model._supports_attention_backend or before not in ("sdpa", "eager") or not only_windows(config):
         return False
-    device = model.get_input_embeddings().weight.device
+    device = next(model.parameters()).device
     ids = torch.arange(1, 8, device=device).remainder(config.get_text_config(decoder=True).vocab_size)
     body, one, other = body_of(model), ids[:5], ids[[0, 1, 5, 6]]
     expected = torch.cat([body(input_ids=x[None], use_cache=False).last_hidden_state[0] for x in (one, other)])

@@ -25,6 +25,7 @@ def fix_frequencies(model: nn.Module, max_length: int) -> None:
         model: from transformers, with its frequencies on the device where they stay.
         max_length: of the run; 0 for the longest sequence the model knows.
     """
+    module: Any
     for module in list(model.modules()):
         kinds: Any = getattr(module, "rope_type", None)
         if isinstance(kinds, str) and _varies(kinds):

@@ -58,7 +58,7 @@ def check_balancing(model: PreTrainedModel) -> None:
     Raises:
         EnvironmentProblem: they do not.
     """
-    ids = torch.arange(1, 4, device=model.get_input_embeddings().weight.device)[None]
+    ids = torch.arange(1, 4, device=next(model.parameters()).device)[None]
     if not getattr(body_of(model)(input_ids=ids, use_cache=False, output_router_logits=True), "router_logits", None):
         raise EnvironmentProblem(
             f"config.json of the model has output_router_logits: true, but {type(model).__name__} does not return what "

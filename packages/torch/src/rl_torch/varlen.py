@@ -72,11 +72,11 @@ def attention(
     if odd := [name for name in UNKNOWN if options.get(name) is not None]:
         raise RuntimeError(f"variable-length attention does not know {odd[0]}")
     rows, _heads, width, _dim = query.shape
-    flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     if softcap is None and s_aux is None and _fits_flash(query, value):
-        result = _flash(*flat, segments, scaling, sliding_window)
+        result = _flash(q, k, v, segments, scaling, sliding_window)
     else:
-        result = _one_by_one(*flat, segments, sliding_window, scale=scaling, softcap=softcap, sinks=s_aux)
+        result = _one_by_one(q, k, v, segments, sliding_window, scale=scaling, softcap=softcap, sinks=s_aux)
     return result.unflatten(0, (rows, width)), None
 
 
@@ -136,7 +136,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | N
     from torch.nn.attention.varlen import varlen_attn
 
     bounds, longest = segments.bounds, segments.longest
-    options = {}
+    options: dict[str, Any] = {}
     if q.shape[1] != k.shape[1]:
         if _takes_shared_keys():
             options["enable_gqa"] = True
@@ -160,11 +160,11 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | N
 def _one_by_one(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int | None, **scores: Any) -> Tensor:
     parts = []
     for start, stop in itertools.pairwise(segments.bounds.tolist()):
-        of = [x[start:stop].transpose(0, 1)[None] for x in (q, k, v)]
+        query, key, value = (x[start:stop].transpose(0, 1)[None] for x in (q, k, v))
         mask = None
         if window is not None and stop - start > window:
             place = torch.arange(stop - start, device=q.device)
             back = place[:, None] - place[None, :]
             mask = (back >= 0) & (back < window)
-        parts.append(attend(*of, mask, **scores)[0].transpose(0, 1))
+        parts.append(attend(query, key, value, mask, **scores)[0].transpose(0, 1))
     return torch.cat(parts)

@@ -24,7 +24,7 @@ try:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 except ImportError:  # transformers 4 has no such tables
-    get_model_conversion_mapping = None
+    get_model_conversion_mapping = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -161,11 +161,13 @@ def _match(
     converters = [one for one in mapping if isinstance(one, WeightConverter)]
     by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
     prefix = model.base_model_prefix
-    direct, groups, unread = {}, {}, []
+    groups: dict[str, _Conversion] = {}
+    direct, unread = {}, []
+    known = dict(state)
     for name in sorted(files.names, key=dot_natural_key):
-        renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        renamed, pattern = rename_source_key(name, renamings, converters, prefix, known)
         if renamed not in state and name in state:
-            renamed, pattern = rename_source_key(name, [], [], prefix, state)
+            renamed, pattern = rename_source_key(name, [], [], prefix, known)
         if renamed not in state:
             unread.append(name)
         elif pattern is None:
@@ -173,7 +175,7 @@ def _match(
         else:
             group = groups.setdefault(renamed, _Conversion(renamed, by_pattern[pattern]))
             group.parts.append((name, renamed, pattern))
-    converted = {}
+    converted: dict[str, _Conversion] = {}
     for group in groups.values():
         made = group.run(model, lambda name: torch.empty(files.shape(name), dtype=torch.float32, device="meta"))
         group.shapes = {target: tuple(one.shape) for target, one in made.items() if target in state}

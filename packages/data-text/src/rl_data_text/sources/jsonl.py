@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rl_core.errors import DataError
@@ -53,7 +53,7 @@ def _parse(path: str, content: bytes) -> Iterator[Record]:
             yield _parse_line(f"{path}:{number}", line, number)
 
 
-def _lines(path: str, content: bytes) -> list[str] | list[bytes]:
+def _lines(path: str, content: bytes) -> Sequence[str | bytes]:
     """The lines as text, or as bytes where one of them is not UTF-8."""
     for mark, encoding in _MARKS:
         if content.startswith(mark):

@@ -101,7 +101,7 @@ class Attention(torch.autograd.Function):
             parameters: weights and biases of the projections to queries, keys, values and back; weights of the norms
                 of queries and keys. None for what the architecture lacks.
         """
-        linear, head_norms = _pairs(parameters[:8]), parameters[8:]
+        linear, head_norms = _pairs(parameters[:8]), [weight for weight in parameters[8:] if weight is not None]
         sources = frame.sources(x)
         normalized, factor = norm.forward(sources, weight, frame.epsilon)
         inputs = (frame.queried(normalized), normalized, normalized)
@@ -109,7 +109,7 @@ class Attention(torch.autograd.Function):
             product(i, *pair).unflatten(1, (-1, frame.heads.width)) for i, pair in zip(inputs, linear[:3], strict=True)
         ]
         states, kept = list(projected), []
-        if head_norms[0] is not None:
+        if head_norms:
             both = [norm.forward(part, w, frame.epsilon) for part, w in zip(states[:2], head_norms, strict=True)]
             states[:2] = [part for part, _ in both]
             kept = [*projected[:2], *(factors for _, factors in both), *head_norms]
@@ -117,8 +117,8 @@ class Attention(torch.autograd.Function):
         states[:2] = [turn.forward(part) for turn, part in zip(frame.rotations(), states[:2], strict=True)]
         states[0] = frame.spread(states[0], len(x))
         slots = frame.slots()
-        shown = [slot.gather(part) for slot, part in zip(slots, states, strict=True)]
-        seen, ctx.attention_backward = attend(frame.rows.shapes, *shown, frame.heads)
+        query, key, value = (slot.gather(part) for slot, part in zip(slots, states, strict=True))
+        seen, ctx.attention_backward = attend(frame.rows.shapes, query, key, value, frame.heads)
         merged = frame.pick(slots[0].put_back(seen).flatten(1))
         ctx.save_for_backward(sources, normalized, factor, merged, weight, *(w for w, _ in linear), *kept)
         ctx.frame, ctx.cells, ctx.biased = frame, len(x), [bias is not None for _, bias in linear]

@@ -24,15 +24,20 @@ def fits(model: PreTrainedModel) -> bool:
     return (
         type(model).__module__ in _KNOWN
         and model.config.hidden_act == "silu"
-        and all(type(m) is nn.Linear for layer in model.base_model.layers for m in projections(layer))
+        and all(type(m) is nn.Linear for layer in _body(model).layers for m in projections(layer))
     )
 
 
-def projections(layer: nn.Module) -> list[nn.Module]:
+def projections(layer: Any) -> list[Any]:
     """Of a decoder layer: to queries, keys, values and back; gate, up and down."""
     attention, mlp = layer.self_attn, layer.mlp
     around = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     return [*around, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+def _body(model: PreTrainedModel) -> Any:
+    """The model without its head; what it consists of is for its class to say, not for a type."""
+    return model.base_model
 
 
 def supports_own_layers(model: PreTrainedModel) -> bool:
@@ -60,7 +65,7 @@ def use_own_layers(model: PreTrainedModel) -> None:
     Args:
         model: one that :func:`fits`, on the CPU, with :func:`rl_torch.ragged.use_ragged_attention`.
     """
-    body = model.base_model
+    body = _body(model)
     for layer in body.layers:
         layer.forward = functools.partial(
             _layer, layer, is_first=layer is body.layers[0], is_last=layer is body.layers[-1]
@@ -69,11 +74,11 @@ def use_own_layers(model: PreTrainedModel) -> None:
 
 
 def _replaced(model: PreTrainedModel) -> list[nn.Module]:
-    return [*model.base_model.layers, model.base_model.norm]
+    return [*_body(model).layers, _body(model).norm]
 
 
 def _layer(
-    layer: nn.Module,
+    layer: Any,
     hidden_states: Tensor,
     *,
     position_embeddings: tuple[Tensor, Tensor],
@@ -113,12 +118,12 @@ def _layer(
     return FeedForward.apply(x, between.variance_epsilon, between.weight, *parameters[8:])
 
 
-def _window(attention: nn.Module) -> int | None:
+def _window(attention: Any) -> int | None:
     """Per layer in some architectures, in others for all."""
     if hasattr(attention, "sliding_window"):
         return attention.sliding_window
     return getattr(attention.config, "sliding_window", None)
 
 
-def _norm(module: nn.Module, hidden_states: Tensor) -> Tensor:
+def _norm(module: Any, hidden_states: Tensor) -> Tensor:
     return Norm.apply(hidden_states, module.weight, module.variance_epsilon)
