@@ -129,17 +129,11 @@ class SlotLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return 0 if self._cache.prefilling else self._cache.seen - 1
 
-    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        """``query_length``: in transformers 4 the positions of the queries."""
-        length = len(query_length) if isinstance(query_length, Tensor) else query_length
-        return (length if self._cache.prefilling else self._cache.seen), 0
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (query_length if self._cache.prefilling else self._cache.seen), 0
 
     def get_max_length(self) -> int:
         return self._cache.columns
-
-    def get_max_cache_shape(self) -> int:
-        """The same, as transformers 4 calls it."""
-        return self.get_max_length()
 
     def _shape(self, like: Tensor) -> torch.Size:
         return torch.Size((self._cache.slots, like.shape[1], self._cache.columns, like.shape[3]))
