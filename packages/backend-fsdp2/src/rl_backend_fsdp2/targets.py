@@ -128,11 +128,8 @@ def last_part(name: str) -> str:
 
 def _taken_for_experts(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
     """Last parts of ``names`` that peft, when it loads an adapter, takes for fused experts or their router."""
-    try:
-        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-    except ImportError:  # transformers 4 has experts as modules
-        return set()
     from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     found = set()
     for end in {last_part(n) for n in names}:
@@ -168,11 +165,8 @@ def _renamed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
     peft applies to an adapter's names what transformers does to those of old checkpoints of the family.
     """
-    try:
-        from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
-    except ImportError:  # transformers 4
-        return {}
     from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
     saved = {f"base_model.model.{n}.lora_A.weight": n for n in names}
     found = convert_peft_adapter_state_dict_for_transformers(

@@ -22,16 +22,12 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 
 from rl_torch.architectures import attention_of
 from rl_torch.determinism import switch_randomness_off
 from rl_torch.pretrained import forget_quantization, load_pretrained
 from rl_torch.rope import fix_frequencies
-
-try:
-    from transformers.initialization import no_init_weights
-except ImportError:  # transformers 4
-    from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined, no-redef]
 
 
 def build_config(spec: ModelSpec) -> PretrainedConfig:

@@ -13,12 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-
-try:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import revert_weight_conversion
-except ImportError:  # transformers 4 has no such differences
-    get_model_conversion_mapping = revert_weight_conversion = None  # type: ignore[assignment]
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
 
 
 def published(
@@ -58,8 +54,6 @@ def published(
 
 def changed_names(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
     """Those of ``names`` that have another name, or other numbers, in files than in ``model``."""
-    if get_model_conversion_mapping is None:
-        return set()
     # Those that the model was read with, if it was read; else those that transformers has for its class.
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is None:

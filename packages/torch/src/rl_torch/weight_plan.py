@@ -17,14 +17,10 @@ import torch
 from rl_core.errors import EnvironmentProblem
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from rl_torch.checkpoint_files import Box, CheckpointFiles
-
-try:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-except ImportError:  # transformers 4 has no such tables
-    get_model_conversion_mapping = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +148,6 @@ def _match(
     model: PreTrainedModel, files: CheckpointFiles, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, str], dict[str, _Conversion], list[str]] | None:
     """Direct tensors, converted ones, and names nothing reads."""
-    if get_model_conversion_mapping is None:
-        direct = {name: name for name in files.names if name in state}
-        unread = [name for name in files.names if name not in state]
-        return (direct, {}, unread) if state.keys() - direct.keys() <= {NEW_HEAD} else None
     mapping = get_model_conversion_mapping(model)
     renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
     converters = [one for one in mapping if isinstance(one, WeightConverter)]

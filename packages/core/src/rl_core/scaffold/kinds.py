@@ -38,7 +38,7 @@ class PluginKind:
 
 NUMPY = "numpy>=1.26"
 TORCH = "torch>=2.7"
-TRANSFORMERS = "transformers>=4.57,<6"
+TRANSFORMERS = "transformers>=5.17,<6"
 
 PLUGIN_KINDS = (
     PluginKind(
