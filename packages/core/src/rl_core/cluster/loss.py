@@ -117,8 +117,9 @@ class ProcessWatch:
         while not self._ended.wait(LOOK_EVERY_S):
             gone = [f"{name} (pid {process.pid})" for name, process in self._processes if not _runs(process)]
             if gone and not self._ended.is_set():
-                self._loss.declare(f"the Ray of this run is lost: {gone[0]} has ended")
-                logger.warning("%s", self._loss.reason)
+                reason = f"the Ray of this run is lost: {gone[0]} has ended"
+                logger.warning("%s", reason)
+                self._loss.declare(reason)
                 return
 
 
@@ -170,9 +171,9 @@ class NodeWatch:
     def _lose(self, reason: str) -> None:
         if not self._ended.is_set():
             self._ended.set()
-            self._loss.declare(reason)
             logger.warning("%s", reason)
             self._on_loss(reason)
+            self._loss.declare(reason)
 
 
 def _runs(process: psutil.Process) -> bool:
