@@ -85,7 +85,7 @@ def test_a_ray_of_this_machine_alone_has_a_gpu_for_every_worker(monkeypatch, con
     monkeypatch.setattr(session, "gpu_count", lambda: 8)
     more = "generator.replicas={min: 1, max: 3}"
     for overrides, gpus in ((["run.max_staleness=1"], 6), (["run.max_staleness=1", more], 7), ([], 4)):
-        assert session._local_options(config_of(text, "run.gpus=4", *overrides))["num_gpus"] == gpus
+        assert session.head_options(config_of(text, "run.gpus=4", *overrides)).gpus == gpus
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_a_config_that_arrives_changed_is_named(kit):
     message = failures(kit(config=config))["pickling"]
     assert message == (
         "rl-x-kit: reward 'length': its config arrives changed in a worker: "
-        '{"name":"length","weight":1.0,"timeout_s":1800.0,"on_error":"error","target":3,"limits":null}'
+        '{"name":"length","weight":1.0,"timeout_s":1800.0,"memory_mb":null,"on_error":"error","target":3,"limits":null}'
     )
 
 

@@ -96,7 +96,7 @@ def test_what_arrives_and_is_built_twice_is_fine_and_the_first_that_fails_is_nam
     )
     assert arrival("Twisted") == (
         'reward \'Twisted\': its config arrives changed in a Ray worker: {"name":"Twisted",'
-        '"weight":1.0,"timeout_s":1800.0,"on_error":"error","target":3}'
+        '"weight":1.0,"timeout_s":1800.0,"memory_mb":null,"on_error":"error","target":3}'
     )
     assert arrival("Locked") == (
         "reward 'Locked': its config cannot be pickled for a worker: TypeError: it holds a lock (parts.py:12)"

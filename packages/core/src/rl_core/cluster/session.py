@@ -102,9 +102,9 @@ def ray_session(
             address, cluster = stack.enter_context(joinable(address))
             session = _Joined(address, cluster, within_s=run.start_timeout_s, on_loss=on_loss)
         elif head.ray_is_prepared():
-            session = OwnRay(_options(config, python), logs, within_s=run.start_timeout_s)
+            session = OwnRay(head_options(config, python), logs, within_s=run.start_timeout_s)
         else:
-            session = _Plain(_options(config, python), logs, on_loss=on_loss)
+            session = _Plain(head_options(config, python), logs, on_loss=on_loss)
         stack.callback(session.close)
         yield session
 
@@ -365,7 +365,8 @@ def _shut_down() -> None:
         _returned(ray.shutdown, within_s=_SHUTDOWN_S)
 
 
-def _options(config: RunConfig, python: str | None) -> HeadOptions:
+def head_options(config: RunConfig, python: str | None = None) -> HeadOptions:
+    """What a Ray of this machine alone needs for every stage of ``config``."""
     needed = largest(config)
     workers = max(len(r.bundles) for r in needed)
     cpus = max(config.stages[0].run.cpus or usable_cpus(), *(int(sum(b["CPU"] for b in r.bundles)) for r in needed))
