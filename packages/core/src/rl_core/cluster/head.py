@@ -10,6 +10,7 @@ a folder that only this user can enter, keeps them out.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import subprocess
@@ -178,8 +179,9 @@ class Head:
         command += ["start", "--head", "--block", "--port=0", f"--node-ip-address={_LOOPBACK}", "--log-style=record"]
         command += [f"--temp-dir={self.sessions}", "--include-dashboard=false", "--disable-usage-stats"]
         command += ["--include-log-monitor=false"]  # it would send what workers print to drivers, which do not ask
-        # It is always started where gRPC is installed, and the default port may be taken.
-        command += [f"--ray-client-server-port={free_port()}", *options.arguments]
+        if importlib.util.find_spec("grpc") is not None:  # Ray starts a client server, and its default port may be taken
+            command += [f"--ray-client-server-port={free_port()}"]
+        command += options.arguments
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
