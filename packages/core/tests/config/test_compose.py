@@ -58,6 +58,13 @@ def test_a_component_with_another_name_replaces_the_section_it_extends(write, ba
     assert config_of(text).stages[0].algorithm.name == "clip"
 
 
+def test_a_password_in_the_address_of_a_file_is_not_shown(problems_of, base):
+    problems = problems_of("extends: [https://me:hunter22@host/a.yaml, https://t0ken22@host/b.yaml]\n" + base)
+    assert len(problems) == 2
+    assert "there is no such file" in problems[0]
+    assert [text for text in problems if "hunter22" in text or "t0ken22" in text] == []
+
+
 def test_extends_in_a_circle_is_reported(write, problems_of):
     write("a.yaml", "extends: b.yaml\n")
     write("b.yaml", "extends: c.yaml\n")

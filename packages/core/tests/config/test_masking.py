@@ -12,6 +12,8 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
 from rl_core.config.redaction import (
     SHORTEST,
     MaskedText,
@@ -20,10 +22,12 @@ from rl_core.config.redaction import (
     hide_known,
     hide_secrets,
     mask_known,
+    mask_names,
     masked_error,
     redact,
     remember_secrets,
 )
+from rl_core.isolation.describe import message_of, shown
 
 SECRETS = st.text(min_size=SHORTEST, max_size=60).filter(lambda text: len(text.strip("*").strip()) >= SHORTEST)
 FORMS = {
@@ -218,6 +222,66 @@ def test_an_error_is_given_to_plugins_without_the_secret():
     assert str(masked_error(SilentError())) == "SilentError: *** is wrong"
     plain = ValueError("nothing")
     assert masked_error(plain) is plain
+
+
+LONG = "eyJhbGciOiJub25lIn0." + "Qm9keVBsYW50ZWQx" * 20 + ".c2lnbmF0dXJlUGxhbnRlZA"
+
+
+def in_a_table(text):
+    shown = io.StringIO()
+    table = Table()
+    table.add_column("detail", overflow="fold")
+    table.add_row(text)
+    Console(file=shown, width=40).print(table)
+    return shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("written", "masked"),
+    [
+        (message_of(ValueError("x" * 1985 + LONG)), "x" * 1985 + "***…"),
+        (shown(KeyError(f"Bearer {LONG}")), "KeyError('Bearer ***...***')"),
+        (f"401: {LONG[:12]}\n", "401: ***\n"),
+        (f"{LONG[-12:]} is refused", "*** is refused"),
+        (f"401: {LONG[:12]} and {LONG[5:17]} and x{LONG[-12:]}", None),
+        (f"401: {LONG[:9]}…", None),
+    ],
+)
+def test_the_beginning_and_the_end_of_a_secret_are_masked_where_it_was_cut(written, masked):
+    remember_secrets([LONG])
+    assert hide_known(written) == (written if masked is None else masked)
+
+
+def test_a_secret_that_a_table_breaks_into_two_lines_is_masked():
+    secret = "pL4ntedSecretOf-50-characters-that-no-line-has-room"
+    remember_secrets([secret])
+    assert secret[-10:] in in_a_table(secret)
+    assert hide_known(in_a_table(secret)).count("***") == 2
+
+
+@pytest.mark.parametrize("form", [repr, ascii, lambda text: repr(text.encode()), str])
+def test_a_password_of_an_address_is_masked_decoded_too(form):
+    remember_secrets([quote("pä/ss w@rd", safe="")])
+    masked = hide_known(f"login {form('pä/ss w@rd')} failed")
+    assert masked.replace("b'", "'").replace("'", "") == "login *** failed"
+
+
+def test_notes_groups_and_all_causes_of_errors_are_masked():
+    remember_secrets(["hunter22"])
+    error = ValueError("a")
+    error.add_note("for hunter22")
+    error.__cause__, error.__context__ = KeyError("b"), OSError("hunter22")
+    masked = masked_error(error)
+    assert (type(masked), masked.__notes__, masked.__context__.args) == (ValueError, ["for ***"], ("***",))
+    assert error.__notes__ == ["for hunter22"]
+    assert "hunter22" not in repr(masked_error(ExceptionGroup("two", [error, ValueError("hunter22")])))
+
+
+def test_names_of_metrics_are_masked():
+    remember_secrets(["hunter22"])
+    metrics = {"train/loss": 1.0, "rollout/hunter22": 2.0}
+    assert mask_names(metrics) == {"train/loss": 1.0, "rollout/***": 2.0}
+    assert mask_known({"hunter22": ["hunter22"]}) == {"***": ["***"]}
 
 
 def test_streams_and_copies_of_files_are_masked():

@@ -112,6 +112,12 @@ def test_an_override_that_every_stage_hides_is_reported(problems_of, base):
     ]
 
 
+def test_a_secret_that_is_no_yaml_is_not_shown(problems_of, base):
+    (problem,) = problems_of(base, "loggers.0.api_key={hunter22")
+    assert "not valid YAML" in problem
+    assert "hunter22" not in problem
+
+
 def test_extends_cannot_be_overridden(problems_of, base):
     assert problems_of(base, "extends=x.yaml") == [
         "command line: extends: unknown section 'extends'\n    'extends' is read from a file only, at its top"

@@ -191,6 +191,13 @@ def test_a_secret_names_no_folder(problems_of, base, monkeypatch):
     ]
 
 
+def test_a_typed_secret_names_no_folder(problems_of, base):
+    refused = "holds a secret, and names a folder"
+    for override in ("run.name=hf_AbCdEfGhIjKlMnOpQrSt", "run.directory=/tmp/https:/me:hunter22@host"):
+        found = [problem.partition("\n")[0] for problem in problems_of(base, override)]
+        assert f"command line: {override.partition('=')[0]}: {refused}" in found
+
+
 def test_a_default_that_is_a_secret_is_treated_as_typed(run_check, base, monkeypatch):
     monkeypatch.delenv("ACME_KEY", raising=False)
     text = base + "loggers: [{name: remote, api_key: '${env:ACME_KEY:hunter2}'}]\n"

@@ -42,6 +42,9 @@ class Moody:
             os.abort()
         if text == "raise":
             raise KeyError("gold")
+        if text == "escape":
+            logging.getLogger("mood").warning("\\x1b[2J a mood")
+            raise ValueError("\\x1b]0;owned\\x07 cannot be parsed")
         if text == "data":
             raise DataError("rows.jsonl:1: no answer")
         return {"reward": len(text), "pid": os.getpid()}
@@ -157,6 +160,13 @@ def test_what_happens_in_the_process_is_told_as_if_it_had_happened_here(process,
 def test_what_the_reward_logs_is_logged_by_the_driver(process, caplog):
     assert [o["reward"] for o in process.attempt([sample("log"), sample("a")])] == [3.0, 1.0]
     assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [("mood", "WARNING", "a bad mood")]
+
+
+def test_what_it_says_does_not_move_the_cursor_of_a_terminal(process, caplog):
+    """A model writes the completion that a reward quotes in its error."""
+    failure = process.attempt([sample("escape")])
+    assert failure.reason.startswith("raised ValueError: �]0;owned� cannot be parsed")
+    assert "�[2J a mood" in caplog.text
 
 
 def test_samples_that_cannot_be_sent_are_an_error_that_says_so(process):

@@ -25,6 +25,7 @@ from rl_core.config.model_shape import FoundShape
 from rl_core.config.paths import SourceText, absolute
 from rl_core.config.problems import Problem
 from rl_core.config.run_section import RunSection
+from rl_core.config.secret_patterns import secret_spans
 from rl_core.config.sections import ModelConfig
 from rl_core.config.select import Selected, select
 from rl_core.config.stage import RunConfig, StageConfig, stage_directory
@@ -143,7 +144,8 @@ def _identity(root: Node, findings: Findings, now: str, secrets: SecretsFound) -
             interpolator = Interpolator(given, defaults=_defaults("run", None, now), folders={}, secrets=secrets)
             values[key], found = interpolator.resolve(("run", key))
             findings.extend(found)
-            if values[key].secret:
+            text = values[key].value
+            if values[key].secret or (isinstance(text, str) and secret_spans(text)):
                 fix = f"choose another run.{key}"
                 findings.add(values[key].where, values[key].path, "holds a secret, and names a folder", fix=fix)
     name_node, directory = values.get("name"), values.get("directory")

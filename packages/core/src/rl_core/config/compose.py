@@ -16,6 +16,8 @@ from rl_core.component import SECTIONS
 from rl_core.config.document import Node, read_document
 from rl_core.config.findings import Findings, Path, dotted
 from rl_core.config.overrides import Override, apply_overrides, parse_overrides
+from rl_core.config.redaction import remember_secrets
+from rl_core.config.secret_patterns import secret_spans
 from rl_core.config.stage import SINGLE_STAGE
 from rl_core.config.suggest import did_you_mean
 
@@ -132,6 +134,7 @@ def _merged(
         if not isinstance(item.value, str) or not item.value:
             findings.add(item.where, item.path, "'extends' takes a file name or a list of them")
             continue
+        remember_secrets(item.value[start:end] for start, end in secret_spans(item.value))
         target = os.path.join(os.path.dirname(file), os.path.expanduser(item.value))
         name = os.path.normpath(os.path.join(os.path.dirname(shown), os.path.expanduser(item.value)))
         if _real(target) in here:

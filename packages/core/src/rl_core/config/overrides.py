@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from rl_core.component import SECTIONS
 from rl_core.config.document import Node, parse_value
 from rl_core.config.findings import COMMAND_LINE, Findings, Location, Path, dotted
+from rl_core.config.redaction import is_secret, remember_secrets
+from rl_core.config.secret_patterns import EXPRESSION
 from rl_core.config.suggest import did_you_mean
 
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
@@ -39,6 +41,8 @@ def parse_overrides(texts: Sequence[str], findings: Findings) -> list[Override]:
             findings.add(where, (), f"cannot read the override {text!r}", fix="write it as algorithm.group_size=16")
             continue
         keys = tuple(key.split("."))
+        if any(is_secret(name) for name in keys) and not EXPRESSION.search(value):
+            remember_secrets([value, value.strip("\"'")])  # it may be no YAML, and stand in a message that says so
         node = parse_value(value, findings, where=where, base=base, path=keys)
         if node is not None:
             overrides.append(Override(keys, node))

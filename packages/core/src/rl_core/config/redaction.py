@@ -14,10 +14,11 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 from rl_core.config.secret_names import holds_secret, is_path, is_secret, is_secret_variable
 from rl_core.config.secret_patterns import EXPRESSION, Span, merged, secret_spans
@@ -36,6 +37,7 @@ __all__ = [
     "known_secrets",
     "known_spans",
     "mask_known",
+    "mask_names",
     "mask_streams",
     "masked_error",
     "named",
@@ -56,6 +58,14 @@ SHORTEST = 6
 _SHORTEST_LINE = 16
 _SHORTEST_BASE64 = 8
 _MOST_PASSES = 1000
+
+_SHORTEST_PIECE = 10
+"""Of a secret that was cut: fewer characters of it are not searched for."""
+_BORDER = r"[ \t]*[│┃|]?[ \t]*"
+_CUT_AFTER = re.compile(rf"…|\.\.|{_BORDER}(?:\r?\n|\Z)")
+_CUT_BEFORE = re.compile(rf"(?:…|\.\.|\A{_BORDER}|\n{_BORDER})\Z")
+"""What stands where programs cut a text (``…``, ``...`` in the middle of ``repr``), or break a line."""
+_LONGEST_BORDER = 40
 
 _WORDS = frozenset(("default", "disabled", "enabled", "example", "localhost", "password", "public", "secret"))
 """Values of variables that are no secrets, whatever the variable is called."""
@@ -94,7 +104,7 @@ def hide_known(text: str, more: Iterable[str] = ()) -> str:
 
 def _hidden(text: str, values: Iterable[str]) -> str:
     for _ in range(_MOST_PASSES):  # what stands around a mask may together be a secret again; each pass shortens it
-        spans = known_spans(text, values)
+        spans = known_spans(text, values) or merged(_pieces(text, values))
         if not spans:
             return text
         text = _masked(text, spans)
@@ -119,6 +129,34 @@ def known_spans(text: str, values: Iterable[str] | None = None) -> list[Span]:
     return merged(found)
 
 
+def _pieces(text: str, values: Iterable[str]) -> Iterator[Span]:
+    """Where ``text`` has the beginning or the end of a secret whose rest was cut off, or is in another line."""
+    for value in values:
+        for form in _forms(value):
+            if len(form) <= _SHORTEST_PIECE:
+                continue
+            head, tail = form[:_SHORTEST_PIECE], form[-_SHORTEST_PIECE:]
+            at = text.find(head)
+            while at >= 0:
+                end = at + _common(form, text[at : at + len(form)])
+                if _CUT_AFTER.match(text, end):
+                    yield at, end
+                at = text.find(head, at + 1)
+            at = text.find(tail)
+            while at >= 0:
+                end = at + len(tail)
+                before = text[max(0, end - len(form)) : end][::-1]
+                start = end - _common(form[::-1], before)
+                if _CUT_BEFORE.search(text[max(0, start - _LONGEST_BORDER) : start]) or start == 0:
+                    yield start, end
+                at = text.find(tail, at + 1)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters they begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def _masked(text: str, spans: list[Span]) -> str:
     parts, end = [], 0
     for start, stop in spans:
@@ -136,13 +174,14 @@ def _values(more: Iterable[str] = ()) -> set[str]:
 @functools.lru_cache(1024)
 def _forms(value: str) -> tuple[str, ...]:
     """A secret in the ways in which programs write text: quoted, in an address, in base64, line by line."""
-    forms = {value, value.strip()}
+    forms = {value, value.strip(), unquote(value)}  # a password in an address may be written with %40 for @
     lines = [line.strip() for line in value.splitlines()]
     if len(lines) > 1:
         forms |= {line for line in lines if len(line) >= _SHORTEST_LINE and not line.startswith("-----")}
     for form in list(forms):
         raw = form.encode("utf-8", errors="surrogatepass")
-        forms |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1], repr(form)[1:-1]}
+        forms |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1]}
+        forms |= {repr(form)[1:-1], ascii(form)[1:-1], repr(raw)[2:-1]}
         forms |= {quote(raw), quote(raw, safe=""), quote_plus(raw)}
         forms.update(_in_base64(raw))
     return tuple(form for form in forms if len(form) >= SHORTEST)
@@ -178,12 +217,18 @@ def _redacted(document: Any, key: str, path: Path) -> Any:
 
 
 def mask_known(document: Any) -> Any:
-    """A copy of plain data with ``***`` for known secrets in its texts; everything else stays."""
+    """A copy of plain data with ``***`` for known secrets in its texts and keys; everything else stays."""
     if isinstance(document, Mapping):
-        return {key: mask_known(value) for key, value in document.items()}
+        return {mask_known(key): mask_known(value) for key, value in document.items()}
     if isinstance(document, list | tuple):
         return [mask_known(value) for value in document]
     return hide_known(document) if isinstance(document, str) else document
+
+
+def mask_names(metrics: dict[str, float]) -> dict[str, float]:
+    """``metrics`` with ``***`` for known secrets in their names, which rewards and evaluators choose."""
+    names = "\n".join(metrics)  # searched once: this is done in every step
+    return metrics if hide_known(names) == names else mask_known(metrics)
 
 
 def named(document: Any, key: str, path: Path) -> Iterator[tuple[Any, Any, str]]:
@@ -225,7 +270,9 @@ def masked_error(error: BaseException) -> BaseException:
     try:
         masked = copy.copy(error)
         masked.args = tuple(hide_secrets(one) if isinstance(one, str) else one for one in error.args)
-        if hide_secrets(str(masked)) != str(masked):
+        if hasattr(error, "__notes__"):
+            masked.__notes__ = [hide_secrets(str(note)) for note in error.__notes__]
+        if any(hide_secrets(text) != text for text in _texts(masked)):
             raise ValueError("its text does not come from its arguments")
     except Exception:  # noqa: BLE001 - the class may be of a plugin and take other arguments
         masked = RuntimeError(hide_secrets(f"{type(error).__name__}: {error}"))
@@ -238,16 +285,19 @@ def masked_error(error: BaseException) -> BaseException:
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    left = [error]
+    while left:
+        if (one := left.pop()) is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            left += [one.__cause__, one.__context__]
 
 
 def _texts(error: BaseException) -> Iterator[str]:
     try:
         yield str(error)
-        yield repr(error)
+        yield repr(error)  # also of the exceptions in a group
+        yield from map(str, getattr(error, "__notes__", ()))
     except Exception:  # noqa: BLE001 - an exception of a plugin's own
         return
 

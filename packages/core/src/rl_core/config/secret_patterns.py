@@ -14,7 +14,7 @@ EXPRESSION = re.compile(r"(?<!\$)\$\{[^${}]*\}")
 """``${env:NAME}`` and the like: they name a secret without holding it."""
 
 _NOTHING = "\0"
-_USERINFO = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,30})://([^\s/?#\"'<>|]*)@(?=[^\s@])")
+_USERINFO = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,30}):/{1,3}([^\s/?#\"'<>|]*)@(?=[^\s@])")
 _ALONE = frozenset(("http", "https", "ws", "wss", "ray", "grpc", "grpcs", "git+https", "git+http"))
 """Schemes of addresses in which a user without a password is a token, not the name of an account."""
 _IN_QUERY = re.compile(r"[?&;#]([\w.%\[\]-]+)=([^&;\s\"'<>#,)]+)")
@@ -58,7 +58,7 @@ def merged(spans: Iterator[Span] | list[Span]) -> list[Span]:
 
 def _found(text: str) -> Iterator[Span]:
     yield from (found.span() for found in KNOWN_FORM.finditer(text))
-    if "://" in text:
+    if ":/" in text:  # os.path.normpath leaves one slash
         for found in _USERINFO.finditer(text):
             yield from _userinfo(found)
         yield from (found.span(1) for found in _HOOK.finditer(text))

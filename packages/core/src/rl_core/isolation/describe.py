@@ -33,12 +33,22 @@ def shown(value: Any) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """``str(error)``, cut where it is long."""
+    """``str(error)``, cut where it is long, without control characters."""
     try:
         text = str(error)
     except Exception as raised:  # noqa: BLE001 - a __str__ can raise anything
         return f"(its message cannot be read: __str__ raises {type(raised).__name__})"
-    return text if len(text) <= MESSAGE_CHARACTERS else text[:MESSAGE_CHARACTERS] + "…"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """At most about 2,000 characters of foreign text, without what moves a terminal's cursor."""
+    return printable(text if len(text) <= MESSAGE_CHARACTERS else text[:MESSAGE_CHARACTERS] + "…")
+
+
+def printable(text: str) -> str:
+    """``text`` with ``�`` for control characters other than line breaks and tabs."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
 
 
 def place_of(error: BaseException) -> str:

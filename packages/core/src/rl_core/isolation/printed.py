@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from rl_core.isolation.describe import printable
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,5 +35,4 @@ class Printed:
     def _log(self, data: bytes) -> None:
         text = data.decode(errors="replace").replace("\r", "\n").strip("\n")
         if text.strip():  # what moves a terminal's cursor is not for ours
-            safe = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
-            logger.warning("%s printed: %s", self._name, safe)
+            logger.warning("%s printed: %s", self._name, printable(text))

@@ -20,7 +20,7 @@ from typing import Any
 
 from rl_core import errors
 from rl_core.errors import EnvironmentProblem, RLError
-from rl_core.isolation.describe import shown
+from rl_core.isolation.describe import cut, printable, shown
 from rl_core.isolation.outcome import Answered, Ended, Late, Outcome, Raised
 from rl_core.isolation.printed import Printed
 from rl_core.isolation.process_tree import how_it_ended
@@ -339,9 +339,9 @@ def _outcome(body: bytes) -> Outcome:
         told = json.loads(body)
         if "value" in told:
             return Answered(told["value"])
-        texts = {key: str(told[key]) for key in ("message", "place", "text")}
+        texts = {key: cut(str(told[key])) for key in ("message", "place", "text")}
         explained, unreadable = told.get("explained") is True, told.get("unreadable") is True
-        return Raised(str(told["error"]), **texts, explained=explained, unreadable=unreadable)
+        return Raised(cut(str(told["error"])), **texts, explained=explained, unreadable=unreadable)
     except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise Broken(f"an answer that cannot be read, {type(error).__name__}") from error
 
@@ -349,7 +349,7 @@ def _outcome(body: bytes) -> Outcome:
 def _log(body: bytes) -> None:
     try:
         name, level, text = json.loads(body)
-        logging.getLogger(str(name)).log(int(level), "%s", text)
+        logging.getLogger(cut(str(name))).log(int(level), "%s", printable(str(text)))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise Broken("a log record that cannot be read") from error
 

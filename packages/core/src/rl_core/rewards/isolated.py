@@ -10,6 +10,7 @@ from typing import Any
 from rl_core.config.sections import RewardConfig
 from rl_core.contracts.reward import Sample
 from rl_core.errors import ConfigError, DataError, EnvironmentProblem, WorkerDied
+from rl_core.isolation.describe import cut
 from rl_core.isolation.outcome import Answered, Ended, Late, Raised
 from rl_core.isolation.worker import Limits, Service, Worker, as_error
 from rl_core.plugins.references import resolve_reference
@@ -129,7 +130,7 @@ def _read(value: Any, count: int) -> list[Outcome] | Failure:
 def _outcome(told: Any) -> Outcome:
     if isinstance(told, list):
         reason, explained = told
-        return Failure(str(reason), explained=explained is True)
+        return Failure(cut(str(reason)), explained=explained is True)
     numbers = {key: float(number) for key, number in told.items() if isfinite(float(number))}
     if "reward" not in numbers or len(numbers) != len(told):
         raise ValueError("not a score")

@@ -17,7 +17,7 @@ from rl_core.cluster.placement import cluster_interface
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.check import check, load_config
-from rl_core.config.redaction import RedactingFormatter, mask_known, remember_secrets, secret_values
+from rl_core.config.redaction import RedactingFormatter, mask_known, mask_names, remember_secrets, secret_values
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError
 from rl_core.io.permissions import Permissions, apply_permissions, run_folder
 from rl_core.io.values import plain
@@ -110,7 +110,7 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
             parts.publish_weights(0)
             with working("evaluating"):
                 metrics, samples = run_evaluators(parts, parts.driver.evaluators, stage.run.steps)
-        samples = [mask_known(row) for row in samples]
+        metrics, samples = mask_names(metrics), [mask_known(row) for row in samples]
         (folder / "metrics.json").write_text(json.dumps(plain(metrics), indent=2) + "\n")
         (folder / "samples.jsonl").write_text("".join(json.dumps(plain(row)) + "\n" for row in samples))
     _show_evaluation(metrics, samples, folder)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_core.config.redaction import mask_names
 from rl_core.errors import RLError, StorageError
 from rl_core.run.checkpoint import CheckpointStore, training_goes_on
 from rl_core.run.evaluation import due, evaluate
@@ -111,7 +112,7 @@ class Loop:
             metrics["time/weights_s"] = time.perf_counter() - trained
         with phase("evaluation"):
             evaluated, samples = self._evaluate(step)
-        metrics |= evaluated
+        metrics = mask_names(metrics | evaluated)
         with phase("checkpoint"):
             self._commit_if_written()
         metrics["time/step_s"] = time.perf_counter() - started
@@ -207,7 +208,7 @@ class Loop:
         self.parts.turns.both()  # evaluators may ask the model as well as the generator
         with self.loggers.doing("evaluating"):
             metrics, samples = evaluate(self.parts, chosen, step)
-        return metrics | {"time/eval_s": time.perf_counter() - started}, samples
+        return mask_names(metrics | {"time/eval_s": time.perf_counter() - started}), samples
 
     def _due(self, step: int) -> list[tuple[ComponentChoice, Evaluator]]:
         last = self.parts.stage.run.steps

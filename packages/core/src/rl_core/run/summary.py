@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rl_core.config.redaction import mask_known
+
 if TYPE_CHECKING:
     from rl_core.run.pipeline import Outcome
     from rl_core.run.profile import Report
@@ -40,7 +42,7 @@ def samples_table(samples: list[dict[str, Any]], limit: int = 10) -> Any:
         table.add_column(column, overflow="fold", max_width=48)
     table.add_column("reward", justify="right")
     for row in samples[:limit]:
-        cells = [Text(_short(row.get(c))) for c in ("prompt", "completion", "answer")]
+        cells = [Text(_short(mask_known(row.get(c)))) for c in ("prompt", "completion", "answer")]
         table.add_row(*cells, f"{row['reward']:.3g}" if row.get("reward") is not None else "")
     return table
 
