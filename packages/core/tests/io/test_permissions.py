@@ -86,3 +86,8 @@ def test_a_folder_that_cannot_be_made_is_left_to_who_writes_there(tmp_path):
     with run_folder(tmp_path / "file" / "run", "group"):
         pass
     assert umask_in_force() is None
+
+
+def test_nothing_happens_where_the_folder_is_gone(tmp_path):
+    apply_permissions(tmp_path / "gone", "private")
+    assert not (tmp_path / "gone").exists()

@@ -7,6 +7,7 @@ setgid bit on folders: what is made in them belongs to the folder's group.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -63,17 +64,15 @@ def apply_permissions(folder: Path, permissions: Permissions | None) -> None:
     if permissions is None:
         return
     refused = []
-    for path in [folder, *_below(folder)]:
-        wanted = FOLDER[permissions] if path.is_dir() else FILE[permissions]
-        if path.name in SECRET_FILES:
-            wanted = SECRET_FILE
+    for path, directory, name in _entries(folder):
+        wanted = SECRET_FILE if name in SECRET_FILES else FILE[permissions]
         try:
-            if stat.S_IMODE(path.lstat().st_mode) != wanted:
-                path.chmod(wanted)
+            _set_mode(name, directory, folder_mode=FOLDER[permissions], file_mode=wanted)
         except FileNotFoundError:
             continue
-        except OSError:
-            refused.append(path)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link or a socket
+                refused.append(path)
     if refused:
         example, count = refused[0], len(refused)
         logger.warning("run.permissions: the mode of %d files cannot be changed, such as that of %s", count, example)
@@ -107,12 +106,25 @@ def _umask_for(folder: Path, permissions: Permissions | None) -> int:
         return ~FOLDER["private"] & 0o777
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Files and folders, not links and what they lead to, nor sockets and pipes."""
-    for inside, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(inside, name)
-            with contextlib.suppress(OSError):
-                mode = path.lstat().st_mode
-                if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-                    yield path
+def _entries(folder: Path) -> Iterator[tuple[Path, int | None, str]]:
+    """``(path, descriptor of the folder it is in, name in it)`` of ``folder`` and all in it; no link is followed."""
+    yield folder, None, str(folder)
+    with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile, which the run notices by itself
+        for inside, folders, files, directory in os.fwalk(folder):
+            for name in (*folders, *files):
+                yield Path(inside, name), directory, name
+
+
+def _set_mode(name: str, directory: int | None, *, folder_mode: int, file_mode: int) -> None:
+    """Open and change one thing, so that nobody who may write there can put a link in its place in between."""
+    no_links = os.O_NOFOLLOW if directory is not None else 0
+    opened = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | no_links, dir_fd=directory)
+    try:
+        mode = os.fstat(opened).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            return
+        wanted = folder_mode if stat.S_ISDIR(mode) else file_mode
+        if stat.S_IMODE(mode) != wanted:
+            os.fchmod(opened, wanted)
+    finally:
+        os.close(opened)
