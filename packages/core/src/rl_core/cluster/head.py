@@ -181,7 +181,7 @@ class Head:
         command += ["start", "--head", "--block", "--port=0", f"--node-ip-address={_LOOPBACK}", "--log-style=record"]
         command += [f"--temp-dir={self.sessions}", "--include-dashboard=false", "--disable-usage-stats"]
         command += ["--include-log-monitor=false"]  # it would send what workers print to drivers, which do not ask
-        if importlib.util.find_spec("grpc") is not None:  # Ray starts a client server, and its default port may be taken
+        if importlib.util.find_spec("grpc") is not None:  # its server starts, and the default port may be taken
             command += [f"--ray-client-server-port={free_port()}"]
         command += options.arguments
         with self._output.open("wb") as output:
