@@ -5,9 +5,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -182,15 +184,16 @@ def rl(*arguments, env):
 def test_a_local_cluster_is_started_once_joined_by_runs_and_stopped(short, start, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     env = environment("") | {"RAY_TMPDIR": str(short)}
-    started = rl("cluster", "start", "--cpus", "2", env=env)
+    with ThreadPoolExecutor() as pool:  # both at the same moment
+        both = list(pool.map(lambda _: rl("cluster", "start", "--cpus", "2", env=env), range(2)))
+    started, again = sorted(both, key=lambda ended: ended.returncode)
     try:
         assert started.returncode == 0, started.stderr
         assert "rl run CONFIG run.address=cluster" in started.stdout
-        record = json.loads((tmp_path / "state" / "rl" / "cluster.json").read_text())
+        record = json.loads((tmp_path / "state" / "rl" / f"cluster-{socket.gethostname()}.json").read_text())
         folder = Path(record["folder"])
         for place, mode in ((tmp_path / "state" / "rl", 0o700), (folder, 0o700), (folder / "token", 0o600)):
             assert place.stat().st_mode & 0o777 == mode
-        again = rl("cluster", "start", env=env)
         assert again.returncode == 2
         assert f"error: a local cluster runs already, at {record['address']}\n" in again.stderr
 

@@ -156,7 +156,7 @@ def test_the_interface_of_process_groups_is_named_with_a_warning_where_it_leads_
     monkeypatch.setattr(network, "interfaces", lambda: {"lo": ["127.0.0.1"], "eth0": ["10.0.0.5"]})
     monkeypatch.setattr(network, "interface_towards", {"10.0.0.1": "eth0", "fd00::1": "eth0"}.get)
     quiet = Finding("network", "ok", "runs on this machine listen on lo (127.0.0.1) only")
-    assert [list(machine_checks.network(one)) for one in ("", "local")] == [[quiet], [quiet]]
+    assert [list(machine_checks.network(one)) for one in ("", "local", "cluster")] == [[quiet]] * 3
     fix = "keep this network private (SECURITY.md), or name another with run.network_interface"
     detail = (
         "workers on several machines listen on eth0 (10.0.0.5), where gloo, NCCL and torch's stores authenticate nobody"
@@ -273,5 +273,17 @@ def test_torch_that_does_not_import_fails_with_its_last_line(monkeypatch):
             "fail",
             "2.13.0 is installed but does not import: ImportError: libcudart.so.13: cannot open",
             "pip install --force-reinstall torch",
+        )
+    ]
+
+
+def test_doctor_knows_the_local_cluster_as_an_address(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert list(software_checks.ray_cluster("cluster")) == [
+        Finding(
+            "Ray cluster",
+            "fail",
+            "RAY_ADDRESS is 'cluster', but no local cluster runs",
+            "rl cluster start, or: unset RAY_ADDRESS",
         )
     ]

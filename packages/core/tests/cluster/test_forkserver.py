@@ -222,8 +222,11 @@ def test_nothing_is_left_behind(modules, worker, tmp_path):
     assert not Path(python).parent.exists()
 
 
-def test_a_server_ends_with_its_driver(modules, tmp_path):
-    modules("wave")
+@pytest.mark.parametrize("imports", ["", "import time; time.sleep(600)"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_server_ends_with_its_driver_also_while_it_imports(at_once, imports, modules, tmp_path):
+    importing = tmp_path / "importing"
+    modules("wave", f"open({str(importing)!r}, 'w').close(); {imports}")
     driver = (
         "import sys, time; from pathlib import Path; from rl_core.cluster.forkserver import serving\n"
         "with serving(['wave'], threads=1, log=Path(sys.argv[1])) as python: print(python, flush=True); time.sleep(60)"
@@ -232,6 +235,8 @@ def test_a_server_ends_with_its_driver(modules, tmp_path):
     python = Path(process.stdout.readline().strip())
     assert python.exists()
     (server,) = psutil.Process(process.pid).children()
+    while not at_once and not importing.exists():
+        time.sleep(0.01)
     process.kill()
     process.communicate()
     assert gone(server.pid)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import typer
 
 from rl_core.cli.framework import JsonOption, stdout, table
+from rl_core.config.ray_address import ray_address
 from rl_core.config.redaction import hide_secrets
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def doctor_command(context: typer.Context, json_output: JsonOption = False) -> N
         *examine("memory", machine_checks.memory),
         *examine("disk", machine_checks.disk),
         *examine("shared memory", machine_checks.shared_memory),
-        *examine("network", lambda: machine_checks.network(os.environ.get("RAY_ADDRESS", ""))),
+        *examine("network", lambda: machine_checks.network(ray_address())),
         *examine("open files", machine_checks.open_files),
         *examine("processes", machine_checks.processes),
         *examine("locked memory", machine_checks.locked_memory),
         *examine("PyTorch", software_checks.torch),
         *examine("Ray", software_checks.ray),
-        *examine("Ray cluster", lambda: software_checks.ray_cluster(os.environ.get("RAY_ADDRESS", ""))),
+        *examine("Ray cluster", lambda: software_checks.ray_cluster(ray_address())),
         *examine("vLLM", software_checks.vllm),
         *examine("plugins", lambda: software_checks.plugins(registry)),
         *examine("requirements", lambda: software_checks.requirements(registry)),

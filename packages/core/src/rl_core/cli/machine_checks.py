@@ -86,7 +86,7 @@ def network(cluster: str) -> Iterator[Finding]:
     from rl_core.network import LOOPBACK, chosen, describe, interface_towards, interfaces
 
     name, address = chosen(LOOPBACK, otherwise="")
-    if not cluster or cluster == "local":
+    if cluster in ("", "local", "cluster"):  # the last is that of `rl cluster start`
         yield Finding("network", "ok", f"runs on this machine listen on {name} ({address}) only")
         return
     host = cluster.removeprefix("ray://").rpartition(":")[0].strip("[]")

@@ -16,6 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion
 
 from rl_core.cli.finding import Finding
+from rl_core.cluster import local_cluster
 
 if TYPE_CHECKING:
     from rl_core.plugins.registry import Registry
@@ -103,7 +104,14 @@ def ray() -> Iterator[Finding]:
 
 def ray_cluster(address: str) -> Iterator[Finding]:
     """Whether somebody listens at ``RAY_ADDRESS``; nothing is said where it is not set."""
-    if not address or address in ("auto", "local"):
+    if not address or address == "auto":
+        return
+    if address == local_cluster.NAME:
+        if cluster := local_cluster.find():
+            yield Finding("Ray cluster", "ok", f"the local cluster runs at {cluster.address}")
+        else:
+            told = "RAY_ADDRESS is 'cluster', but no local cluster runs"
+            yield Finding("Ray cluster", "fail", told, "rl cluster start, or: unset RAY_ADDRESS")
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     fix = "start Ray there (ray start --head), or run: unset RAY_ADDRESS"

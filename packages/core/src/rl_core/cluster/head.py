@@ -44,6 +44,8 @@ _QUIET = {
 _PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 is this node's address, as on those systems
     "RAY_AUTH_MODE": "token",
+    # At SIGTERM the daemons end at once. By default Ray waits for the workers, up to 30 s where the raylet hangs.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end of Ray is an error and starts no other one
     # A thread that waits for a dead control process ends nothing: the processes are watched, and Ray started anew.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
@@ -266,6 +268,7 @@ def end(leader: int, token_file: Path) -> None:
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        time.sleep(_LOOK_EVERY_S)
 
 
 def process_name(process: psutil.Process) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.resources import Resources
+from rl_core.config.ray_address import ray_address
 from rl_core.errors import EnvironmentProblem, Interrupted
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def bundles_in_order(machines: Sequence[str], ranks: int, *, per_machine: int) -
 
 def cluster_interface(run: RunSection) -> str | None:
     """``run.network_interface`` where the run joins a cluster; a Ray that it starts itself is on one machine."""
-    return run.network_interface if run.address or os.environ.get("RAY_ADDRESS") else None
+    return run.network_interface if ray_address(run.address) else None
 
 
 def machine_count() -> int:

@@ -25,6 +25,7 @@ from rl_core.cluster.resources import largest, usable_cpus
 from rl_core.cluster.temporary import RayFolder
 from rl_core.cluster.watchdog import own_node
 from rl_core.config.machine import gpu_count
+from rl_core.config.ray_address import ray_address
 from rl_core.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def ray_session(
     The logs of a Ray of our own are linked at ``logs/ray`` while it runs and copied there when it stops.
     """
     run = config.stages[0].run
-    address = run.address or os.environ.get("RAY_ADDRESS")
+    address = ray_address(run.address)
     session: RaySession
     with ExitStack() as stack:
         if "ray" in sys.modules and sys.modules["ray"].is_initialized():

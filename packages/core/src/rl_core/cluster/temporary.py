@@ -93,6 +93,16 @@ def in_use(folder: Path) -> bool:
     return False
 
 
+def is_ray_folder(folder: Path) -> bool:
+    """Whether that is the path of a :class:`RayFolder`, whether or not it is there still."""
+    linked = folder.name == "t" and folder.parent.parent == Path(_SHORT)
+    return (
+        folder.is_absolute()
+        and ".." not in folder.parts
+        and (folder.parent if linked else folder).name.startswith(_PREFIX)
+    )
+
+
 def remove_folder(folder: Path) -> None:
     """Remove what another process's :class:`RayFolder` made."""
     if folder.is_symlink():

@@ -17,6 +17,7 @@ from rl_core.config.machine import Machine
 from rl_core.config.paths import function_references, model_paths
 from rl_core.config.placement import gpus_on_this_machine, has_own_gpus, placement_problems
 from rl_core.config.problems import Problem
+from rl_core.config.ray_address import ray_address
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
 from rl_core.config.turn_limits import completion_limit_problems, turn_limit_problems
@@ -187,7 +188,7 @@ def check_placement(selected: Selected, stage: StageConfig, machine: Machine, fi
     for problem in _guarded(backend, Findings(), "world_size()", lambda: list(placement_problems(stage))) or ():
         _add(selected.nodes["generator"], problem, findings)
     run = stage.run
-    if not run.gpus or run.nodes > 1 or run.address is not None or "RAY_ADDRESS" in os.environ:
+    if not run.gpus or run.nodes > 1 or ray_address(run.address):
         return
     needed, present = gpus_on_this_machine(stage), machine.gpu_count
     if present is not None and needed > present:
@@ -205,7 +206,7 @@ def check_placement(selected: Selected, stage: StageConfig, machine: Machine, fi
 def check_network(selected: Selected, stage: StageConfig, findings: Findings) -> None:
     """This machine has the interface that workers use among themselves; a Ray client's machine has no workers."""
     interface = stage.run.network_interface
-    if interface is None or (stage.run.address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
+    if interface is None or ray_address(stage.run.address).startswith("ray://"):
         return
     found = interfaces()
     if interface not in found:

@@ -66,8 +66,8 @@ class RunSection(Section):
     samples_per_step: int = Field(4, ge=0, description="Rollout samples written to samples.jsonl per step.")
     address: str | None = Field(
         None,
-        description="Existing Ray cluster (host:port, ray://host:port, auto; cluster: that of `rl cluster start`); "
-        "default: RAY_ADDRESS, else a Ray of the run's own.",
+        description="Existing Ray cluster (host:port, ray://host:port, auto; cluster: that of `rl cluster start`; "
+        "local: none, whatever RAY_ADDRESS says); default: RAY_ADDRESS, else a Ray of the run's own.",
     )
     network_interface: str | None = Field(
         None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,10 @@ from pydantic import BaseModel
 
 from rl_core.cluster import head
 from rl_core.cluster.head import HeadOptions
+from rl_core.cluster.local_cluster import joinable
 from rl_core.cluster.session import OBJECT_STORE_BYTES_CPU, OwnRay
 from rl_core.component import Component
+from rl_core.config.ray_address import ray_address
 from rl_core.plugins.status import describe
 
 TIMEOUT_S = 600.0
@@ -24,7 +25,8 @@ TIMEOUT_S = 600.0
 def ray_for_checks() -> Iterator[None]:
     """Ray as it is: initialised in this process, or the cluster of RAY_ADDRESS, or one of our own for the block."""
     initialised = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    if not initialised and not os.environ.get("RAY_ADDRESS") and head.ray_is_prepared():
+    address = ray_address()
+    if not initialised and not address and head.ray_is_prepared():
         # Processors are what Ray counts with, not what it takes: a run needs one per worker.
         own = OwnRay(HeadOptions(8, object_store_bytes=OBJECT_STORE_BYTES_CPU), None, within_s=TIMEOUT_S)
         with closing(own):
@@ -37,14 +39,15 @@ def ray_for_checks() -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": 40}
-    if not os.environ.get("RAY_ADDRESS"):
+    if not address:
         head.be_quiet()
-        options |= {"address": "local", "num_cpus": 8, "include_dashboard": False, "object_store_memory": 256 * 2**20}
-    ray.init(**options)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        options |= {"num_cpus": 8, "include_dashboard": False, "object_store_memory": 256 * 2**20}
+    with joinable(address or "local") as (place, _):
+        ray.init(**options, address=place)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def check_arrival(components: Sequence[tuple[str, Component, BaseModel]]) -> None:

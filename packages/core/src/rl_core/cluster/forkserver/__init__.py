@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from rl_core.cluster.resources import largest
 from rl_core.cluster.temporary import SOCKET_NAME_BYTES
+from rl_core.config.ray_address import ray_address
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig
@@ -98,7 +99,7 @@ def _against(config: RunConfig) -> str:
         return f"{SWITCH} is 0"
     if sys.platform != "linux":
         return f"this is no Linux but {sys.platform}"
-    if config.stages[0].run.address or os.environ.get("RAY_ADDRESS") or _ray_is_there():
+    if ray_address(config.stages[0].run.address) or _ray_is_there():
         return "Ray was there before"
     needed = largest(config)
     if any(r.gpus for r in needed):

@@ -8,6 +8,7 @@ then every worker is started anew.
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
 import importlib
 import importlib.util
@@ -26,6 +27,7 @@ from rl_core.cluster.forkserver.launcher import FORKED
 
 _THREADED_BLAS = ("numpy", "scipy.linalg")
 """OpenBLAS starts threads when it is imported. It ends them before a fork, and starts them again when it needs them."""
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(listener: socket.socket, folder: str, modules: Sequence[str]) -> str:
@@ -34,6 +36,7 @@ def main(listener: socket.socket, folder: str, modules: Sequence[str]) -> str:
     Returns:
         why nothing can be forked, or nothing.
     """
+    _end_with_parent(folder)
     reason = load(modules)
     if reason:
         return reason
@@ -49,9 +52,23 @@ def main(listener: socket.socket, folder: str, modules: Sequence[str]) -> str:
         if os.fork() == 0:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             become_worker(connection)
             return ""
         connection.close()
+
+
+def _end_with_parent(folder: str) -> None:
+    """End with the driver while modules are imported, too; a forked worker does not inherit the death signal."""
+
+    def end(number: int, frame: object) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if select.select([sys.stdin], [], [], 0)[0]:  # it has ended meanwhile
+        end(signal.SIGTERM, None)
 
 
 def load(modules: Sequence[str]) -> str:
