@@ -59,6 +59,18 @@ def started():
             one.kill()
 
 
+def test_a_process_that_stays_stopped_is_noticed_and_one_that_goes_on_is_not(started, lost):
+    process, (first, second) = started
+    ProcessWatch(lost, process.pid, stopped_s=2.0)
+    first.suspend()
+    time.sleep(4 * module.LOOK_EVERY_S)
+    first.resume()
+    assert not lost.wait(3.0)
+    second.suspend()
+    assert lost.wait(20)
+    assert lost.reason == f"the Ray of this run is lost: sleep (pid {second.pid}) has been stopped for 2 s"
+
+
 @pytest.mark.parametrize("which", ["child", "starter"])
 def test_a_process_that_ends_is_noticed_and_named(which, started, lost):
     process, children = started

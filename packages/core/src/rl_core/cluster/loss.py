@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 LOOK_EVERY_S = 0.25
 """How often the processes of a Ray of our own are looked at."""
+STOPPED_S = 30.0
+"""A process that is stopped (SIGSTOP, a debugger) for this long is as good as dead: nothing that asks it returns."""
 ASK_EVERY_S = 1.0
 """How often a cluster that was there before is asked whether this machine still belongs to it."""
 SILENT_S = 40.0
@@ -92,14 +94,17 @@ class Loss:
 
 
 class ProcessWatch:
-    """Watches the processes of a Ray of our own, and tells ``loss`` when one ends.
+    """Watches the processes of a Ray of our own, and tells ``loss`` when one ends or stays stopped.
 
     Args:
         head: process id of ``ray start``, whose children are the daemons.
+        stopped_s: how long one may be stopped.
     """
 
-    def __init__(self, loss: Loss, head: int) -> None:
+    def __init__(self, loss: Loss, head: int, *, stopped_s: float = STOPPED_S) -> None:
         self._loss = loss
+        self._stopped_s = stopped_s
+        self._stopped_since: dict[int, float] = {}
         self._ended = threading.Event()
         try:
             starter = psutil.Process(head)
@@ -115,12 +120,24 @@ class ProcessWatch:
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK_EVERY_S):
-            gone = [f"{name} (pid {process.pid})" for name, process in self._processes if not _runs(process)]
-            if gone and not self._ended.is_set():
-                reason = f"the Ray of this run is lost: {gone[0]} has ended"
+            found = ((name, process, self._fault(process)) for name, process in self._processes)
+            lost = next((f"{name} (pid {process.pid}) {fault}" for name, process, fault in found if fault), None)
+            if lost and not self._ended.is_set():
+                reason = f"the Ray of this run is lost: {lost}"
                 logger.warning("%s", reason)
                 self._loss.declare(reason)
                 return
+
+    def _fault(self, process: psutil.Process) -> str:
+        """What is wrong with it, or empty."""
+        status = _status(process)
+        if status in (psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE):
+            return "has ended"
+        if status not in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            self._stopped_since.pop(process.pid, None)
+            return ""
+        stopped_s = time.monotonic() - self._stopped_since.setdefault(process.pid, time.monotonic())
+        return f"has been stopped for {self._stopped_s:g} s" if stopped_s > self._stopped_s else ""
 
 
 class NodeWatch:
@@ -176,11 +193,11 @@ class NodeWatch:
             self._loss.declare(reason)
 
 
-def _runs(process: psutil.Process) -> bool:
+def _status(process: psutil.Process) -> str:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.status() if process.is_running() else psutil.STATUS_DEAD
     except psutil.Error:
-        return False
+        return psutil.STATUS_DEAD
 
 
 def _alive(nodes: Sequence[dict], node_id: str) -> bool:
