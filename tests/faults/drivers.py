@@ -222,7 +222,8 @@ def serve():
         others = [command | {"argv": argv, "log": f"{command['log']}.{n}"} for n, argv in enumerate(command["beside"])]
         started = [start(one) for one in (command, *others)]
         answers = [end(*one) for one in started]
-        for name in {name for found in answers for name in found.pop("modules")}:
+        # In the order in which the child did: some modules of transformers import each other in one order only.
+        for name in dict.fromkeys(name for found in answers for name in found.pop("modules")):
             importlib.import_module(name)
         sys.stdout.write(json.dumps(answers[0] | {"beside": answers[1:]}) + "\n")
         sys.stdout.flush()
