@@ -87,7 +87,7 @@ def test_an_engine_may_be_split_over_processes(small):
 def test_an_engine_listens_on_loopback_only_and_meets_by_files_of_its_user_alone(small, processes):
     files = Path(tempfile.gettempdir())
     before = set(files.glob("vllm_dist_*"))
-    listening = set(sockets.listening([os.getpid()]))
+    listening = set(sockets.listening(sockets.tree(os.getpid())))  # a Ray of an earlier test among them
     built = small.generator(small.spec(kv_heads=2), tensor_parallel=processes, max_num_seqs=8)
     opened = set(sockets.listening(sockets.tree(os.getpid()))) - listening
     modes = {stat.S_IMODE(file.stat().st_mode) for file in set(files.glob("vllm_dist_*")) - before}
