@@ -107,8 +107,8 @@ def test_a_held_port_is_given_to_nobody_until_it_is_closed():
 def test_whoever_serves_there_may_bind_a_held_port_in_its_place():
     with held_socket("127.0.0.1") as held, bound_socket("127.0.0.1", held.getsockname()[1]) as server:
         server.listen()
-        with socket.create_connection(held.getsockname(), timeout=5):
-            pass
+        with socket.create_connection(held.getsockname(), timeout=5) as client:
+            assert server.accept()[1] == client.getsockname()
 
 
 def test_a_socket_is_bound_to_the_one_address_only():

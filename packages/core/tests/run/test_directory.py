@@ -292,6 +292,7 @@ def test_a_run_directory_may_be_reached_through_a_link(tmp_path):
     run = create(tmp_path / "r")
     run.require_intact()
     run.close()
+    assert (tmp_path / "disk" / "config.yaml").is_file()
     RunDirectory.open(tmp_path / "r").close()
 
 

@@ -79,18 +79,24 @@ class Loss:
             WorkerDied: Ray is gone. The call is left behind in its thread.
         """
         self.check()
-        returned: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                returned.set_result(call())
-            except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
-                returned.set_exception(error)
-
-        threading.Thread(target=run, name="asking Ray", daemon=True).start()
+        returned = in_background(call)
         while not wait([returned], timeout=_GUARD_S).done:
             self.check()
         return returned.result()
+
+
+def in_background(call: Callable[[], T]) -> Future[T]:
+    """What ``call`` returns or raises, in a thread that may be left behind: it does not keep the process."""
+    returned: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            returned.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            returned.set_exception(error)
+
+    threading.Thread(target=run, name="asking Ray", daemon=True).start()
+    return returned
 
 
 class ProcessWatch:

@@ -1,6 +1,6 @@
 """``ray start`` as a child of the process that wants it: ``ray_start.py PARENT PYTHON ARGUMENT…``.
 
-It ends with process ``PARENT`` (0: it outlives it), by SIGTERM, at which ``ray start --block`` ends what it started.
+It ends with process ``PARENT`` (0: it does not), by SIGTERM, at which ``ray start --block`` ends what it started.
 ``PYTHON`` is what workers are started with. Standard library and Ray only.
 """
 

@@ -6,10 +6,9 @@ import importlib.util
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +17,7 @@ from rl_core.cluster import head
 from rl_core.cluster.forkserver import instead_of_python
 from rl_core.cluster.head import Head, HeadOptions
 from rl_core.cluster.local_cluster import LocalCluster, joinable
-from rl_core.cluster.loss import Loss, NodeWatch, ProcessWatch
+from rl_core.cluster.loss import Loss, NodeWatch, ProcessWatch, in_background
 from rl_core.cluster.ray_logs import keep_logs, link_logs
 from rl_core.cluster.reach import wait_for_answer
 from rl_core.cluster.resources import largest, usable_cpus
@@ -325,15 +324,7 @@ def _returned(function: Callable[[], Any], *, within_s: float) -> bool:
     Raises:
         Exception: what ``function`` raised.
     """
-    returned: Future[Any] = Future()
-
-    def call() -> None:
-        try:
-            returned.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
-            returned.set_exception(error)
-
-    threading.Thread(target=call, name="joining Ray", daemon=True).start()
+    returned = in_background(function)
     done, _ = wait([returned], timeout=max(within_s, 0.0))
     if done:
         returned.result()
