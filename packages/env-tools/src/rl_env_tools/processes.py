@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ class ToolProcesses:
                 package="rl-env-tools",
                 limits=Limits(memory_bytes=config.memory_mb << 20 if config.memory_mb else None),
             ),
-            size=min(config.concurrency, config.workers or max(4, os.cpu_count() or 1)),
+            size=config.processes,
             patience_s=_PATIENCE_S,
         )
 

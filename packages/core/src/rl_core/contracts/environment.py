@@ -27,6 +27,20 @@ class Turn:
     reward: float = 0.0
 
 
+class CallFailed(Exception):
+    """Raised by an environment that runs code elsewhere: the call failed there, and ``on_error`` says what follows.
+
+    Args:
+        what: what the code did, to stand after the environment's name, e.g. ``ended its process (exit code 3)``.
+        detail: stands after the call's name, e.g. ``: no such move (game.py:12)``.
+    """
+
+    def __init__(self, what: str, detail: str = "") -> None:
+        super().__init__(f"{what}{detail}")
+        self.what = what
+        self.detail = detail
+
+
 class Environment(Protocol):
     """Built as ``factory(config)`` in the driver; one instance serves many conversations at once.
 
@@ -40,8 +54,8 @@ class Environment(Protocol):
       (``{"type": "function", "function": {"name", "description", "parameters"}}``);
     - ``keeps_deadlines = True``: its coroutines end by themselves within ``step_timeout_s`` of work, and raise
       ``TimeoutError`` where that was too short. It is then not counted here, where calls also wait for a free process;
-    - ``end(state)``: called once for every conversation that was started, however it ended (a step that took too
-      long may still be running);
+    - ``end(state)``: called once for every conversation that was started, however it ended (in a thread, a step that
+      took too long may still be running);
     - ``close()``: called when the stage ends, never a coroutine.
 
     ``DataError`` and ``ConfigError`` stop the run with their message; for any other exception, and for a call that
