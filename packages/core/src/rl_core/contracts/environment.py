@@ -48,12 +48,14 @@ class Environment(Protocol):
 
     What belongs to one conversation lives in ``start``'s value, never in the instance. Every method may be a
     coroutine function. Coroutines share one event loop, which lives as long as the stage; plain methods run in
-    threads, those of different conversations at the same time. An instance may further have
+    threads, those of different conversations at the same time, and cannot be stopped there. (The environment ``python``
+    runs a user's class with plain methods in processes.) An instance may further have
 
     - ``tools``: a sequence of JSON schemas of functions, given to the chat template of the prompt
       (``{"type": "function", "function": {"name", "description", "parameters"}}``);
     - ``keeps_deadlines = True``: its coroutines end by themselves within ``step_timeout_s`` of work, and raise
-      ``TimeoutError`` where that was too short. It is then not counted here, where calls also wait for a free process;
+      ``TimeoutError`` where that was too short. It is then not counted here, where calls also wait for a free process.
+      For other failures of code that runs elsewhere they raise :class:`CallFailed`;
     - ``end(state)``: called once for every conversation that was started, however it ended (in a thread, a step that
       took too long may still be running);
     - ``close()``: called when the stage ends, never a coroutine.
