@@ -6,8 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rl_core.batch import SequenceBatch
+from rl_core.config.environment import EnvironmentConfig
 from rl_core.contracts.environment import tools_of
+from rl_core.contracts.generator import SamplingParams
+from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.environment_calls import EnvironmentCalls, EnvironmentFailure
 from rl_env_tools.config import PythonConfig
 from rl_env_tools.python import load_environment
@@ -185,6 +190,74 @@ def replaced():
     table = Table("Replaced", workers=1)
     yield table
     table.calls.close()
+
+
+ACTS = ("go", "raise", "hang")
+
+
+class Parrot:
+    """Generator and tokenizer: a conversation says its prompt's token again and again; tokens stand for ``ACTS``."""
+
+    def generate(self, requests, sampling):
+        said = [requests.tokens[requests.sequence(i)] for i in range(len(requests))]
+        count = range(len(said))
+        return SequenceBatch.from_lists(
+            [np.append(tokens, tokens[0]) for tokens in said],
+            token_columns={
+                "loss_mask": [np.append(np.zeros(len(t)), 1).astype(np.float32) for t in said],
+                "sampled_logprobs": [np.zeros(len(t) + 1, np.float32) for t in said],
+                "weights_version": [np.zeros(len(t) + 1, np.int32) for t in said],
+            },
+            sequence_columns={
+                "request": np.array(count),
+                "sample": np.zeros(len(said), np.int64),
+                "truncated": np.zeros(len(said), bool),
+                "prompt_length": np.array([len(t) for t in said]),
+            },
+        )
+
+    def decode(self, tokens):
+        return ACTS[tokens[0]]
+
+    def shorten(self, text, limit):
+        return text
+
+    def encode_reply(self, messages, *, chat, ended):
+        return np.array([0])
+
+
+@pytest.fixture
+def converse(table):
+    """``converse(acts, on_error)``: sequence columns of conversations of two turns in two processes."""
+
+    def run(acts, on_error):
+        game = table(timeout_s=1.0)
+        config = EnvironmentConfig(name="python", on_error=on_error, max_turns=2, step_timeout_s=1.0)
+        parrot = Parrot()
+        conversations = Conversations(game.calls, config=config, router=parrot, tokenizer=parrot, max_length=64)
+        requests = SequenceBatch.from_lists(
+            [[ACTS.index(act)] for act in acts], sequence_columns={"seed": np.arange(len(acts), dtype=np.uint64)}
+        )
+        rows = [{"prompt": act, "__where__": f"rows.jsonl:{n}"} for n, act in enumerate(acts, 1)]
+        done = conversations.run(requests, rows, SamplingParams(n=1, max_new_tokens=1, stop_token_ids=(99,)))
+        return done.batch.sequence_columns
+
+    return run
+
+
+def test_with_on_error_end_failed_and_lost_conversations_end_and_are_counted(converse):
+    columns = converse(["go", "raise", "go", "go"], "end")
+    assert columns["environment_failed"].tolist() == [False, True, False, False]
+    columns = converse(["go", "hang", "go", "go"], "end")
+    assert columns["environment_failed"].tolist() == [False, True, False, True]
+    assert columns["environment_reward"].tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_with_on_error_raise_the_first_failure_stops_the_run(converse):
+    with pytest.raises(
+        EnvironmentFailure, match=r"raised ValueError in step, after turn 1 of .* of rows\.jsonl:2: no such"
+    ):
+        converse(["go", "raise"], "raise")
 
 
 def test_end_and_close_are_called_in_the_process(table, tmp_path):

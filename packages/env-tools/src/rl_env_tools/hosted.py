@@ -170,7 +170,7 @@ class HostedEnvironment:
             try:
                 told = _value(call.result())
             except (CallFailed, TimeoutError) as error:
-                why = str(error) or "took too long"
+                why = str(error) if isinstance(error, CallFailed) else f"takes longer than {_DESCRIBE_S:g} s {error}"
                 raise ConfigError(f"environment {self._name!r} cannot be described: it {why}") from None
             if not {"asynchronous", "ends", "tools"} <= set(told):
                 raise ConfigError(f"environment {self._name!r} cannot be described: it answers {shown(told)}")
