@@ -80,7 +80,10 @@ def test_coroutines_are_tools_too(tools):
         ("sleeps", "took longer than 1 s in step, after turn 1 of the conversation of row 1 (…/my_tools.py:"),
         ("spins", "took longer than 1 s in step, after turn 1 of the conversation of row 1 (…/my_tools.py:"),
         ("waits", "took longer than 1 s in step, after turn 1 of the conversation of row 1\n"),
-        ("leaves", "raised RuntimeError in step, after turn 1 of the conversation of row 1: a tool ended its process "),
+        (
+            "leaves",
+            "has a tool that ended its process (exit code 3) in step, after turn 1 of the conversation of row 1\n",
+        ),
     ],
 )
 def test_a_tool_that_hangs_or_dies_is_a_failure_of_that_call_alone(tools, my_tools, tool, told):

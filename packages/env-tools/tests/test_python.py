@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from rl_core.errors import ConfigError
 from rl_env_tools.config import PythonConfig
@@ -26,12 +28,16 @@ def config(reference, **fields):
     return PythonConfig.model_validate({"name": "python", "class": reference, **fields})
 
 
-def test_the_class_is_built_with_its_arguments_and_serves_as_it_is(tmp_path):
+def test_the_class_is_built_with_its_arguments(tmp_path):
     (tmp_path / "guess.py").write_text(NIM)
-    environment = load_environment(config(f"{tmp_path}/guess.py:Guess", arguments={"secret": "9"}))
-    state = environment.start({}, 3)
-    assert state == 3
-    assert environment.step(state, [{"role": "assistant", "content": "9"}]).reward == 1.0
+    environment = load_environment(config(f"{tmp_path}/guess.py:Guess", arguments={"secret": "9"}, workers=1))
+
+    async def play():
+        state = await environment.start({}, 3)
+        return await environment.step(state, [{"role": "assistant", "content": "9"}])
+
+    assert asyncio.run(play()).reward == 1.0
+    environment.close()
 
 
 def test_a_class_without_the_methods_is_refused(my_tools):

@@ -5,6 +5,7 @@ import sys
 import threading
 
 import pytest
+from rl_core.contracts.environment import CallFailed
 from rl_core.rollout.environment_calls import EnvironmentCalls, EnvironmentFailure
 
 
@@ -73,3 +74,19 @@ print(type(state.exception()).__name__)
 def test_a_hanging_thread_does_not_keep_the_process_from_ending():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "EnvironmentFailure"
+
+
+def test_an_environment_that_runs_code_elsewhere_says_what_that_did():
+    class Elsewhere:
+        async def start(self, row, seed):
+            raise CallFailed("ended its process (exit code 3)", ": out of memory")
+
+    calls = EnvironmentCalls(Elsewhere(), name="environment 'elsewhere'", timeout_s=60, concurrency=1)
+    state = calls.start({}, 0, place="row 1")
+    calls.wait([state], at_most_s=60, all_of_them=True)
+    calls.close()
+    assert isinstance(state.exception(), EnvironmentFailure)
+    assert str(state.exception()) == (
+        "environment 'elsewhere' ended its process (exit code 3) in start, for row 1: out of memory\n"
+        "    fix it, or set environment.on_error: end, which ends such conversations and counts them"
+    )

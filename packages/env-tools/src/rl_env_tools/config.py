@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,7 +17,26 @@ if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
 
 
-class ToolsConfig(EnvironmentConfig):
+class _ProcessesConfig(EnvironmentConfig):
+    """What runs in processes."""
+
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Most processes that plain functions and methods run in; each runs one call at a time. Default: "
+        "one per processor, at least 4. More of them serve code that waits, such as clients of a server.",
+    )
+    memory_mb: int | None = Field(
+        None, ge=64, description="Address space of such a process in MiB; null for no limit. Ignored outside Linux."
+    )
+
+    @property
+    def processes(self) -> int:
+        """Most processes."""
+        return min(self.concurrency, self.workers or max(4, os.cpu_count() or 1))
+
+
+class ToolsConfig(_ProcessesConfig):
     """Functions the model may call."""
 
     gives_reward: ClassVar[bool] = False
@@ -28,15 +48,6 @@ class ToolsConfig(EnvironmentConfig):
         "hermes",
         description='How a call is written: <tool_call>{"name": …, "arguments": {…}}</tool_call>, as Hermes and Qwen '
         "models do, or [name(arguments)].",
-    )
-    workers: int | None = Field(
-        None,
-        ge=1,
-        description="Most processes that plain functions run in; each runs one call at a time. Default: one per "
-        "processor, at least 4. More of them serve functions that wait, such as clients of a server.",
-    )
-    memory_mb: int | None = Field(
-        None, ge=64, description="Address space of such a process in MiB; null for no limit. Ignored outside Linux."
     )
     result_role: str = Field("tool", min_length=1, description="Role of the messages that hold results.")
     result_text: str = Field(
@@ -60,7 +71,7 @@ class ToolsConfig(EnvironmentConfig):
                 yield Problem("tools", f"{count} tools are called {name!r}", "give them different names")
 
 
-class PythonConfig(EnvironmentConfig):
+class PythonConfig(_ProcessesConfig):
     """A class of the user's."""
 
     environment_class: FunctionRef = Field(

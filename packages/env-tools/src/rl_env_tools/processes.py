@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rl_core.errors import RLError
+from rl_core.contracts.environment import CallFailed
+from rl_core.errors import ConfigError
 from rl_core.functions import load_function
 from rl_core.isolation.outcome import Answered, Ended, Late, Outcome, Raised
 from rl_core.isolation.pool import Pool
@@ -26,6 +26,7 @@ class ToolProcesses:
     """The tools of an environment, loaded in processes of their own; their code is not imported here."""
 
     def __init__(self, config: ToolsConfig) -> None:
+        self._name = config.name
         self._timeout_s = config.step_timeout_s
         self._pool = Pool(
             Service(
@@ -35,7 +36,7 @@ class ToolProcesses:
                 package="rl-env-tools",
                 limits=Limits(memory_bytes=config.memory_mb << 20 if config.memory_mb else None),
             ),
-            size=min(config.concurrency, config.workers or max(4, os.cpu_count() or 1)),
+            size=config.processes,
             patience_s=_PATIENCE_S,
         )
 
@@ -46,13 +47,19 @@ class ToolProcesses:
             ConfigError: a function cannot be found, or described to a model.
         """
         (outcome,) = self._pool.map([None], timeout_s=_DESCRIBE_S)
-        return [Description(**{**told, "parameters": tuple(told["parameters"])}) for told in _value(outcome)]
+        try:
+            described = _value(outcome)
+        except (CallFailed, TimeoutError) as error:
+            why = str(error) if isinstance(error, CallFailed) else f"takes longer than {_DESCRIBE_S:g} s {error}"
+            raise ConfigError(f"environment {self._name!r} cannot describe its tools: it {why}") from None
+        return [Description(**{**told, "parameters": tuple(told["parameters"])}) for told in described]
 
     async def call(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """What the tools ``(name, arguments)`` return, run one after the other; cancelling kills the process.
 
         Raises:
-            TimeoutError: they took longer than ``step_timeout_s``, or a tool ended its process (RuntimeError).
+            TimeoutError: they took longer than ``step_timeout_s``.
+            CallFailed: a tool ended its process, or what it answered cannot be read.
         """
         outcome = await asyncio.wrap_future(self._pool.submit(list(calls), timeout_s=self._timeout_s))
         return [str(text) for text in _value(outcome)]
@@ -94,7 +101,7 @@ def _value(outcome: Outcome) -> Any:
         case Raised(explained=True) as raised:
             raise as_error(raised)
         case Raised() as raised:
-            raise RLError(f"the tools {raised.reason}")
+            raise CallFailed(f"has a tool that {raised.reason}")
         case Ended() as ended:
-            raise RuntimeError(f"a tool {ended.reason}")
-    raise RuntimeError("a tool gave an answer that is none")
+            raise CallFailed(f"has a tool that {ended.reason}")
+    raise CallFailed("has a tool that gave an answer that is none")

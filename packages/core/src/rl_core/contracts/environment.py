@@ -27,6 +27,20 @@ class Turn:
     reward: float = 0.0
 
 
+class CallFailed(Exception):
+    """Raised by an environment that runs code elsewhere: the call failed there, and ``on_error`` says what follows.
+
+    Args:
+        what: what the code did, to stand after the environment's name, e.g. ``ended its process (exit code 3)``.
+        detail: stands after the call's name, e.g. ``: no such move (game.py:12)``.
+    """
+
+    def __init__(self, what: str, detail: str = "") -> None:
+        super().__init__(f"{what}{detail}")
+        self.what = what
+        self.detail = detail
+
+
 class Environment(Protocol):
     """Built as ``factory(config)`` in the driver; one instance serves many conversations at once.
 
@@ -34,14 +48,16 @@ class Environment(Protocol):
 
     What belongs to one conversation lives in ``start``'s value, never in the instance. Every method may be a
     coroutine function. Coroutines share one event loop, which lives as long as the stage; plain methods run in
-    threads, those of different conversations at the same time. An instance may further have
+    threads, those of different conversations at the same time, and cannot be stopped there. (The environment ``python``
+    runs a user's class with plain methods in processes.) An instance may further have
 
     - ``tools``: a sequence of JSON schemas of functions, given to the chat template of the prompt
       (``{"type": "function", "function": {"name", "description", "parameters"}}``);
     - ``keeps_deadlines = True``: its coroutines end by themselves within ``step_timeout_s`` of work, and raise
-      ``TimeoutError`` where that was too short. It is then not counted here, where calls also wait for a free process;
-    - ``end(state)``: called once for every conversation that was started, however it ended (a step that took too
-      long may still be running);
+      ``TimeoutError`` where that was too short. It is then not counted here, where calls also wait for a free process.
+      For other failures of code that runs elsewhere they raise :class:`CallFailed`;
+    - ``end(state)``: called once for every conversation that was started, however it ended (in a thread, a step that
+      took too long may still be running);
     - ``close()``: called when the stage ends, never a coroutine.
 
     ``DataError`` and ``ConfigError`` stop the run with their message; for any other exception, and for a call that

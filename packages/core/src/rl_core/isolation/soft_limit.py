@@ -1,8 +1,10 @@
-"""The soft limit: threads for code whose state lives in the driver, such as an environment's conversations.
+"""The soft limit: threads for code whose state lives in the driver.
 
-A process could be killed, but would take the state of every conversation with it. Here a call that is late is *given
-up*: whoever waits for it is told, and its thread runs on until its function returns. It keeps neither the other calls
-nor the process waiting. Code that can run elsewhere belongs into a :class:`rl_core.isolation.pool.Pool`.
+The plain methods of environments that plugins offer need it: the contract builds an environment in the driver, and
+lets it hold its conversations there. (A user's own class and tools are given by reference, and run in processes.) A
+late call is *given up*: whoever waits for it is told, and its thread runs on until its function returns. It keeps
+neither the other calls nor the process waiting. Code that can run elsewhere belongs into a
+:class:`rl_core.isolation.pool.Pool`.
 """
 
 from __future__ import annotations

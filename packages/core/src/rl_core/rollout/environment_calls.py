@@ -12,7 +12,7 @@ from concurrent.futures import Future as Call
 from typing import Any
 
 from rl_core.contracts.data import Row
-from rl_core.contracts.environment import Environment, Turn
+from rl_core.contracts.environment import CallFailed, Environment, Turn
 from rl_core.contracts.tokenizer import Message
 from rl_core.errors import RLError
 from rl_core.isolation.describe import message_of, one_line, place_of
@@ -187,8 +187,9 @@ class EnvironmentCalls:
             return error
         if self._patience_s is None and isinstance(error, TimeoutError):
             return self._late(doing, at=one_line(message_of(error)))
-        text = one_line(message_of(error))
-        return EnvironmentFailure(
-            f"{self.name} raised {type(error).__name__} in {doing}: {text} ({place_of(error) or 'no traceback'})\n"
-            f"    fix it, {COUNT_INSTEAD}"
-        )
+        if isinstance(error, CallFailed):
+            what, detail = error.what, error.detail
+        else:
+            what = f"raised {type(error).__name__}"
+            detail = f": {one_line(message_of(error))} ({place_of(error) or 'no traceback'})"
+        return EnvironmentFailure(f"{self.name} {what} in {doing}{detail}\n    fix it, {COUNT_INSTEAD}")
