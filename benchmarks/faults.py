@@ -27,7 +27,7 @@ from rich.table import Table
 from rl_core.contracts.reward import Sample
 from rl_core.rewards.isolated import RewardProcess
 from rl_core.rewards.outcomes import Failure
-from rl_core.run.api import run
+from rl_core.training.api import run
 from rl_reward_rule.config import FunctionConfig
 
 HERE = Path(__file__).resolve().parent

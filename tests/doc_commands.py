@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 
 from rl_core.cli.main import build_command, main
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 from support import ROOT
 
 RUN_HERE = {"plugins", "check", "schema", "runs", "plugin new"}

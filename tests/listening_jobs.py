@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
-from rl_core.plugins.references import resolve_reference
+from rl_core.discovery.references import resolve_reference
 
 SPEC = ModelSpec(
     init={"architecture": "qwen2", "hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 2, "ffn": 16},

@@ -20,7 +20,7 @@ LONGEST_JOB = 300.0  # seconds
 IMPORTS = [
     "rl_backend_fsdp2.backend",
     "rl_backend_megatron.backend",
-    "rl_core.run.pipeline",
+    "rl_core.training.pipeline",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen3.modeling_qwen3",

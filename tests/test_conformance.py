@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 
 import pytest
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 from rl_core.testing.building import given_to
 from rl_core.testing.conformance import PluginConformance
 from rl_core.testing.letters import LetterTokenizer

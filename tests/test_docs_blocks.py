@@ -23,8 +23,8 @@ from doc_commands import run_shell
 from doc_world import add_reward_model, make_world
 from rl_core.config.check import check
 from rl_core.config.crosscheck import REQUIRED
-from rl_core.plugins.lookup import ComponentNotFound
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.lookup import ComponentNotFound
+from rl_core.discovery.registry import load_registry
 from support import ROOT
 
 SHOWN = ("mermaid", "text")

@@ -18,7 +18,7 @@ from rl_core import hookspecs
 from rl_core.config.run_section import RunSection
 from rl_core.config.schema import json_schema
 from rl_core.config.sections import ModelConfig
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 
 DOCS = ROOT / "docs"
 METRIC = re.compile(r"^(train|rollout|policy|value|mismatch|eval|data|time|environment)/[a-z0-9_/]+$")

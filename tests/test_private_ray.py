@@ -221,7 +221,7 @@ def test_a_local_cluster_is_started_once_joined_by_runs_and_stopped(short, start
 SCRIPT = """
 import sys
 {before}
-from rl_core.run.api import run
+from rl_core.training.api import run
 for name in {names}:
     assert run(sys.argv[1], ["run.directory=" + sys.argv[2] + "/" + name]) == 0
 {after}

@@ -19,10 +19,10 @@ from rl_core.cluster.workers import Deadlines, WorkerPool, group_topologies
 from rl_core.contracts.backend import LossSpec, WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_core.discovery.registry import load_registry
 from rl_core.model import Model
-from rl_core.plugins.registry import load_registry
 from rl_core.rollout.router import Router
-from rl_core.run.supply import GeneratorSupply
+from rl_core.training.supply import GeneratorSupply
 from rl_core.transports.collective import Collective
 from rl_core.transports.ipc import Ipc
 from rl_core.transports.object_store import ObjectStore

@@ -28,17 +28,17 @@ from contextlib import contextmanager
 
 import rl_core.cli.main
 import rl_core.cluster.host
-import rl_core.run.pipeline
+import rl_core.training.pipeline
 import torch
 from rl_core.cluster.host import Host
 from rl_core.cluster.loss import Loss
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.rendezvous import Rendezvous
-from rl_core.run.assembly import Assembly
-from rl_core.run.checkpoint import CheckpointStore
-from rl_core.run.directory import RunDirectory
-from rl_core.run.loop import Loop
-from rl_core.run.pipeline import Pipeline
+from rl_core.training.assembly import Assembly
+from rl_core.training.checkpoint import CheckpointStore
+from rl_core.training.directory import RunDirectory
+from rl_core.training.loop import Loop
+from rl_core.training.pipeline import Pipeline
 from small_disk import SmallDisk
 
 IMPORTED_HERE_TOO = ("ray", "rich", "rl_algo_sft_rm", "rl_backend_fsdp2", "rl_core", "rl_data_text", "transformers")
@@ -181,9 +181,9 @@ def child(command, answer):
     log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    rl_core.run.pipeline.WorkerPool = DirectPool
-    rl_core.run.pipeline.ray_session = no_session
-    rl_core.run.pipeline.forkserver = no_forkserver
+    rl_core.training.pipeline.WorkerPool = DirectPool
+    rl_core.training.pipeline.ray_session = no_session
+    rl_core.training.pipeline.forkserver = no_forkserver
     rl_core.cluster.host._pulse = NoPulse
     disk = small_disk(answer, **command.get("disk", {}))
     calls = Calls(command.get("kill"))

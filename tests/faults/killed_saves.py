@@ -17,7 +17,7 @@ import signal
 import sys
 from pathlib import Path
 
-from rl_core.run.checkpoint import CheckpointStore, RunState, read_state
+from rl_core.training.checkpoint import CheckpointStore, RunState, read_state
 
 OPERATING_SYSTEM = ("posix", "io", "_io")
 

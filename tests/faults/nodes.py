@@ -26,10 +26,10 @@ from rl_core.cluster.resources import Resources
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
+from rl_core.discovery.registry import load_registry
 from rl_core.errors import EnvironmentProblem, WorkerDied
-from rl_core.plugins.registry import load_registry
 from rl_core.rollout.router import Router
-from rl_core.run.supply import GeneratorSupply
+from rl_core.training.supply import GeneratorSupply
 
 CONTEXT = WorkerContext(0, 1, "", 0)
 STORE = {"object_store_memory": 80 * 2**20}

@@ -6,9 +6,9 @@ import ctypes
 import os
 from pathlib import Path
 
-from rl_core.run.assembly import Assembly
-from rl_core.run.checkpoint import CheckpointStore
-from rl_core.run.manifest import size_of
+from rl_core.training.assembly import Assembly
+from rl_core.training.checkpoint import CheckpointStore
+from rl_core.training.manifest import size_of
 
 NEW_MOUNTS, NEW_USER = 0x00020000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
 RECURSIVE, PRIVATE = 0x4000, 0x40000  # MS_REC, MS_PRIVATE

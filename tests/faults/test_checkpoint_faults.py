@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rl_core.errors import RLError, StorageError
-from rl_core.run.checkpoint import CheckpointStore, RunState, read_state
-from rl_core.run.manifest import _own_checksum, damage
+from rl_core.training.checkpoint import CheckpointStore, RunState, read_state
+from rl_core.training.manifest import _own_checksum, damage
 from support import environment
 
 KILLED_SAVES = Path(__file__).with_name("killed_saves.py")
@@ -153,7 +153,7 @@ def test_no_damage_of_any_file_gets_past_the_manifest(two_checkpoints, tmp_path_
     store, records = CheckpointStore(folder), []
     handler = logging.Handler()
     handler.emit = records.append
-    log = logging.getLogger("rl_core.run.checkpoint")
+    log = logging.getLogger("rl_core.training.checkpoint")
     log.addHandler(handler)
     try:
         assert store.latest() == folder / "step-000001"

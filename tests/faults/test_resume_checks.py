@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 from rl_core.cli.main import main
 from rl_core.config.check import load_config
-from rl_core.plugins.registry import load_registry
-from rl_core.run.checkpoint import CheckpointStore, RunState
-from rl_core.run.directory import RunDirectory
-from rl_core.run.manifest import write_manifest
+from rl_core.discovery.registry import load_registry
+from rl_core.training.checkpoint import CheckpointStore, RunState
+from rl_core.training.directory import RunDirectory
+from rl_core.training.manifest import write_manifest
 
 CONFIG = """\
 run: {{name: tiny, directory: {folder}/run, steps: 4, cpus: 1}}

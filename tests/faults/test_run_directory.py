@@ -8,7 +8,7 @@ import signal
 
 import pytest
 from forked_runs import Drivers, assert_same
-from rl_core.run.directory import read_status
+from rl_core.training.directory import read_status
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import re
 from datetime import datetime
 
 import pytest
-from rl_core.run.api import run
+from rl_core.training.api import run
 from support import metrics_of
 
 pytestmark = pytest.mark.slow

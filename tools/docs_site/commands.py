@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_core.cli.main import build_command
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 
 MARK = "\b\n"
 INTRODUCTION = """# Command line

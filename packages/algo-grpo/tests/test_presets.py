@@ -10,7 +10,7 @@ from rl_algo_grpo.config import GrpoConfig
 from rl_algo_grpo.presets import PRESETS
 from rl_core.config.check import check
 from rl_core.config.plan import plan_rows
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 
 NEEDED = {"dr_grpo": {"constant_length": 64}, "dapo": {"overlong": {"max_tokens": 64}}}
 """What only the task can know."""

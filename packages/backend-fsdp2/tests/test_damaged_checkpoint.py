@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Scale
 from rl_core.errors import RLError
-from rl_core.run.checkpoint import CheckpointStore, RunState
+from rl_core.training.checkpoint import CheckpointStore, RunState
 
 SETTINGS = settings(
     max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

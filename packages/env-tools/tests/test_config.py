@@ -8,7 +8,7 @@ from textwrap import dedent
 import pytest
 from rl_core.config.check import check
 from rl_core.config.plan import plan_rows
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 
 GRPO = """\
     model: {path: org/base, max_length: 64}

@@ -15,8 +15,8 @@ from rl_core.cluster.resources import Resources
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
+from rl_core.discovery.registry import load_registry
 from rl_core.errors import WorkerDied
-from rl_core.plugins.registry import load_registry
 from rl_core.rollout.router import Router
 from rl_generation_vllm.config import VllmConfig
 from rl_generation_vllm.plugin import register_generators

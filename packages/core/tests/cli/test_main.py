@@ -27,7 +27,7 @@ def register_commands(app):
 @pytest.fixture
 def api(site, monkeypatch) -> ModuleType:
     """A run API that records its calls, in place of the one that starts Ray."""
-    module = ModuleType("rl_core.run.api")
+    module = ModuleType("rl_core.training.api")
     module.calls = []
 
     def record(name):
@@ -39,10 +39,10 @@ def api(site, monkeypatch) -> ModuleType:
 
     for name in ("run", "resume", "evaluate", "export"):
         setattr(module, name, record(name))
-    import rl_core.run
+    import rl_core.training
 
-    monkeypatch.setitem(sys.modules, "rl_core.run.api", module)
-    monkeypatch.setattr(rl_core.run, "api", module, raising=False)
+    monkeypatch.setitem(sys.modules, "rl_core.training.api", module)
+    monkeypatch.setattr(rl_core.training, "api", module, raising=False)
     monkeypatch.delenv("RL_DEBUG", raising=False)
     return module
 

@@ -16,8 +16,8 @@ from rl_core.cluster.heartbeat import read
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
+from rl_core.discovery.registry import load_registry
 from rl_core.errors import EnvironmentProblem, RLError, WorkerDied
-from rl_core.plugins.registry import load_registry
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import pluggy
 import pytest
 from rl_core import hookspecs
 from rl_core.config.check import CheckResult, check
-from rl_core.plugins.discovery import Discovery
-from rl_core.plugins.registry import Registry
-from rl_core.plugins.status import PluginStatus
+from rl_core.discovery.entry_points import Discovery
+from rl_core.discovery.registry import Registry
+from rl_core.discovery.status import PluginStatus
 
 sys.path.insert(0, os.path.dirname(__file__))  # for acme_kit, the package the tests' registry offers
 import acme_kit

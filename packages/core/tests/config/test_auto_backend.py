@@ -14,9 +14,9 @@ from rl_core.config.check import check
 from rl_core.config.schema import json_schema
 from rl_core.contracts.model import AdapterSpec, Role
 from rl_core.contracts.rating import BackendRating
-from rl_core.plugins.discovery import Discovery
-from rl_core.plugins.registry import Registry
-from rl_core.plugins.status import PluginStatus
+from rl_core.discovery.entry_points import Discovery
+from rl_core.discovery.registry import Registry
+from rl_core.discovery.status import PluginStatus
 
 INIT = "{init: {architecture: qwen2, hidden_size: 64, layers: 2, heads: 4, extra: {vocab_size: 100}}, max_length: 32}"
 TEXT = f"""

@@ -12,7 +12,7 @@ from rl_core.config.durations import Duration
 from rl_core.config.run_section import RunSection
 from rl_core.config.section import Section
 from rl_core.config.sections import ModelConfig
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 from rl_core.testing.inspection import lax_models, with_nested
 
 

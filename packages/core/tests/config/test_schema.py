@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 from rl_core.config.schema import json_schema
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 from rl_core.testing.fixtures import install, site
 
 __all__ = ["install", "site"]

@@ -15,12 +15,12 @@ from rl_core.cluster.resources import Resources
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
+from rl_core.discovery.registry import load_registry
 from rl_core.errors import RLError, WorkerDied
-from rl_core.plugins.registry import load_registry
 from rl_core.rollout import router as router_module
 from rl_core.rollout.router import Router, _checked
-from rl_core.run import supply as supply_module
-from rl_core.run.supply import GeneratorSupply
+from rl_core.training import supply as supply_module
+from rl_core.training.supply import GeneratorSupply
 from rl_core.transports.object_store import WeightTransport
 
 CONTEXT = WorkerContext(0, 1, "", 0)

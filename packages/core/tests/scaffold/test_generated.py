@@ -13,7 +13,7 @@ import pytest
 import yaml
 from rl_core.config import sections
 from rl_core.config.select import KIND_OF
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 from rl_core.scaffold.kinds import PLUGIN_KINDS
 from rl_core.scaffold.names import LONGEST_NAME, find_kind, package_names
 from rl_core.scaffold.write import render_package, write_package

@@ -277,7 +277,7 @@ def test_written_plugins_are_found_through_pythonpath(tmp_path: Path):
     from rl_core.testing.packages import write_plugin
 
     write_plugin(tmp_path, "rl-x-path", files={"plugin.py": PLUGIN}, version="7.1")
-    code = "from rl_core.plugins.registry import load_registry; print(load_registry().manifest()['rl-x-path'])"
+    code = "from rl_core.discovery.registry import load_registry; print(load_registry().manifest()['rl-x-path'])"
     environment = {"PATH": "", "PYTHONPATH": str(tmp_path), "RL_PLUGINS": "rl-x-path"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "7.1\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 from rl_core.testing.ray_worker import check_arrival
 
 pytestmark = pytest.mark.slow

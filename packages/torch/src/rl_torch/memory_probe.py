@@ -32,7 +32,7 @@ from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
 from rl_core.contracts.rendezvous import Rendezvous
-from rl_core.plugins.references import resolve_reference
+from rl_core.discovery.references import resolve_reference
 
 from rl_torch.host_memory import give_back_freed_memory
 

@@ -12,7 +12,7 @@ from rl_core.config.ray_address import ray_address
 from rl_core.config.redaction import hide_secrets
 
 if TYPE_CHECKING:
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
 
 
 def doctor_command(context: typer.Context, json_output: JsonOption = False) -> None:

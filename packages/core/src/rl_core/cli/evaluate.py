@@ -14,6 +14,6 @@ def evaluate_command(
     overrides: OverridesArgument = None,
 ) -> None:
     """Run the evaluators of a config or a run, without training."""
-    from rl_core.run import api
+    from rl_core.training import api
 
     raise typer.Exit(api.evaluate(path, overrides or []))

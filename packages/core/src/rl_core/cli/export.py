@@ -22,6 +22,6 @@ def export_command(
     ] = None,
 ) -> None:
     """Write a checkpoint's model as a Hugging Face folder."""
-    from rl_core.run import api
+    from rl_core.training import api
 
     raise typer.Exit(api.export(run_dir, step=step, stage=stage, to=to))

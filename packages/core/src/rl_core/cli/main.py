@@ -36,7 +36,7 @@ from rl_core.config.redaction import forget_secrets, hide_secrets
 from rl_core.errors import EnvironmentProblem, Interrupted, RLError
 
 if TYPE_CHECKING:
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
 
 _COMMANDS = {
     "run": run.run_command,
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     try:
         _require_working_directory()
-        from rl_core.plugins.registry import load_registry
+        from rl_core.discovery.registry import load_registry
 
         registry = load_registry()
         if not (given and given[0] in _LIST_BROKEN_PLUGINS_THEMSELVES):
@@ -183,7 +183,7 @@ def _exit_code(end: SystemExit) -> int:
 
 
 def _report_unforeseen(error: Exception, *, debug: bool) -> None:
-    from rl_core.plugins.status import describe
+    from rl_core.discovery.status import describe
 
     text = hide_secrets(traceback.format_exc())
     if debug:

@@ -13,7 +13,7 @@ from rl_core.errors import ConfigError, EnvironmentProblem
 
 if TYPE_CHECKING:
     from rl_core.component import Component
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
     from rl_core.testing.outcome import Outcome
 
 

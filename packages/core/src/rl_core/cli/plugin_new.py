@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
     from rl_core.scaffold.names import PackageNames
 
 
@@ -50,7 +50,7 @@ def new_command(
     import shlex
     from pathlib import Path
 
-    from rl_core.plugins.metadata import core_version
+    from rl_core.discovery.metadata import core_version
     from rl_core.scaffold.names import find_kind, package_names
     from rl_core.scaffold.write import write_package
 

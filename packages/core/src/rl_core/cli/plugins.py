@@ -13,7 +13,7 @@ from rl_core.config.redaction import hide_secrets
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
 
 
 def plugins_command(context: typer.Context, json_output: JsonOption = False) -> None:

@@ -14,6 +14,6 @@ def resume_command(
     profile: ProfileOption = False,
 ) -> None:
     """Continue a run from its last complete checkpoint."""
-    from rl_core.run import api
+    from rl_core.training import api
 
     raise typer.Exit(api.resume(run_dir, overrides or [], allowed=allow or [], profile=profile))

@@ -20,7 +20,7 @@ def run_command(
     profile: ProfileOption = False,
 ) -> None:
     """Check the config, then train."""
-    from rl_core.run import api
+    from rl_core.training import api
 
     chosen = [*(overrides or []), *([f"run.name={name}"] if name is not None else [])]
     raise typer.Exit(api.run(config, chosen, resume=resume, allowed=allow or [], profile=profile))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_core.io.files import open_regular, parse_object
-from rl_core.run.directory import read_status
+from rl_core.training.directory import read_status
 
 _TAIL_BYTES = 256 * 1024
 _LARGEST = 10**308

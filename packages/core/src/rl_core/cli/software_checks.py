@@ -19,7 +19,7 @@ from rl_core.cli.finding import Finding
 from rl_core.cluster import local_cluster
 
 if TYPE_CHECKING:
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
 
 _TORCH_PROBE = """
 import json, torch
@@ -135,7 +135,7 @@ def vllm() -> Iterator[Finding]:
 
 def plugins(registry: Registry) -> Iterator[Finding]:
     """Every plugin's version and status, and components whose modules are not installed."""
-    from rl_core.plugins.references import install_command
+    from rl_core.discovery.references import install_command
 
     for plugin in registry.plugins:
         label = f"plugin {plugin.package}"
@@ -156,7 +156,7 @@ def plugins(registry: Registry) -> Iterator[Finding]:
 
 def requirements(registry: Registry) -> Iterator[Finding]:
     """Installed versions against the ``Requires-Dist`` of every plugin that is ok."""
-    from rl_core.plugins.references import requirements_of
+    from rl_core.discovery.references import requirements_of
 
     unmet = []
     for package in registry.manifest():

@@ -30,7 +30,7 @@ from rl_core.contracts.profiling import Profiles
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import RLError
 from rl_core.network import LOOPBACK, chosen, use_interface
-from rl_core.run.appending import LogFile
+from rl_core.training.appending import LogFile
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Host:
         self._refusal: RLError | None = None
         self._places = MeetingPlaces()
         self._own_address = ""
-        from rl_core.plugins.registry import load_registry
+        from rl_core.discovery.registry import load_registry
 
         self._registry = load_registry()
         try:

@@ -10,11 +10,11 @@ from rl_core.config.document import Node
 from rl_core.config.findings import Findings
 from rl_core.config.select import Selected, complete, describe_error
 from rl_core.contracts.rating import BackendJob, BackendRating
-from rl_core.plugins.lookup import published
+from rl_core.discovery.lookup import published
 
 if TYPE_CHECKING:
-    from rl_core.plugins.registry import Registered, Registry
-    from rl_core.plugins.status import HookOutcome
+    from rl_core.discovery.registry import Registered, Registry
+    from rl_core.discovery.status import HookOutcome
 
 
 @dataclass(frozen=True)

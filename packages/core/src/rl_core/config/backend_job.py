@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rl_core.config.run_section import RunSection
     from rl_core.config.sections import ModelConfig
     from rl_core.contracts.algorithm import BatchPlan
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
 
 Exports = Mapping[str, FoundShape]
 """Folder that an earlier stage will export to → the shape of what it will hold."""

@@ -16,7 +16,7 @@ from rl_core.contracts.rating import BackendJob, MemoryEstimate
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from rl_core.config.typed_secrets import Writer, remember_typed
 from rl_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from rl_core.model_folder import check_model_folder
 from rl_core.network import describe, interfaces
 
 if TYPE_CHECKING:
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
 
 REQUIRED = ("model", "algorithm", "backend", "data", "run")
 ALWAYS_READ = frozenset({"model", "run", "algorithm", "backend", "tokenizer", "data", "evaluators", "loggers"})

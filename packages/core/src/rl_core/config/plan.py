@@ -9,14 +9,14 @@ from rl_core.config.placement import describe_generators
 from rl_core.config.redaction import hide_secrets
 from rl_core.config.stage import ComponentChoice, RunConfig, StageConfig
 from rl_core.config.turn_limits import max_tokens_per_turn
-from rl_core.plugins.lookup import ComponentNotFound
+from rl_core.discovery.lookup import ComponentNotFound
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from rl_core.config.backend_report import BackendReport
     from rl_core.contracts.algorithm import BatchPlan
-    from rl_core.plugins.registry import Registry
+    from rl_core.discovery.registry import Registry
 
 
 def render_plan(

@@ -15,7 +15,7 @@ from rl_core.config.sections import BackendConfig, ModelConfig
 from rl_core.config.select import AUTO, KIND_OF, describe_error
 
 if TYPE_CHECKING:
-    from rl_core.plugins.registry import Registered, Registry
+    from rl_core.discovery.registry import Registered, Registry
 
 logger = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from rl_core.config.sections import (
     RewardConfig,
 )
 from rl_core.config.stage import ComponentChoice
+from rl_core.discovery.lookup import ComponentNotFound
+from rl_core.discovery.references import install_command
 from rl_core.errors import EnvironmentProblem
-from rl_core.plugins.lookup import ComponentNotFound
-from rl_core.plugins.references import install_command
 
 if TYPE_CHECKING:
-    from rl_core.plugins.registry import Registered, Registry
+    from rl_core.discovery.registry import Registered, Registry
 
 KIND_OF = {
     "algorithm": "algorithm",

@@ -128,7 +128,7 @@ class _Forwarder(logging.Handler):
 
 def _build(talk: _Channel) -> Callable[[Any], Any] | None:
     """What answers tasks, made as the first of them says."""
-    from rl_core.plugins.references import resolve_reference
+    from rl_core.discovery.references import resolve_reference
 
     setup = talk.task()
     if setup is None:

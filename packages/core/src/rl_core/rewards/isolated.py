@@ -9,11 +9,11 @@ from typing import Any
 
 from rl_core.config.sections import RewardConfig
 from rl_core.contracts.reward import Sample
+from rl_core.discovery.references import resolve_reference
 from rl_core.errors import ConfigError, DataError, EnvironmentProblem, WorkerDied
 from rl_core.isolation.describe import cut
 from rl_core.isolation.outcome import Answered, Ended, Late, Raised
 from rl_core.isolation.worker import Limits, Service, Worker, as_error
-from rl_core.plugins.references import resolve_reference
 from rl_core.rewards.outcomes import Failure, Outcome, attempt
 
 _IN_THE_DRIVER = "with timeout_s: null the reward runs in the driver"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Supply(Protocol):
-    """Where further replicas come from; see :class:`rl_core.run.supply.GeneratorSupply`.
+    """Where further replicas come from; see :class:`rl_core.training.supply.GeneratorSupply`.
 
     Attributes:
         exhausted: whether no further replica will come, because too many could not be started.

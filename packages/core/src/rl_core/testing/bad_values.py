@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from rl_core.plugins.status import describe
+from rl_core.discovery.status import describe
 
 PROBES: tuple[Any, ...] = (None, True, -1, 0.5, "?", [], [None], {"?": None})
 """One value of each type that YAML has, chosen so that hardly any field means something by it."""

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from rl_core.component import Component
-from rl_core.plugins.registry import load_registry
-from rl_core.plugins.status import describe
+from rl_core.discovery.registry import load_registry
+from rl_core.discovery.status import describe
 from rl_core.testing.bad_values import check_bad_values
 from rl_core.testing.inspection import components_of, config_model, label, resolve, run_apart, with_nested
 

@@ -27,8 +27,8 @@ from pydantic.errors import PydanticUserError
 from rl_core import hookspecs
 from rl_core.config import sections
 from rl_core.config.environment import EnvironmentConfig
-from rl_core.plugins.registry import load_registry
-from rl_core.plugins.status import describe
+from rl_core.discovery.registry import load_registry
+from rl_core.discovery.status import describe
 from rl_core.testing.building import check_building_twice, check_pickling, check_refusals, check_unknown_keys
 from rl_core.testing.inspection import (
     components_of,

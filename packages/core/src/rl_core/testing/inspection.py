@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from rl_core import hookspecs
 from rl_core.component import Component
 from rl_core.config.section import Section
+from rl_core.discovery.registry import PluginStatus, Registry, load_registry
 from rl_core.errors import EnvironmentProblem
-from rl_core.plugins.registry import PluginStatus, Registry, load_registry
 
 
 def components_of(package: str) -> tuple[Component, ...]:

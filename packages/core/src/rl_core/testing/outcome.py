@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from rl_core.plugins.status import describe
+from rl_core.discovery.status import describe
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rl_core.plugins.registry import load_registry
+from rl_core.discovery.registry import load_registry
 from rl_core.testing.inspection import components_of, label, run_apart
 
 _IMPORT = "import sys; from rl_core.cluster.forkserver.server import load; sys.stdout.write('\\n' + load(sys.argv[1:]))"

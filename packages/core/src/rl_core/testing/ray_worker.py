@@ -16,7 +16,7 @@ from rl_core.cluster.local_cluster import joinable
 from rl_core.cluster.session import OBJECT_STORE_BYTES_CPU, OwnRay
 from rl_core.component import Component
 from rl_core.config.ray_address import ray_address
-from rl_core.plugins.status import describe
+from rl_core.discovery.status import describe
 
 TIMEOUT_S = 600.0
 
@@ -79,7 +79,7 @@ def _unpack(paths: list[str], parcels: list[tuple[Component, bytes]]) -> list[tu
     """Runs in the worker. Returns ``(what went wrong, the config as JSON)`` for each."""
     # What the driver can import, the worker can: packages in editable mode, or under test.
     sys.path.extend(path for path in paths if path not in sys.path)
-    from rl_core.plugins.references import resolve_reference
+    from rl_core.discovery.references import resolve_reference
 
     answers = []
     for component, parcel in parcels:

@@ -10,9 +10,9 @@ from rl_core.component import Component
 from rl_core.config.select import KIND_OF
 from rl_core.contracts.algorithm import Algorithm
 from rl_core.contracts.data import Row
+from rl_core.discovery.lookup import published
+from rl_core.discovery.registry import Registry, load_registry
 from rl_core.errors import RLError
-from rl_core.plugins.lookup import published
-from rl_core.plugins.registry import Registry, load_registry
 from rl_core.testing.letters import LetterTokenizer
 from rl_core.testing.rows import questions, write_questions
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from rl_core.discovery.status import describe
 from rl_core.errors import RLError
-from rl_core.plugins.status import describe
 from rl_core.testing.ray_worker import ray_for_checks
 from rl_core.testing.selection import CannotRun, sections_for
 
@@ -45,7 +45,7 @@ def check_tiny_run(
     document["run"] = {**run, **more.get("run", {}), "directory": str(folder / "straight")}
     (folder / "config.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     with ray_for_checks():
-        from rl_core.run import api
+        from rl_core.training import api
 
         _quietly(label, "a tiny run", lambda: api.run(str(folder / "config.yaml"), []))
         straight, stopped = folder / "straight", folder / "stopped"

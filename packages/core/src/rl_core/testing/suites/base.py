@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from rl_core.discovery.lookup import ComponentNotFound
+from rl_core.discovery.references import install_command
+from rl_core.discovery.registry import Registered, Registry, load_registry
 from rl_core.errors import EnvironmentProblem
-from rl_core.plugins.lookup import ComponentNotFound
-from rl_core.plugins.references import install_command
-from rl_core.plugins.registry import Registered, Registry, load_registry
 from rl_core.testing.ray_worker import check_arrival
 from rl_core.testing.tiny_run import CannotRun, check_tiny_run
 

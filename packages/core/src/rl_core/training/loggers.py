@@ -1,0 +1,74 @@
+"""All loggers of a run behind one: a failing logger is dropped with a warning, training goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rl_core.config.redaction import mask_known
+from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
+
+if TYPE_CHECKING:
+    from rl_core.config.stage import RunConfig
+    from rl_core.discovery.registry import Registry
+
+logger = logging.getLogger("rl")
+
+
+class Loggers:
+    """Fans out to every logger; keeps the name of each for messages."""
+
+    def __init__(self, loggers: Sequence[tuple[str, Logger]]) -> None:
+        self._loggers = list(loggers)
+
+    def start(self, info: RunInfo) -> None:
+        self._each(lambda one: one.start(info))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._each(lambda one: one.log(step, metrics))
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
+            masked = [mask_known(row) for row in rows]
+            self._each(lambda one: one.log_samples(step, masked))
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Tell the loggers that show activities what goes on inside the block."""
+        self._each(lambda one: one.doing(what) if isinstance(one, ShowsActivity) else None)
+        try:
+            yield
+        finally:
+            self._each(lambda one: one.doing(None) if isinstance(one, ShowsActivity) else None)
+
+    def close(self) -> None:
+        self._each(lambda one: one.close())
+
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        for name, one in list(self._loggers):
+            try:
+                call(one)
+            except Exception as error:  # noqa: BLE001 - the plugin boundary
+                logger.warning("logger %r failed and is dropped: %s: %s", name, type(error).__name__, error)
+                self._loggers.remove((name, one))
+
+
+def build_loggers(config: RunConfig, registry: Registry) -> Loggers:
+    """The configured loggers of all stages, and the core's own two where they are not listed."""
+    own = {name: {"name": name} for name in ("console", "jsonl")}
+    chosen: dict[str, tuple[str, Any]] = {}
+    for stage in config.stages:
+        for choice in stage.loggers:
+            chosen.setdefault(repr(choice.config), (choice.name, choice))
+    listed = {name for name, _ in chosen.values()}
+    loggers = []
+    for name, data in own.items():
+        if name not in listed:
+            component = registry.find("logger", name).component
+            built = registry.resolve(component.config)(**data)
+            loggers.append((name, registry.resolve(component.factory)(built)))
+    for name, choice in chosen.values():
+        loggers.append((name, registry.resolve(choice.component.factory)(choice.config)))
+    return Loggers(loggers)
