@@ -27,7 +27,7 @@ def test_the_layout_of_the_same_tokens_is_used_again_with_the_new_columns() -> N
     layout = Layout(max_tokens=100, packing="packed")
     (first,) = made(layout, shard())
     (second,) = made(layout, shard(advantages=np.arange(9, dtype=np.float32)))
-    assert second.cells is first.cells
+    assert second.indices is first.indices
     assert second.batch.token_columns["advantages"].tolist() == list(range(9))
 
 
@@ -40,7 +40,7 @@ def test_a_layout_is_not_used_for_other_tokens_or_another_attention() -> None:
     assert other.rows is None
     assert ragged.rows is not None
     (again,) = made(layout, shard(7))
-    assert again.cells is other.cells  # each attention has its own
+    assert again.indices is other.indices  # each attention has its own
 
 
 def test_a_shard_of_several_micro_batches_is_made_up_with_fillers() -> None:

@@ -35,7 +35,7 @@ class Layout:
         compute_bytes: of a number in the forward and backward pass: 4, or 2 for bf16 and fp16.
         recompute: what the backward pass computes again.
         cpu_offload: parameters, gradients and optimizer are in host memory, not on the device.
-        tokens: cells of a full micro-batch, padding included.
+        tokens: positions of a full micro-batch, padding included.
         row_tokens: width of the rows that several sequences share under a dense mask; 0 without such a mask.
         chunk_tokens: tokens whose logits exist at once; None for the default.
         several: an optimizer step has more than one micro-batch, so gradients exist during the forward pass.
@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def own_tokens(self) -> int:
-        """Cells of a micro-batch on this rank."""
+        """Positions of a micro-batch on this rank."""
         return -(-self.tokens // self.cp)
 
 

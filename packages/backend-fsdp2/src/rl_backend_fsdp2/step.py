@@ -16,7 +16,7 @@ from rl_torch.gradients import squared_norms
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
 from rl_torch.microbatch import MicroBatch, Packing
 from rl_torch.optim import learning_rate, set_learning_rate
-from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_cells
+from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_indices
 from rl_torch.profiling import Profiler
 from rl_torch.ragged import ATTENTION as RAGGED
 from rl_torch.routing import Balancing
@@ -233,7 +233,7 @@ def _outputs(
             ContextSplit.of(micro, mesh.cp_group),
             outputs=outputs,
             temperature=temperature,
-            scores=score_cells(loaded.model, micro),
+            scores=score_indices(loaded.model, micro),
         )
         return in_batch_order(results, micro)
 

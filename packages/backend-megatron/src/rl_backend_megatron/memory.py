@@ -34,7 +34,7 @@ class Layout:
         compute_bytes: of a number in the forward and backward pass: 4, or 2 for bf16.
         distributed: the optimizer's state is split over the data-parallel ranks.
         recompute: blocks are computed again in the backward pass.
-        tokens: cells of a full micro-batch.
+        tokens: positions of a full micro-batch.
         microbatches: of an optimizer step; a stage holds the activations of several.
         chunk_tokens: tokens whose logits exist at once; None for the default.
         watch_entropy: the loss looks at the entropy as well.

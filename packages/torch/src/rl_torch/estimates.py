@@ -75,7 +75,7 @@ def logits_bytes(
 
 
 def microbatch_tokens(job: BackendJob, *, limit: int, data_ranks: int) -> tuple[int, int]:
-    """``(cells of a full micro-batch, micro-batches of an optimizer step)`` on a rank; 2 stands for unknown, many.
+    """``(positions of a full micro-batch, micro-batches of an optimizer step)`` on a rank; 2 stands for unknown, many.
 
     Args:
         limit: ``max_tokens_per_microbatch``.

@@ -26,14 +26,14 @@ class Balancing:
     coefficient: float
     chosen: int
 
-    def loss(self, router_logits: Sequence[Tensor], cells: Tensor) -> Tensor:
+    def loss(self, router_logits: Sequence[Tensor], indices: Tensor) -> Tensor:
         """E · Σ_e (share of choices that e gets) · (its mean probability) over the tokens of all layers: a scalar.
 
         Args:
             router_logits: per layer, [R · L, E].
-            cells: int64 [T], the cell of every token; padding takes no part.
+            indices: int64 [T], the position of every token; padding takes no part.
         """
-        logits = torch.cat([layer.reshape(-1, layer.shape[-1]).index_select(0, cells) for layer in router_logits])
+        logits = torch.cat([layer.reshape(-1, layer.shape[-1]).index_select(0, indices) for layer in router_logits])
         shares = torch.softmax(logits, dim=-1)
         experts = logits.shape[-1]
         picked = torch.topk(shares, self.chosen, dim=-1).indices
