@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rl_backend_megatron.config import ParallelConfig
-from rl_backend_megatron.layout import ARCHITECTURES, Shape, layout_problems, padded_vocabulary
+from rl_backend_megatron.divisibility import ARCHITECTURES, Shape, division_problems, padded_vocabulary
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Architecture:
         """
         _check(config)
         shape = Shape.of_config(config.to_dict(), source=f"the {config.model_type} model")
-        problems = list(layout_problems(parallel, shape))
+        problems = list(division_problems(parallel, shape))
         if problems:
             raise ConfigError("\n".join(str(p) for p in problems))
         return cls(

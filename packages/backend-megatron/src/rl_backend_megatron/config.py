@@ -10,7 +10,7 @@ from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
 from rl_torch.quant_checks import stage_problems
 
-from rl_backend_megatron.layout import Shape, layout_problems, ranks_problems
+from rl_backend_megatron.divisibility import Shape, division_problems, ranks_problems
 
 if TYPE_CHECKING:
     from rl_core.contracts.rating import BackendJob, MemoryEstimate
@@ -91,4 +91,4 @@ class MegatronConfig(BackendConfig):
         yield from stage_problems(stage)
         shape = Shape.of(stage.model)
         if shape is not None:
-            yield from layout_problems(self.parallel, shape)
+            yield from division_problems(self.parallel, shape)

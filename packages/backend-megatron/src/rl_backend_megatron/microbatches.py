@@ -18,8 +18,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How shards become micro-batches.
+class MicroBatcher:
+    """Cuts shards into micro-batches.
 
     Attributes:
         max_tokens: positions (padding included) of a micro-batch.

@@ -1,4 +1,4 @@
-"""Which layouts can work for which models: arithmetic for the config check, without torch."""
+"""Which parallel sizes fit which models: arithmetic for the config check, without torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def padded_vocabulary(size: int, tp: int) -> int:
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a model that a layout must divide.
+    """The numbers of a model that the parallel sizes must divide.
 
     Attributes:
         source: config keys they come from, e.g. ``model.init`` or a ``config.json``.
@@ -125,7 +125,7 @@ def ranks_problems(parallel: ParallelConfig, *, gpus: int, nodes: int) -> Iterat
         )
 
 
-def layout_problems(parallel: ParallelConfig, shape: Shape) -> Iterator[Problem]:
+def division_problems(parallel: ParallelConfig, shape: Shape) -> Iterator[Problem]:
     """Whether ``parallel`` divides the model's numbers."""
     if shape.architecture not in ARCHITECTURES:
         yield Problem(

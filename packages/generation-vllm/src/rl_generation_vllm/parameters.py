@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
-class ParameterLayout:
+class ModelParameters:
     """Names and shapes that weights for a model must have.
 
     Attributes:
@@ -30,8 +30,8 @@ class ParameterLayout:
     published_as: PretrainedConfig | None = None
 
     @classmethod
-    def of(cls, config: PretrainedConfig, *, trust_remote_code: bool) -> ParameterLayout:
-        """The layout of the causal language model of ``config``."""
+    def of(cls, config: PretrainedConfig, *, trust_remote_code: bool) -> ModelParameters:
+        """The parameters of the causal language model of ``config``."""
         model = _empty(config, trust_remote_code=trust_remote_code)
         state = model.state_dict(keep_vars=True)
         first: dict[int, str] = {}
