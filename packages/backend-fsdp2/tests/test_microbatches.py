@@ -25,7 +25,7 @@ def made(
     return [micro for _, micro in batcher.micro_batches(batch, mesh, packing=packing)]
 
 
-def test_the_layout_of_the_same_tokens_is_used_again_with_the_new_columns() -> None:
+def test_the_micro_batch_of_the_same_tokens_is_used_again_with_the_new_columns() -> None:
     batcher = MicroBatcher(max_tokens=100, packing="packed")
     (first,) = made(batcher, shard())
     (second,) = made(batcher, shard(advantages=np.arange(9, dtype=np.float32)))

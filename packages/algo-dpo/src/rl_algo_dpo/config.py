@@ -69,7 +69,7 @@ class DpoConfig(AlgorithmConfig):
         None,
         ge=0,
         lt=0.5,
-        description="Assumed share of pairs whose sides are swapped, for sigmoid (cDPO; default 0) and robust.",
+        description="Assumed share of pairs whose completions are swapped, for sigmoid (cDPO; default 0) and robust.",
     )
     target_margin: float | None = Field(
         None, ge=0, description="γ of simpo, the margin asked of the reward difference. Default: 1.0."

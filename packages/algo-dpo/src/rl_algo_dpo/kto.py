@@ -62,7 +62,7 @@ def kl_baseline(batch: SequenceBatch, models: Mapping[str, Model], beta: float) 
 def mismatched(batch: SequenceBatch) -> SequenceBatch:
     """Each prompt with the completion that follows it in the batch, desirable ones before the others.
 
-    In that order the two sides of a pair, which have one prompt, are not neighbours. Joins of equal
+    In that order the two completions of a pair, which have one prompt, are not neighbours. Joins of equal
     prompts are left out, and none is longer than the longest sequence of the batch: its end is cut off.
 
     Args:

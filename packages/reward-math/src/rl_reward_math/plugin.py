@@ -15,7 +15,7 @@ def register_rewards() -> list[Component]:
             name="math",
             factory="rl_reward_math.reward:Math",
             config="rl_reward_math.config:MathConfig",
-            summary="1 where the completion's mathematical answer equals the row's, judged by math-verify.",
+            summary="1 where the completion's mathematical answer equals the row's, checked by math-verify.",
             imports=("math_verify",),
         )
     ]

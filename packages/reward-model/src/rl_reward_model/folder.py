@@ -1,4 +1,4 @@
-"""What a reward-model folder must hold, judged from its small files alone: nothing heavy is imported."""
+"""Checks of a reward-model folder that read only its small files and import nothing heavy."""
 
 from __future__ import annotations
 
