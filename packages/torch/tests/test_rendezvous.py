@@ -10,7 +10,7 @@ import torch.distributed as dist
 from rl_core.cluster.meeting_places import MeetingPlaces
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.contracts.transport import WeightGroup
-from rl_torch.rendezvous import store_of, open_store
+from rl_torch.rendezvous import open_store, store_of
 
 PATIENCE = timedelta(seconds=20)
 
