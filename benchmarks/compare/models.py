@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2Fo
 from compare.workloads import CHARACTERS, EOS, FIRST_CHARACTER, SIZES, SPECIAL_TOKENS, VOCABULARY, Workload
 
 _LOUDNESS = 10.0
-"""Of the embedding beside what the layers add to it, which is below 1."""
+"""Of the embedding relative to what the layers add to it, which is below 1."""
 
 _CERTAINTY = 30.0
 """Logit of the two characters that may follow, all others being near 0."""

@@ -44,7 +44,7 @@ def progress_file(folder: Path) -> Path:
 
 
 def step_numbers(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of ``metrics.jsonl`` under the names of :class:`compare.progress.Progress`, its times besides."""
+    """A line of ``metrics.jsonl`` under the names of :class:`compare.progress.Progress`, and its times."""
     return {
         "step": line["step"],
         "loss": line["train/loss"],

@@ -53,7 +53,7 @@ class KlConfig(Section):
 
 
 class ValueConfig(Section):
-    """The model that predicts the reward still to come, trained beside the policy."""
+    """The model that predicts the reward still to come, trained together with the policy."""
 
     path: ModelPath | None = Field(
         None,

@@ -30,7 +30,7 @@ NAME = "default"
 BASE = ".base_layer"
 
 HEAD = "score"
-"""The scalar head, which is trained whole beside an adapter."""
+"""The scalar head, which is trained whole even with an adapter."""
 
 _WRAPPER = "base"
 

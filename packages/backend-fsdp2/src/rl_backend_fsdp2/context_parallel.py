@@ -1,9 +1,9 @@
 """Context parallelism: a row's tokens are spread over ranks, which exchange keys and values in attention.
 
 Each layer gathers the keys and values of the whole row (as in Llama 3 training, Dubey et al. 2024, section 3.3.2),
-which costs little beside attention itself where key/value heads are few; every other activation exists for a rank's
-own tokens only. A rank takes one piece from the front of the row and one from the back, so that all have equally
-much to look at. PyTorch's own ring attention works on CUDA only and without packed rows.
+which costs little compared with attention itself where key/value heads are few. Every other activation exists for
+a rank's own tokens only. A rank takes one piece from the front of the row and one from the back, which balances the
+work of causal attention. PyTorch's own ring attention works on CUDA only and without packed rows.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _peak(role: _RoleMemory, *, several: bool) -> int:
     before = role.gradients if several else 0
     logits = before + role.kept + role.logits
     block = before + role.kept + role.pending + role.block_temporaries
-    # The gradient of the embedding is computed beside the one that is there already.
+    # The gradient of the embedding is computed while an earlier one exists already.
     end = role.gradients + role.gradient_buffers + role.pending + (role.embedding_gradient if several else 0)
     # What is as wide as the vocabulary is gone before a block has a gradient.
     return role.gathered + max(logits, block + role.gradient_buffers, end)

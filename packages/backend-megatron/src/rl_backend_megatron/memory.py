@@ -117,7 +117,7 @@ def kept_per_token(shape: ModelShape, settings: MemorySettings, *, weights_train
     Two norms: each keeps its input in float32, what its weight multiplies, and its output, which the next linear
     layers keep as their input. Attention keeps the fused product (values are a part of it), queries and keys after
     the rotation with its cosines and sines, the kernel's sums, and its result as the next layer's input. The gated
-    feed-forward part keeps both products side by side, the second one again, the activation function's result, and
+    feed-forward part keeps both products in one tensor, the second one again, the activation function's result, and
     what the last matrix multiplies.
     """
     small, query, key = settings.compute_bytes, shape.query_width, shape.key_width

@@ -114,7 +114,7 @@ def test_a_ray_of_this_machine_alone_has_a_gpu_for_every_worker(monkeypatch, con
         (
             ["run.gpus=4", "generator.replicas=6", "generator.weight_transport=ipc"],
             "command line: generator.weight_transport: weights cannot go by ipc: each generator must be on a GPU with "
-            "a training worker; there are 6 beside 4\n    weight_transport: auto",
+            "a training worker; there are 6 generators and 4 workers\n    weight_transport: auto",
         ),
         (
             ["run.gpus=4", "generator.weight_transport=collective"],

@@ -265,7 +265,7 @@ def _write_folder(
 ) -> None:
     """A model folder without weights for vLLM, which chooses its own class by the architecture's name.
 
-    It also holds the tokenizer's files, because vLLM looks for ``config.json`` beside them.
+    It also holds the tokenizer's files, because vLLM looks for ``config.json`` next to them.
     """
     for file in Path(tokenizer_path).iterdir() if tokenizer_path else ():
         (Path(folder) / file.name).symlink_to(file.resolve())

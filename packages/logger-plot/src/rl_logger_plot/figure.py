@@ -183,7 +183,7 @@ def _style(axis: Axes, panel: Panel) -> None:
 
 
 def _name_last(axis: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    """Write the last value beside its point."""
+    """Write the last value next to its point."""
     finite = np.flatnonzero(np.isfinite(y))
     if len(finite):
         last = finite[-1]

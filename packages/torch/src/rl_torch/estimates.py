@@ -64,7 +64,7 @@ def logits_bytes(
 ) -> int:
     """Tensors of one chunk of tokens × vocabulary that :func:`rl_torch.logprobs.token_outputs` holds at once.
 
-    One chunk for everything: its log-probs are kept, beside probabilities and gradient. Several: the logits, and
+    One chunk for everything: its log-probs are kept, and probabilities and gradient. Several: the logits, and
     the gradient of the chunk before, as well. A loss with the entropy needs three more for its derivative.
     """
     chunk = min(chunk_tokens or max(16, CHUNK_ELEMENTS // vocabulary), tokens)

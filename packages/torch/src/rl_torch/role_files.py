@@ -1,4 +1,4 @@
-"""What backends write beside a role's shards: ``role.json``, random-number states, and errors that all ranks share."""
+"""What backends write next to a role's shards: ``role.json``, random-number states, and errors that all ranks share."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Balancing:
     """That a model's config asks for it, by ``output_router_logits`` and ``router_aux_loss_coef``.
 
     Attributes:
-        coefficient: of the loss beside the algorithm's own.
+        coefficient: weight of this loss, which is added to the algorithm's own.
         chosen: experts per token.
     """
 

@@ -196,7 +196,7 @@ class Interpolator:
         found = self._secrets.get((name, source, node.base))
         if found is None:
             try:
-                found = find_secret(name, source, beside=node.base)
+                found = find_secret(name, source, folder=node.base)
             except SecretUnavailable as error:
                 found = error
             self._secrets[name, source, node.base] = found

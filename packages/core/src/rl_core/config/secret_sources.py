@@ -28,7 +28,7 @@ SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 KEPT_FILE = "secrets.json"
-"""Beside a run's config.yaml, readable by its owner only: the secrets that were typed into the config."""
+"""Next to a run's config.yaml, readable by its owner only: the secrets that were typed into the config."""
 TYPED = "typed."
 """How their names begin."""
 
@@ -75,12 +75,12 @@ def default_folder() -> str:
     return os.path.join(home, "rl", "secrets")
 
 
-def find_secret(name: str, source: SecretSource | None, *, beside: str) -> str | int | float:
+def find_secret(name: str, source: SecretSource | None, *, folder: str) -> str | int | float:
     """The value of ``${secret:NAME}``.
 
     Args:
         source: what ``run.secrets`` says of it; without it the default folders are searched.
-        beside: folder of the config file, which holds :data:`KEPT_FILE` where that is a run's.
+        folder: folder of the config file, which holds :data:`KEPT_FILE` where that is a run's.
 
     Raises:
         SecretUnavailable: there is none, it may be read by others, or its command failed or took too long.
@@ -88,7 +88,7 @@ def find_secret(name: str, source: SecretSource | None, *, beside: str) -> str |
     if source is not None:
         return _from_source(name, source)
     if name.startswith(TYPED):
-        return _kept(name, os.path.join(beside, KEPT_FILE))
+        return _kept(name, os.path.join(folder, KEPT_FILE))
     own = default_folder()
     for folder in (own, *_FOLDERS):
         file = os.path.join(folder, name)

@@ -2,7 +2,7 @@
 
 A conversation becomes one sequence. The model's tokens are exactly those it sampled; what the environment says is
 appended in tokens of its own, with ``loss_mask`` 0. A conversation depends only on its prompt, its seed and the
-weights: which others run beside it makes no difference (up to floating-point rounding, as for any request).
+weights: which others run at the same time makes no difference (up to floating-point rounding, as for any request).
 """
 
 from __future__ import annotations

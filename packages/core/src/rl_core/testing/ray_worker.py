@@ -65,7 +65,7 @@ def check_arrival(components: Sequence[tuple[str, Component, BaseModel]]) -> Non
     import ray
 
     with ray_for_checks():
-        # No CPU of its own: it runs beside whatever the cluster is doing.
+        # No CPU of its own: it runs whatever else the cluster is doing.
         unpack = ray.remote(_unpack).options(num_cpus=0, max_retries=0)
         answers = ray.get(unpack.remote(list(sys.path), parcels), timeout=TIMEOUT_S)
     for (label, _, config), (problem, arrived) in zip(components, answers, strict=True):

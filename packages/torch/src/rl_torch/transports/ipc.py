@@ -82,7 +82,7 @@ class Receiver:
         try:
             shared: Tensor = pickle.loads(buffer)
         except (RuntimeError, OSError) as error:
-            raise WeightTransferFailed(f"memory of the rank beside cannot be read: {first_line(error)}") from error
+            raise WeightTransferFailed(f"memory of the rank on this GPU cannot be read: {first_line(error)}") from error
 
         def read(layout: BucketLayout) -> Tensor:
             if shared.is_cuda:

@@ -63,7 +63,7 @@ class EnvironmentConformance(ComponentConformance):
         for index, (_, _, turns) in enumerate(talks):
             self.expect(
                 repr(turns) == repr(alone[index]),
-                f"conversation {index} goes differently beside another one; state belongs into what start returns",
+                f"conversation {index} goes differently while another one runs; state belongs into what start returns",
             )
 
     def _turns(self, environment: Environment, row: Row) -> list[Turn]:
