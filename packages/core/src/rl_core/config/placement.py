@@ -98,7 +98,9 @@ def _no_shared_gpu(stage: StageConfig) -> str | None:
     fewest, most = stage.generator.config.replica_range
     if fewest != most or most > ranks:
         many = str(most) if fewest == most else f"{fewest} to {most}"
-        return f"each generator must be on a GPU with a training worker; there are {many} generators and {ranks} workers"
+        return (
+            f"each generator must be on a GPU with a training worker; there are {many} generators and {ranks} workers"
+        )
     return None
 
 
