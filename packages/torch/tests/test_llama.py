@@ -120,13 +120,13 @@ def test_slots_hold_every_head_of_every_position() -> None:
         index = rows.indices[begin : begin + count * width].view(count, width)
         assert torch.equal(group.transpose(1, 2), states[index])
         begin += count * width
-    assert torch.equal(slots.put_back(shown), states)
+    assert torch.equal(slots.scatter(shown), states)
     # Adjoint: <gather x, y> = <x, gather_backward y> where y is zero behind the ends of sequences.
     real = slots.gather(slots.gather_backward(torch.ones_like(shown)))
     assert real.min() == 1
     assert real.max() > 1, "some beginnings are shared"
     y = random(positions, 3, 2, seed=1)
-    assert_agree([(slots.put_back(shown * 2) * y).sum()], [(shown * 2 * slots.put_back_backward(y)).sum()])
+    assert_agree([(slots.scatter(shown * 2) * y).sum()], [(shown * 2 * slots.scatter_backward(y)).sum()])
 
 
 def model(architecture: str, *, head: str = "lm", layers: int = 3, **extra: object) -> torch.nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 from rl_core.contracts.environment import CallFailed
 from rl_core.errors import ConfigError
 from rl_core.functions import load_function
-from rl_core.isolation.outcome import Answered, Ended, Late, Outcome, Raised
+from rl_core.isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
 from rl_core.isolation.pool import Pool
 from rl_core.isolation.worker import Limits, Service, as_error
 
@@ -94,14 +94,14 @@ class LoadedTools:
 
 def _value(outcome: Outcome) -> Any:
     match outcome:
-        case Answered(value) if isinstance(value, list):
+        case Returned(value) if isinstance(value, list):
             return value
-        case Late() as late:
+        case TimedOut() as late:
             raise TimeoutError(late.place.strip(" ()"))
         case Raised(explained=True) as raised:
             raise as_error(raised)
         case Raised() as raised:
             raise CallFailed(f"has a tool that {raised.reason}")
-        case Ended() as ended:
+        case ProcessEnded() as ended:
             raise CallFailed(f"has a tool that {ended.reason}")
     raise CallFailed("has a tool that gave an answer that is none")

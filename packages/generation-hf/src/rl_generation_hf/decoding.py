@@ -121,7 +121,7 @@ class Decoder:
             if run.count:
                 run.step()
             if new_weights() and restart:
-                schedule.put_back(*run.give_up())
+                schedule.requeue(*run.preempt())
         return run.result
 
     def _fit_cache(self, schedule: Schedule, run: _Run) -> None:
@@ -180,7 +180,7 @@ class _Run:
             setattr(self, name, new)
         self.slots = slots
 
-    def give_up(self) -> tuple[np.ndarray, np.ndarray]:
+    def preempt(self) -> tuple[np.ndarray, np.ndarray]:
         """Drop what runs; returns the requests and samples (int64 [R] each) that are to be begun anew."""
         rows = self._row[: self.count]
         self.result.lengths[rows] = 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rl_core.contracts.reward import Sample, Score
 from rl_core.errors import DataError
-from rl_core.isolation.outcome import Answered, Late, Outcome
+from rl_core.isolation.outcome import Outcome, Returned, TimedOut
 from rl_core.isolation.pool import Pool
 from rl_core.isolation.worker import Limits, Service
 
@@ -112,9 +112,9 @@ class Math:
 
 
 def _verdict(outcome: Outcome) -> Verdict:
-    if isinstance(outcome, Answered) and outcome.value in list(Verdict):
+    if isinstance(outcome, Returned) and outcome.value in list(Verdict):
         return Verdict(outcome.value)
-    return Verdict.TIMEOUT if isinstance(outcome, Late) else Verdict.CRASHED
+    return Verdict.TIMEOUT if isinstance(outcome, TimedOut) else Verdict.CRASHED
 
 
 def _shown(value: object) -> str:

@@ -89,7 +89,7 @@ class _Gather(torch.autograd.Function):
         return sum_by(ctx.rows.indices, gradient, len(ctx.rows.owners)), None
 
 
-class _PutBack(torch.autograd.Function):
+class _Scatter(torch.autograd.Function):
     """Slots [C, …] → positions [U, …]; slots that own no position have no gradient."""
 
     @staticmethod
@@ -137,7 +137,7 @@ def attention(
         mask = _window(width, sliding_window, q)
         seen = attend(q, k, v, mask, scale=scaling, softcap=softcap, sinks=s_aux)
         outputs.append(seen.transpose(1, 2).flatten(0, 1))
-    return _PutBack.apply(torch.cat(outputs), rows)[None], None
+    return _Scatter.apply(torch.cat(outputs), rows)[None], None
 
 
 def missing_rows() -> RuntimeError:

@@ -63,13 +63,13 @@ class Frame:
         """[D, …]."""
         return self.spread(gradient, count) if self.distinct is None else gradient
 
-    def hand_out(self, states: Sequence[Tensor]) -> list[Tensor]:
+    def expand(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Queries, keys and values of sources → queries of the M wanted positions, keys and values of all U."""
         if self.distinct is None:
             return list(states)
         return [part.index_select(0, self.distinct.at(c)) for part, c in zip(states, self._owners(), strict=True)]
 
-    def hand_out_backward(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def expand_backward(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """The gradients by the states of sources."""
         if self.distinct is None:
             return list(gradients)
@@ -113,13 +113,13 @@ class Attention(torch.autograd.Function):
             both = [norm.forward(part, w, frame.epsilon) for part, w in zip(states[:2], head_norms, strict=True)]
             states[:2] = [part for part, _ in both]
             kept = [*projected[:2], *(factors for _, factors in both), *head_norms]
-        states = frame.hand_out(states)
+        states = frame.expand(states)
         states[:2] = [turn.forward(part) for turn, part in zip(frame.rotations(), states[:2], strict=True)]
         states[0] = frame.spread(states[0], len(x))
         slots = frame.slots()
         query, key, value = (slot.gather(part) for slot, part in zip(slots, states, strict=True))
         seen, ctx.attention_backward = attend(frame.rows.shapes, query, key, value, frame.heads)
-        merged = frame.pick(slots[0].put_back(seen).flatten(1))
+        merged = frame.pick(slots[0].scatter(seen).flatten(1))
         ctx.save_for_backward(sources, normalized, factor, merged, weight, *(w for w, _ in linear), *kept)
         ctx.frame, ctx.positions, ctx.biased = frame, len(x), [bias is not None for _, bias in linear]
         return added(frame.pick(x), merged, *linear[3])
@@ -131,12 +131,12 @@ class Attention(torch.autograd.Function):
         sources, normalized, factor, merged, weight, query, key, value, output, *kept = ctx.saved_tensors
         frame, slots = ctx.frame, ctx.frame.slots()
         by_seen = frame.spread(by_input(gradient, output), ctx.positions).unflatten(1, (-1, frame.heads.width))
-        by_shown = ctx.attention_backward(slots[0].put_back_backward(by_seen))
+        by_shown = ctx.attention_backward(slots[0].scatter_backward(by_seen))
         del ctx.attention_backward  # with what it kept
         states = [slot.gather_backward(part) for slot, part in zip(slots, by_shown, strict=True)]
         states[0] = frame.pick(states[0])
         states[:2] = [turn.backward(part) for turn, part in zip(frame.rotations(), states[:2], strict=True)]
-        states = frame.hand_out_backward(states)
+        states = frame.expand_backward(states)
         by_head_norms: list[Tensor | None] = [None, None]
         if kept:
             both = [norm.backward(g, *of) for g, *of in zip(states[:2], kept[:2], kept[2:4], kept[4:], strict=True)]

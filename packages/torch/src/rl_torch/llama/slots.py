@@ -71,11 +71,11 @@ class Slots:
             total = exact(total).index_add_(0, self.repeated, further).to(gradient.dtype)
         return total.unflatten(0, (-1, self.heads))
 
-    def put_back(self, states: Tensor) -> Tensor:
+    def scatter(self, states: Tensor) -> Tensor:
         """[C · heads, d] → [U, heads, d]."""
         return states.index_select(0, self.owners).unflatten(0, (-1, self.heads))
 
-    def put_back_backward(self, gradient: Tensor) -> Tensor:
+    def scatter_backward(self, gradient: Tensor) -> Tensor:
         """Slots that own no position have no gradient."""
         result = gradient.new_zeros(self.total, gradient.shape[2])
         return result.index_copy_(0, self.owners, gradient.flatten(0, 1))
