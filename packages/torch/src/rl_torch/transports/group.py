@@ -59,7 +59,7 @@ class BroadcastGroup:
             # NCCL's own wait only queues one on the device, and a kernel waits for a dead peer for ever.
             while not work.is_completed():
                 if time.monotonic() > deadline:
-                    raise WeightTransferFailed(f"an exchange of weights stood still for {self.meeting.timeout_s:g} s")
+                    raise WeightTransferFailed(f"an exchange of weights stood still for {self.spec.timeout_s:g} s")
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_POLL_S)
             work.wait()
