@@ -1,4 +1,4 @@
-"""This project's side: the config that ``rl run`` is started with, and what its metrics say afterwards."""
+"""This project as a system: the config that ``rl run`` is started with, and what its metrics say afterwards."""
 
 from __future__ import annotations
 
