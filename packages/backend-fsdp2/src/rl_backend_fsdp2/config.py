@@ -82,7 +82,7 @@ class Fsdp2Config(BackendConfig):
         False, description="torch.compile every layer; the first step takes a minute, later runs use a cache on disk."
     )
     async_save: bool = Field(
-        False, description="Write checkpoints in the background; training goes on after a copy to host memory."
+        False, description="Write checkpoints in the background; training continues after a copy to host memory."
     )
     logprob_chunk_tokens: int | None = Field(
         None, ge=1, description="Tokens whose logits exist at once; default: as many as fit 64 MB in float32."

@@ -169,7 +169,7 @@ class _GatherTokens(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Every rank goes on with the whole and computes the same loss, so it keeps the gradient of its own part."""
+    """Every rank continues with the whole and computes the same loss, so it keeps the gradient of its own part."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, mine: Tensor, count: int, group: dist.ProcessGroup) -> Tensor:

@@ -103,7 +103,7 @@ class MegatronBackend:
             checkpoint.save(loaded, Path(directory), runtime, background=self._config.async_save)
 
     def is_saving(self) -> bool:
-        """Whether a background write goes on, of any role."""
+        """Whether a background write of any role is running."""
         return any(checkpoint.is_saving(loaded) for loaded in self._roles.values())
 
     def finish_saving(self) -> None:

@@ -69,7 +69,7 @@ class MegatronConfig(BackendConfig):
         True, description="Split the optimizer's state over data-parallel ranks (ZeRO-1): less memory, same result."
     )
     async_save: bool = Field(
-        False, description="Write checkpoints in the background; training goes on after a copy to host memory."
+        False, description="Write checkpoints in the background; training continues after a copy to host memory."
     )
     logprob_chunk_tokens: int | None = Field(
         None, ge=1, description="Tokens whose logits exist at once; default: as many as fit 64 MB in float32."

@@ -141,10 +141,10 @@ def test_the_address_of_a_cluster_is_tried():
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         for spelled in (address, f"ray://{address}"):
             assert list(software_checks.ray_cluster(spelled)) == [
-                Finding("Ray cluster", "ok", f"somebody answers at RAY_ADDRESS {spelled}")
+                Finding("Ray cluster", "ok", f"a cluster answers at RAY_ADDRESS {spelled}")
             ]
     assert list(software_checks.ray_cluster(address)) == [
-        Finding("Ray cluster", "fail", f"nobody answers at RAY_ADDRESS {address}: Connection refused", fix)
+        Finding("Ray cluster", "fail", f"no cluster answers at RAY_ADDRESS {address}: Connection refused", fix)
     ]
     assert list(software_checks.ray_cluster("head-node")) == [
         Finding("Ray cluster", "fail", "RAY_ADDRESS 'head-node' is not of the form HOST:PORT", fix)

@@ -85,7 +85,7 @@ class HostedEnvironment:
         self._ends = told["ends"] is True
         self.tools = self._checked_tools(told["tools"])
         if not self.asynchronous:
-            # All of them now: processes that come one by one would let conversations go on in several rounds.
+            # All of them now: processes that come one by one would let conversations continue in several rounds.
             self._described(self._processes[1:])
 
     async def start(self, row: Row, seed: int) -> Hosted:
@@ -153,7 +153,7 @@ class HostedEnvironment:
         return told
 
     def _lose(self, culprit: Hosted, outcome: TimedOut | ProcessEnded, method: str) -> None:
-        """Tell the conversations whose state was in the process that ended what became of them."""
+        """Tell the conversations whose state was in the process that ended what happened to them."""
         did = outcome.reason if isinstance(outcome, ProcessEnded) else f"took longer than {outcome.timeout_s:g} s"
         place = "" if isinstance(outcome, ProcessEnded) else outcome.place
         why = f"its state was in the same process as the conversation of {culprit.where}, whose {method} {did}{place}"

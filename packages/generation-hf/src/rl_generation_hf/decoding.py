@@ -101,7 +101,7 @@ class Decoder:
 
         Args:
             new_weights: called between steps; may replace the model's weights and :attr:`version`, and says so.
-            restart: begin unfinished completions anew with new weights. Without it they go on from the tokens they
+            restart: begin unfinished completions anew with new weights. Without it they continue from the tokens they
                 have, and keep the keys and values that the old weights computed for these.
         """
         schedule = Schedule(

@@ -1,4 +1,4 @@
-"""One step axis for a run of several stages: each goes on where the one before it ended."""
+"""One step axis for a run of several stages: each continues where the one before it ended."""
 
 from __future__ import annotations
 

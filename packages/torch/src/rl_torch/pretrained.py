@@ -86,7 +86,7 @@ def load_pretrained(
         new = set(info["missing_keys"])
         missing = sorted(new - {NEW_HEAD})
         if missing:
-            # transformers would go on with random values.
+            # transformers would continue with random values.
             raise EnvironmentProblem(
                 f"the folder lacks the weights {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}\n"
                 "    copy the model again, or give one with this head"

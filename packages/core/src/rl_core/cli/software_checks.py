@@ -122,9 +122,9 @@ def ray_cluster(address: str) -> Iterator[Finding]:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         reason = error.strerror or str(error)
-        yield Finding("Ray cluster", "fail", f"nobody answers at RAY_ADDRESS {address}: {reason}", fix)
+        yield Finding("Ray cluster", "fail", f"no cluster answers at RAY_ADDRESS {address}: {reason}", fix)
         return
-    yield Finding("Ray cluster", "ok", f"somebody answers at RAY_ADDRESS {address}")
+    yield Finding("Ray cluster", "ok", f"a cluster answers at RAY_ADDRESS {address}")
 
 
 def vllm() -> Iterator[Finding]:

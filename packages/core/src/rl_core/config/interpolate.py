@@ -191,7 +191,7 @@ class Interpolator:
             findings.extend(problems)
             try:
                 source = SecretSource.model_validate(plain(described))
-            except ValidationError:  # reported where it stands
+            except ValidationError:  # reported where it is
                 return None
         found = self._secrets.get((name, source, node.base))
         if found is None:

@@ -2,7 +2,7 @@
 
 It is a fork of its supervisor, made before that had any thread, secret or state. It holds one socket to the supervisor
 and none to the driver. An answer counts only once the supervisor has asked back and heard from the same place that gave
-the answer: code that writes an answer of its own and then goes on, exits or forks is found out.
+the answer: code that writes an answer of its own and then continues, exits or forks is found out.
 """
 
 from __future__ import annotations

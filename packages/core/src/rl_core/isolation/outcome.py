@@ -1,4 +1,4 @@
-"""What became of a task."""
+"""Outcomes of a task."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Pool:
         weakref.finalize(self, _close, self._workers, self._owner)
 
     def submit(self, task: Any, *, timeout_s: float) -> Future[Outcome]:
-        """What becomes of ``task``; cancelling the future kills the process that is at work on it.
+        """Start ``task``; cancelling the future kills the process that is working on it.
 
         Args:
             timeout_s: counted from when a process takes the task.
@@ -63,7 +63,7 @@ class Pool:
         return job.result
 
     def map(self, tasks: Sequence[Any], *, timeout_s: float) -> list[Outcome]:
-        """What becomes of each task, in order; an interrupt cancels those that are under way."""
+        """The outcome of each task, in order; an interrupt cancels those that are in progress."""
         results: list[Future[Outcome]] = []
         try:
             results += (self.submit(task, timeout_s=timeout_s) for task in tasks)

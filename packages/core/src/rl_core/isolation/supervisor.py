@@ -1,7 +1,7 @@
 """The process between the driver and the user's code: ``python -m rl_core.isolation.supervisor SOCKET TASKS LIMITS``.
 
 It forks the child, hands it tasks, keeps their deadlines, and alone holds the socket to the driver and, while a task is
-under way, the nonce that its answer has to bring. It ends with its child and with its driver, and takes every process
+in progress, the nonce that its answer has to bring. It ends with its child and with its driver, and takes every process
 with it that the child has started, also those that hid in a session of their own. Only the standard library.
 """
 

@@ -105,7 +105,7 @@ class Worker:
         return self._process.pid if self._process is not None else None
 
     def call(self, task: Any, *, timeout_s: float) -> Outcome:
-        """Pickle ``task`` to the process and wait for what becomes of it.
+        """Pickle ``task`` to the process and wait for its outcome.
 
         Raises:
             EnvironmentProblem: the process does not start.
@@ -120,7 +120,7 @@ class Worker:
             except _EndedBeforeTask:
                 self._end()
                 outcome = self._ready().exchange(body, timeout_s)
-        except BaseException:  # an interrupt leaves an answer under way
+        except BaseException:  # an interrupt leaves an answer in progress
             self._end()
             raise
         if isinstance(outcome, TimedOut | ProcessEnded):
@@ -210,7 +210,7 @@ class _Process:
         return self._hung_up or self._supervisor.poll() is not None
 
     def exchange(self, task: bytes, timeout_s: float) -> Outcome:
-        """Give it a task and wait for what becomes of it."""
+        """Send a task and wait for its outcome."""
         self.send(task, timeout_s)
         return self.receive(timeout_s)
 
@@ -227,7 +227,7 @@ class _Process:
         self._flush(self._nonce, DEADLINE.pack(timeout_s), IN_FILE.pack(in_file), task)
 
     def receive(self, timeout_s: float) -> Outcome:
-        """What becomes of the task that was sent."""
+        """The outcome of the task that was sent."""
         until = time.monotonic() + timeout_s + _GRACE_S
         try:
             while (outcome := self._next(timeout_s)) is None:

@@ -1,4 +1,4 @@
-"""The weighted sum of a stage's rewards, and what becomes of samples that a reward cannot score."""
+"""The weighted sum of a stage's rewards, and what happens to samples that a reward cannot score."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ NO_TEMPLATE = (
 )
 
 _UNSTABLE = (
-    "the chat template is not prefix-stable: what it asks the model to go on with at message {index}, {asked!r}, is "
-    "not how it renders the conversation with that message, so the assistant's tokens cannot be told apart\n"
+    "the chat template is not prefix-stable: what it asks the model to continue with at message {index}, {asked!r}, is "
+    "not how it renders the conversation with that message, so the assistant's tokens cannot be distinguished\n"
     "    give the answer as text (prompt and completion: it is trained on to the letter), set chat_template_kwargs, or "
     "set tokenizer.chat_template to one that renders every turn on its own"
 )
@@ -106,7 +106,7 @@ class ChatTemplate:
         self._check_kwargs()
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], extras: Extras) -> str:
-        """The conversation up to where the model goes on: after the template's generation prompt, or, where its last
+        """The conversation up to where the model continues: after the template's generation prompt, or, where its last
         message is the assistant's, after that message's text.
 
         Raises:
@@ -173,7 +173,7 @@ class ChatTemplate:
 
         Args:
             given: this many messages at the start are the prompt; nothing in them is trained on.
-            opening: the last of those is the assistant's and goes on after this text.
+            opening: the last of those is the assistant's and continues after this text.
 
         Raises:
             DataError: no assistant message to train on, no template, or one that is not prefix-stable.

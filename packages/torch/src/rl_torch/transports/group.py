@@ -69,7 +69,7 @@ class BroadcastGroup:
             del work  # gloo's connections end with the last reference, and a traceback would keep this one
 
     def leave(self) -> None:
-        """End what is under way; the others' exchanges with this process fail."""
+        """End what is in progress; the others' exchanges with this process fail."""
         if self._group is not None and self.spec.device == "cuda":
             self._group.abort()
         self._group = None
