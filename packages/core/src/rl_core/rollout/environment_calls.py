@@ -171,7 +171,7 @@ class EnvironmentCalls:
         except TimeoutError:
             raise RLError(
                 f"{self.name}: one of its coroutines has held the event loop for more than {self._timeout_s:g} s, so "
-                "that no other conversation continues\n    await what takes long (asyncio.sleep, an asynchronous "
+                "that no other conversation goes on\n    await what takes long (asyncio.sleep, an asynchronous "
                 "client), or write the method without async"
             ) from None
 

@@ -30,8 +30,8 @@ NO_TEMPLATE = (
 )
 
 _UNSTABLE = (
-    "the chat template is not prefix-stable: what it asks the model to continue with at message {index}, {asked!r}, is "
-    "not how it renders the conversation with that message, so the assistant's tokens cannot be distinguished\n"
+    "the chat template is not prefix-stable: what it asks the model to go on with at message {index}, {asked!r}, is "
+    "not how it renders the conversation with that message, so the assistant's tokens cannot be told apart\n"
     "    give the answer as text (prompt and completion: it is trained on to the letter), set chat_template_kwargs, or "
     "set tokenizer.chat_template to one that renders every turn on its own"
 )
