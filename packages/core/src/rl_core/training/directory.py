@@ -66,7 +66,7 @@ class RunDirectory:
         manifest: Mapping[str, str],
         write_sidecars: Callable[[Path], None] = lambda folder: None,
     ) -> RunDirectory:
-        """Start a new run directory; ``write_sidecars`` writes the files that config.yaml needs, before config.yaml itself.
+        """Start a new run directory; ``write_sidecars`` writes the files that config.yaml needs, before it.
 
         Raises:
             ConfigError: it already holds something, or another process is working in it; nothing is touched.
