@@ -1,4 +1,4 @@
-"""What KTO needs besides its loss: labelled completions, and the KL baseline (Ethayarajh et al. 2024)."""
+"""Inputs of the KTO loss: labelled completions, and the KL baseline (Ethayarajh et al. 2024)."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class KlConfig(Section):
 
 
 class OverlongConfig(Section):
-    """What happens to completions that come near the length limit, or are cut off by it."""
+    """Treatment of completions that come near the length limit, or are cut off by it."""
 
     mode: Literal["none", "shape", "mask"] = Field(
         "none",
@@ -139,7 +139,7 @@ class GrpoConfig(PolicyGradientConfig):
         return self.uses_reference and self.kl.placement == "loss"
 
     def plan(self) -> BatchPlan:
-        """What one training step consists of."""
+        """The batch plan of one training step."""
         plan = super().plan()
         notes = plan.notes
         if self.loss == "reinforce":

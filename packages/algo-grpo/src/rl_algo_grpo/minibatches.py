@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What one optimizer step is computed on.
+    """The input of one optimizer step.
 
     Attributes:
         batch: the sequences that are computed on; at least one.

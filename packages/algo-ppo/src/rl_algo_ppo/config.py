@@ -94,7 +94,7 @@ class PpoConfig(PolicyGradientConfig):
     value: ValueConfig = Field(default_factory=ValueConfig, description="The value model and its optimizer.")
 
     def plan(self) -> BatchPlan:
-        """What one training step consists of."""
+        """The batch plan of one training step."""
         plan = super().plan()
         return replace(plan, notes=("the value model takes as many optimizer steps as the policy", *plan.notes))
 

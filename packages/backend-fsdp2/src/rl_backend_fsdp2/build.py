@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a model's architecture allows.
+    """Features that a model's architecture supports.
 
     Attributes:
         ragged: it is trained in ragged rows.

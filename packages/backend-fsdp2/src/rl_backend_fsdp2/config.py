@@ -18,7 +18,7 @@ Recompute = Literal["none", "selective", "full"]
 
 
 class ParallelConfig(Section):
-    """How the ranks divide the work: replicate × dp × cp × tp is their number."""
+    """Parallelism: replicate × dp × cp × tp is their number."""
 
     dp: int | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""How much memory a rank needs, counted tensor by tensor from the shapes of its models.
+"""Memory of a rank, counted tensor by tensor from the shapes of its models.
 
 Nothing here is fitted to measurements: every number is the size of a tensor that exists while a layer of the Llama
 family (Llama, Qwen, Mistral) is run by transformers and PyTorch. What is left out is small (token ids, masks of the

@@ -1,4 +1,4 @@
-"""How well FSDP2 runs a job, with which settings, and what a rank then needs. Imports neither torch nor transformers.
+"""FSDP2's rating of a job: score, settings and memory of a rank. Imports neither torch nor transformers.
 
 Proposals change speed and memory, never results: activation checkpointing and CPU offload where the job would not fit
 otherwise. Precision and the division of work stay as they are given.
@@ -59,7 +59,7 @@ def memory_per_rank(config: Fsdp2Config, job: BackendJob) -> MemoryEstimate | No
 
 
 def memory_settings_of(config: Fsdp2Config, job: BackendJob) -> MemorySettings:
-    """What memory depends on, from the config and the job."""
+    """The memory settings of a config and a job."""
     sizes = config.parallel.sizes(job.total_gpus)
     tokens, count = microbatch_tokens(
         job, limit=config.max_tokens_per_microbatch, data_ranks=sizes["replicate"] * sizes["dp"]

@@ -20,7 +20,7 @@ from rl_backend_megatron.divisibility import ARCHITECTURES, Shape, division_prob
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a decoder consists of.
+    """Parts of a decoder.
 
     Attributes:
         config: the Hugging Face config it came from, which exports write again.

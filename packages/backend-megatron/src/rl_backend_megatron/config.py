@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ParallelConfig(Section):
-    """How the ranks divide the work: dp × tp × pp × cp of them."""
+    """Parallelism: dp × tp × pp × cp of them."""
 
     dp: int | None = Field(
         None, ge=1, description="Data-parallel copies of the model; default: as many as the GPUs allow, or ep."

@@ -1,4 +1,4 @@
-"""How much memory a rank needs, counted tensor by tensor from the shapes of its models. Imports no torch.
+"""Memory of a rank, counted tensor by tensor from the shapes of its models. Imports no torch.
 
 Nothing here is fitted to measurements: every number is the size of a tensor that exists while Megatron Core runs the
 layers of :mod:`rl_backend_megatron.modules`. What is left out is small (token ids, what stages send each other) or

@@ -1,4 +1,4 @@
-"""How well Megatron runs a job, with which settings, and what a rank then needs. Imports neither torch nor Megatron.
+"""Megatron's rating of a job: score, settings and memory of a rank. Imports neither torch nor Megatron.
 
 Proposals change speed and memory, never results: layers computed twice, or the model split over more GPUs, where the
 job would not fit otherwise. Precision stays as it is given, and so does a division of work that is given.
@@ -83,7 +83,7 @@ def _has_experts(job: BackendJob) -> bool:
 
 
 def memory_settings_of(config: MegatronConfig, job: BackendJob) -> MemorySettings:
-    """What memory depends on, from the config and the job."""
+    """The memory settings of a config and a job."""
     parallel = config.parallel
     copies = parallel.copies(job.total_gpus)
     tokens, count = microbatch_tokens(job, limit=config.max_tokens_per_microbatch, data_ranks=copies)

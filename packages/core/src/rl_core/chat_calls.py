@@ -30,7 +30,7 @@ Render = Callable[[list[dict[str, Any]]], str | None]
 
 @dataclass(frozen=True)
 class CallForms:
-    """What a template does with calls.
+    """How a template renders tool calls.
 
     Attributes:
         taken: pairs of a content (``null``, ``empty``, ``text``) and arguments (``object``, ``text``) whose call it

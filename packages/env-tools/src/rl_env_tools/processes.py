@@ -55,7 +55,7 @@ class ToolProcesses:
         return [Description(**{**told, "parameters": tuple(told["parameters"])}) for told in described]
 
     async def call(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """What the tools ``(name, arguments)`` return, run one after the other; cancelling kills the process.
+        """Results of the tools ``(name, arguments)``, run one after the other; cancelling kills the process.
 
         Raises:
             TimeoutError: they took longer than ``step_timeout_s``.
@@ -70,7 +70,7 @@ class ToolProcesses:
 
 
 class LoadedTools:
-    """What answers in such a process: None with the tools' descriptions, calls with their results."""
+    """The service in such a process: answers None with the tools' descriptions, calls with their results."""
 
     def __init__(self, references: Sequence[str]) -> None:
         self._tools = [Tool(load_function(reference), reference=reference) for reference in references]

@@ -15,7 +15,7 @@ _WRITE_A_MESSAGE = "a message is {'role': 'tool', 'content': 'text'}"
 
 
 class InvalidTurn(Exception):
-    """What was answered is no turn; the message says what it is, to stand after the environment's name."""
+    """An answer that is not a turn; the message describes it and follows the environment's name."""
 
 
 def turn_as_json(turn: Any) -> dict[str, Any]:

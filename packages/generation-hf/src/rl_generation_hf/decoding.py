@@ -33,7 +33,7 @@ _PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
 
 @dataclass(frozen=True)
 class Completions:
-    """What was sampled: row ``b·n + k`` is sample ``k`` of request ``b``.
+    """Sampled tokens: row ``b·n + k`` is sample ``k`` of request ``b``.
 
     Attributes:
         tokens: int32 [B·n, max_new_tokens], valid up to ``lengths``.

@@ -164,7 +164,7 @@ class HfGenerator:
 
 
 class _Loaded:
-    """What belongs to one loaded model."""
+    """State of one loaded model."""
 
     def __init__(self, decoder: Decoder, spec: ModelSpec, tokenizer_path: str | None) -> None:
         self.decoder = decoder

@@ -1,4 +1,4 @@
-"""Which prompts are read next, and how many completions run at once."""
+"""The scheduler: which prompts to prefill next, and how many completions run at once."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ PREFILL_TOKENS_CPU = 4096
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine is started with.
+    """Options of an engine.
 
     Attributes:
         folder: a Hugging Face folder or hub id.

@@ -223,7 +223,7 @@ class VllmGenerator:
 
 @dataclass
 class _Loaded:
-    """What belongs to one loaded model."""
+    """State of one loaded model."""
 
     engine: Engine
     folder: tempfile.TemporaryDirectory[str]

@@ -1,4 +1,4 @@
-"""Which parameters a model has, under their Hugging Face names, known without allocating any."""
+"""The parameters of a model under their Hugging Face names, found without allocating any."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ModelParameters:
             raise ValueError("weights do not fit the model; " + "; ".join(findings))
 
     def renamed(self, buckets: Sequence[WeightBucket]) -> dict[str, str | None]:
-        """What vLLM, which knows a tied parameter by its first name alone, must be told about the others.
+        """Renamings for vLLM, which knows a tied parameter by its first name only.
 
         Maps a name to the first one, or to None where the first one is among ``buckets`` as well.
         """

@@ -1,4 +1,4 @@
-"""What the generator adds to vLLM's workers: the sampling temperature, and loading weights in place.
+"""Extension of vLLM's workers: the sampling temperature, and loading weights in place.
 
 vLLM mixes the class into its own worker class and calls the methods by name in every process of
 an engine, so they start with ``rl_`` and take plain values.

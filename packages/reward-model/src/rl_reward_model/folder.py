@@ -19,7 +19,7 @@ _TRAIN_ONE = "give the export of a reward-model stage, or another sequence-class
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a folder, and what to do; ``str`` gives both lines."""
+    """A fault of a folder, and what to do; ``str`` gives both lines."""
 
     message: str
     fix: str

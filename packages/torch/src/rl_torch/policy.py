@@ -32,7 +32,7 @@ OUTPUTS: dict[Head, tuple[str, ...]] = {
     "lm": ("logprobs", "entropy", "mean_logprobs", "logsumexp"),
     "scalar": ("values", "scores"),
 }
-"""What each head can compute."""
+"""The outputs of each head."""
 
 _FEW = 0.9
 """Share of all positions; above it, leaving out the others costs as much as it saves."""
@@ -212,7 +212,7 @@ def score_indices(model: PolicyModel | ScalarModel, micro: MicroBatch) -> Tensor
 
 
 def in_batch_order(results: dict[str, Tensor], micro: MicroBatch) -> TokenOutputs:
-    """What a forward pass gave at ``micro``'s positions ([N] or [B] per name), as the losses see it."""
+    """Outputs of a forward pass at ``micro``'s positions ([N] or [B] per name), in the form that losses take."""
 
     def per_token(name: str) -> Tensor | None:
         if name not in results:
@@ -235,7 +235,7 @@ def in_batch_order(results: dict[str, Tensor], micro: MicroBatch) -> TokenOutput
 
 @dataclass(frozen=True)
 class Support:
-    """What :func:`check_supported` finds out about an architecture.
+    """Result of :func:`check_supported` for an architecture.
 
     Attributes:
         packed: sequences that share a row do not see each other.

@@ -1,4 +1,4 @@
-"""Which quantised checkpoints can be dequantised, from ``config.json`` alone and without torch."""
+"""Quantisation methods that can be dequantised, from ``config.json`` alone and without torch."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from rl_torch.architectures import body_of
 
 @dataclass(frozen=True)
 class Balancing:
-    """That a model's config asks for it, by ``output_router_logits`` and ``router_aux_loss_coef``.
+    """The load-balancing loss that a config sets by ``output_router_logits`` and ``router_aux_loss_coef``.
 
     Attributes:
         coefficient: weight of this loss, which is added to the algorithm's own.
@@ -42,7 +42,7 @@ class Balancing:
 
 
 def balancing_of(config: Any) -> Balancing | None:
-    """What ``config`` asks for; None where its router needs no loss, or is to be trained without."""
+    """The loss that ``config`` sets; None if its router needs no loss, or is trained without."""
     text = config.get_text_config(decoder=True)
     coefficient = getattr(text, "router_aux_loss_coef", None)
     chosen = getattr(text, "num_experts_per_tok", None)

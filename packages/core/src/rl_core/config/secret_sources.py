@@ -1,4 +1,4 @@
-"""Where ``${secret:NAME}`` comes from: a private file, the output of a command, or the system's keyring."""
+"""Sources of ``${secret:NAME}``: a private file, the output of a command, or the system's keyring."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 KEPT_FILE = "secrets.json"
 """Next to a run's config.yaml, readable by its owner only: the secrets that were typed into the config."""
 TYPED = "typed."
-"""How their names begin."""
+"""Prefix of their names."""
 
 MOST_BYTES = 64 * 2**10
 _MOUNTED = ("/run/", "/var/run/")
@@ -40,7 +40,7 @@ _POLL_S = 0.1
 
 
 class SecretSource(Section):
-    """Where a secret is: exactly one of ``file``, ``command`` and ``keyring``."""
+    """The source of a secret: exactly one of ``file``, ``command`` and ``keyring``."""
 
     file: ConfigPath | None = Field(None, description="File that only you may read (chmod 600); its text is the value.")
     command: str | tuple[str, ...] | None = Field(
@@ -70,7 +70,7 @@ class SecretUnavailable(Exception):
 
 
 def default_folder() -> str:
-    """Where secrets are that no ``run.secrets`` names: ``$XDG_CONFIG_HOME/rl/secrets``, one file each."""
+    """Folder of secrets that are not in ``run.secrets``: ``$XDG_CONFIG_HOME/rl/secrets``, one file each."""
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return os.path.join(home, "rl", "secrets")
 
@@ -180,7 +180,7 @@ def _kept(name: str, file: str) -> str | int | float:
 
 
 def kept_secrets(file: str) -> Mapping[str, str | int | float]:
-    """What a run's :data:`KEPT_FILE` holds, by name.
+    """The contents of a run's :data:`KEPT_FILE`, by name.
 
     Raises:
         SecretUnavailable: as :func:`read_private`, or it is damaged.
@@ -194,7 +194,7 @@ def kept_secrets(file: str) -> Mapping[str, str | int | float]:
 
 
 def _output(command: Sequence[str], timeout_s: float, *, what: str) -> str:
-    """What a command writes; it is killed, with what it started, after ``timeout_s``."""
+    """The output of a command; it is killed, with its children, after ``timeout_s``."""
     try:
         process = subprocess.Popen(
             command,

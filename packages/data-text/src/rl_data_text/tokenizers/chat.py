@@ -55,7 +55,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a template gets besides the messages: JSON schemas of ``tools``, and variables by name."""
+    """Inputs of a template in addition to the messages: JSON schemas of ``tools``, and variables by name."""
 
     tools: Sequence[Mapping[str, Any]] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)

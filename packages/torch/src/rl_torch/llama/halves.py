@@ -21,7 +21,7 @@ from rl_torch.ragged import RaggedRows
 
 @dataclass(frozen=True)
 class Frame:
-    """What a layer knows of its attention and of the micro-batch.
+    """Inputs of a layer: its attention and the micro-batch.
 
     Attributes:
         epsilon: of the norms.

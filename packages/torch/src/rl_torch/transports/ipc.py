@@ -103,7 +103,7 @@ class Receiver:
 
 
 def handle_of(buffer: Tensor) -> bytes:
-    """What :func:`pickle.loads` in another process of this machine makes the same memory of."""
+    """A pickle that another process of this machine loads as the same memory."""
     before = torch.multiprocessing.get_sharing_strategy()
     torch.multiprocessing.set_sharing_strategy("file_system")  # the other passes descriptors to child processes only
     try:

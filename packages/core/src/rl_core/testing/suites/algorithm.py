@@ -1,4 +1,4 @@
-"""What every algorithm must do (:mod:`rl_core.contracts.algorithm`), on an installed backend in this process."""
+"""Conformance rules for algorithms (:mod:`rl_core.contracts.algorithm`), on an installed backend in this process."""
 
 from __future__ import annotations
 

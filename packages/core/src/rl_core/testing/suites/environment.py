@@ -1,4 +1,4 @@
-"""What every environment must do (:mod:`rl_core.contracts.environment`)."""
+"""Conformance rules for environments (:mod:`rl_core.contracts.environment`)."""
 
 from __future__ import annotations
 
