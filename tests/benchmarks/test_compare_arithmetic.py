@@ -194,7 +194,7 @@ def test_the_report_stands_between_its_marks():
         between("no marks", "new")
 
 
-def test_the_documentation_has_room_for_the_report():
+def test_the_documentation_has_space_for_the_report():
     from compare.publishing import between
 
     assert "new" in between((ROOT / "docs" / "performance.md").read_text(), "new\n")

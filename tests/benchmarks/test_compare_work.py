@@ -124,7 +124,7 @@ for step in range(3):
 """
 
 
-def test_all_processes_of_a_side_are_watched_and_ended(tmp_path):
+def test_all_processes_of_a_system_are_watched_and_ended(tmp_path):
     import psutil
     from compare.watching import watch
 
@@ -140,7 +140,7 @@ def test_all_processes_of_a_side_are_watched_and_ended(tmp_path):
     assert [command for command in commands if "x = bytearray(80 << 20)" in command] == []
 
 
-def test_a_side_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
+def test_a_system_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
     from compare.watching import SystemFailed, watch
 
     script = tmp_path / "child.py"

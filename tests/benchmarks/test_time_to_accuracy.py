@@ -17,7 +17,7 @@ def result(system: str, seed: int, first: float, target: float | None) -> dict:
     return {"system": system, "seed": seed, "first_step_s": first, "target_s": target, "measured": []}
 
 
-def test_ratios_are_of_the_same_seed_and_a_side_that_never_gets_there_loses():
+def test_ratios_are_of_the_same_seed_and_a_system_that_never_gets_there_loses():
     from time_to_accuracy.__main__ import table
 
     results = [
@@ -35,7 +35,7 @@ def test_ratios_are_of_the_same_seed_and_a_side_that_never_gets_there_loses():
     assert lost[3] == "| from the start of the process | inf | inf | **inf** (inf to inf) | 0.6 ✗ |"
 
 
-def test_progress_is_read_while_a_side_runs(tmp_path, monkeypatch):
+def test_progress_is_read_while_a_system_runs(tmp_path, monkeypatch):
     from time_to_accuracy import __main__ as module
     from time_to_accuracy.recipe import Recipe
 

@@ -54,7 +54,7 @@ def runs(tmp_path_factory):
     made.drivers.close()
 
 
-def test_a_run_whose_directory_is_moved_ends_with_an_error_and_goes_on_from_there_exactly(runs):
+def test_a_run_whose_directory_is_moved_ends_with_an_error_and_continues_from_there_exactly(runs):
     run, place = runs.folder / "a", runs.folder / "a moved"
     code, said, _ = runs.run(run, kill=runs.at_step(4.5, shlex.join(["mv", str(run), str(place)])))
     assert code == 1, said
