@@ -10,7 +10,7 @@ from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
 from rl_torch.quant_checks import stage_problems
 
-from rl_backend_megatron.divisibility import Shape, division_problems, ranks_problems
+from rl_backend_megatron.parallelism import Shape, division_problems, ranks_problems
 
 if TYPE_CHECKING:
     from rl_core.contracts.rating import BackendJob, MemoryEstimate

@@ -18,7 +18,7 @@ from rl_core.contracts.model import AdapterSpec, Head
 from rl_core.contracts.rating import JobRole, MemoryEstimate, ModelShape
 from rl_torch.estimates import FP32, adapter_layers, logits_bytes
 
-from rl_backend_megatron.divisibility import padded_vocabulary
+from rl_backend_megatron.parallelism import padded_vocabulary
 
 ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
 """Layers that tensor parallelism splits by their inputs; the others are split by their outputs."""

@@ -15,8 +15,8 @@ from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate, 
 from rl_torch.estimates import FP32, Settings, first_that_fits, microbatch_tokens, savings
 
 from rl_backend_megatron.config import MegatronConfig
-from rl_backend_megatron.divisibility import ARCHITECTURES
 from rl_backend_megatron.memory import MemorySettings, estimate_memory
+from rl_backend_megatron.parallelism import ARCHITECTURES
 
 NAME = "megatron"
 
