@@ -89,7 +89,7 @@ class RewardPipeline:
     def __init__(self, rewards: Sequence[tuple[ComponentChoice, Scorer]]) -> None:
         self._rewards = list(rewards)
         self._counts = any(choice.config.on_error != "error" for choice, _ in self._rewards)
-        self._one_at_a_time = threading.Lock()  # rollouts sampled ahead are scored beside an evaluation
+        self._one_at_a_time = threading.Lock()  # prefetched rollouts are scored during an evaluation
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Score the samples with all rewards.
