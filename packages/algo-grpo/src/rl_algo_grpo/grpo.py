@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rl_core.algorithm import AlgorithmBase, mean_metrics, sampling_temperature
 from rl_core.batch import SequenceBatch
+from rl_core.batch.ragged import any_per_row
 from rl_core.contracts.algorithm import Metrics
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import Role
-from rl_core.ragged import any_per_row
 from rl_core.statistics import kl_estimate
 
 from rl_algo_grpo.advantages import group_advantages, varied_groups, whitened_advantages, zero_group_fraction

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rl_core import ragged
-from rl_core.ragged import Rows, any_per_row
+from rl_core.batch import ragged
+from rl_core.batch.ragged import Rows, any_per_row
 
 LENGTHS = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 

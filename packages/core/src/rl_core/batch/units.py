@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl_core.ragged import Rows
+from rl_core.batch.ragged import Rows
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rl_core.packing import balance, best_fit_decreasing
+from rl_core.batch.packing import balance, best_fit_decreasing
 
 weights = st.lists(st.integers(0, 50), max_size=60).map(lambda w: np.array(w, np.int64))
 

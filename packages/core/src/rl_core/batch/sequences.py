@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from rl_core.packing import balance, best_fit_decreasing
-from rl_core.ragged import Rows
-from rl_core.units import Units
+from rl_core.batch.packing import balance, best_fit_decreasing
+from rl_core.batch.ragged import Rows
+from rl_core.batch.units import Units
 
 UNIT = "unit"
 """Sequence column: sequences with equal ids (a DPO pair) are never split over micro-batches or ranks."""
