@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.resources import Resources
-from rl_core.config.ray_address import ray_address
 from rl_core.errors import EnvironmentProblem, Interrupted
 
 if TYPE_CHECKING:

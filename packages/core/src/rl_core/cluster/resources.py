@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rl_core.config.placement import has_own_gpus
+from rl_core.planning.generators import has_own_gpus
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig, StageConfig

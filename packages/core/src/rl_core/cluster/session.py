@@ -18,14 +18,14 @@ from rl_core.cluster.forkserver import instead_of_python
 from rl_core.cluster.head import Head, HeadOptions
 from rl_core.cluster.local_cluster import LocalCluster, joinable
 from rl_core.cluster.loss import Loss, NodeWatch, ProcessWatch, in_background
+from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.ray_logs import keep_logs, link_logs
 from rl_core.cluster.reach import wait_for_answer
 from rl_core.cluster.resources import largest, usable_cpus
 from rl_core.cluster.temporary import RayFolder
 from rl_core.cluster.watchdog import own_node
-from rl_core.config.machine import gpu_count
-from rl_core.config.ray_address import ray_address
 from rl_core.errors import EnvironmentProblem
+from rl_core.machine import gpu_count
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig

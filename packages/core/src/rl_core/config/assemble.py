@@ -10,11 +10,11 @@ from rl_core.config.compose import LISTS, STAGE_SECTIONS
 from rl_core.config.document import Node
 from rl_core.config.findings import Findings, Path
 from rl_core.config.interpolate import escape
-from rl_core.config.redaction import redact
 from rl_core.config.sections import Section
 from rl_core.config.select import Selected, report_crash
 from rl_core.config.stage import ComponentChoice, StageConfig
 from rl_core.config.typed_secrets import Writer
+from rl_core.secrets.redaction import redact
 
 _RUN_WIDE = ("name", "directory")
 

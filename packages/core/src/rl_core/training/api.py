@@ -16,13 +16,13 @@ from rl_core.cluster.forkserver import forkserver
 from rl_core.cluster.placement import cluster_interface
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
-from rl_core.config.check import check, load_config
-from rl_core.config.redaction import RedactingFormatter, mask_known, mask_names, remember_secrets, secret_values
 from rl_core.discovery.registry import Registry, load_registry
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError
+from rl_core.io.appending import LogFile
 from rl_core.io.permissions import Permissions, apply_permissions, run_folder
 from rl_core.io.values import plain
-from rl_core.training.appending import LogFile
+from rl_core.preflight.check import check, load_config
+from rl_core.secrets.redaction import RedactingFormatter, mask_known, mask_names, remember_secrets, secret_values
 from rl_core.training.assembly import Assembly, assemble
 from rl_core.training.beside import changed_in_environment, write_beside
 from rl_core.training.checkpoint import CheckpointStore

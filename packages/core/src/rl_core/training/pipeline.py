@@ -17,10 +17,10 @@ from rl_core.cluster.placement import cluster_interface
 from rl_core.cluster.session import RaySession, ray_session
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.config.gates import gate_failure
-from rl_core.config.redaction import masked_error, redact
 from rl_core.contracts.logger import RunInfo
 from rl_core.errors import Interrupted, RLError, WorkerDied
 from rl_core.io.files import read_object, write_atomic
+from rl_core.secrets.redaction import masked_error, redact
 from rl_core.training.assembly import assemble
 from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.directory import RunDirectory

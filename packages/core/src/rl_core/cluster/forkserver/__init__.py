@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.resources import largest
 from rl_core.cluster.temporary import SOCKET_NAME_BYTES
-from rl_core.config.ray_address import ray_address
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig

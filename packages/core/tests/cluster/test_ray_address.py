@@ -1,7 +1,7 @@
 """Which Ray a run belongs to."""
 
 import pytest
-from rl_core.config.ray_address import ray_address
+from rl_core.cluster.ray_address import ray_address
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from textwrap import dedent
 import pluggy
 import pytest
 from rl_core import hookspecs
-from rl_core.config.check import CheckResult, check
 from rl_core.discovery.entry_points import Discovery
 from rl_core.discovery.registry import Registry
 from rl_core.discovery.status import PluginStatus
+from rl_core.preflight.check import CheckResult, check
 
-sys.path.insert(0, os.path.dirname(__file__))  # for acme_kit, the package the tests' registry offers
+sys.path.insert(0, os.path.dirname(__file__))  # for the modules that several tests share
 import acme_kit
 
 RUN = """

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_core.config.document import plain
-from rl_core.config.machine import Machine
-from rl_core.config.model_shape import FoundShape, shape_at, shape_of_model
 from rl_core.config.select import Selected, describe_error
 from rl_core.contracts.model import Role
 from rl_core.contracts.rating import BackendJob, JobRole
+from rl_core.machine import Machine
+from rl_core.planning.model_shape import FoundShape, shape_at, shape_of_model
 
 if TYPE_CHECKING:
     from rl_core.config.run_section import RunSection

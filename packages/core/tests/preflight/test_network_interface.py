@@ -1,7 +1,7 @@
 """``run.network_interface``: one that this machine does not have is refused before anything starts."""
 
 import pytest
-from rl_core.config import crosscheck
+from rl_core.preflight import crosscheck
 
 HERE = {"lo": ["127.0.0.1"], "eth0": ["10.0.0.5", "fd00::5"]}
 

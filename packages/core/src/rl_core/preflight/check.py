@@ -12,25 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rl_core.config import crosscheck
 from rl_core.config.assemble import build_stage, run_document
-from rl_core.config.backend_job import stage_shape
-from rl_core.config.backend_report import BackendReport, report_backend
 from rl_core.config.compose import Composition, StageTree, compose
 from rl_core.config.document import Node
 from rl_core.config.findings import Findings
 from rl_core.config.interpolate import Interpolator, SecretsFound, escape
-from rl_core.config.machine import Machine
-from rl_core.config.model_shape import FoundShape
 from rl_core.config.paths import SourceText, absolute
 from rl_core.config.problems import Problem
 from rl_core.config.run_section import RunSection
-from rl_core.config.secret_patterns import secret_spans
 from rl_core.config.sections import ModelConfig
 from rl_core.config.select import Selected, select
 from rl_core.config.stage import RunConfig, StageConfig, stage_directory
 from rl_core.config.typed_secrets import Writer, remember_typed
 from rl_core.errors import ConfigError
+from rl_core.machine import Machine
+from rl_core.planning.backend_report import BackendReport, report_backend
+from rl_core.planning.model_shape import FoundShape
+from rl_core.planning.workload import stage_shape
+from rl_core.preflight import crosscheck
+from rl_core.secrets.patterns import secret_spans
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry

@@ -6,8 +6,8 @@ import json
 
 import pytest
 from acme_kit import LinesConfig
-from rl_core.config.model_shape import ASSUMED_VOCABULARY, FoundShape, shape_at, shape_of_config, shape_of_model
 from rl_core.config.sections import ModelConfig
+from rl_core.planning.model_shape import ASSUMED_VOCABULARY, FoundShape, shape_at, shape_of_config, shape_of_model
 
 QWEN = {
     "model_type": "qwen2",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from acme_kit import SamplerConfig, TinyConfig
+from rl_core import machine
 from rl_core.cluster import session
 from rl_core.cluster.resources import resources_of
-from rl_core.config import machine
-from rl_core.config.placement import describe_generators, has_own_gpus, weight_transport
+from rl_core.planning.generators import describe_generators, has_own_gpus, weight_transport
 
 GENERATOR = "generator: {name: sampler, replicas: 2}\nrewards: [{name: digits}]\n"
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rl_core.config.placement import describe_generators
-from rl_core.config.redaction import hide_secrets
 from rl_core.config.stage import ComponentChoice, RunConfig, StageConfig
 from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.discovery.lookup import ComponentNotFound
+from rl_core.planning.generators import describe_generators
+from rl_core.secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rl_core.config.backend_report import BackendReport
     from rl_core.contracts.algorithm import BatchPlan
     from rl_core.discovery.registry import Registry
+    from rl_core.planning.backend_report import BackendReport
 
 
 def render_plan(
@@ -25,7 +25,7 @@ def render_plan(
     """One small table per stage: components with their packages, sequences per step, optimizer steps, ranks, memory.
 
     With ``registry`` the packages' versions are shown, with ``backends`` (see
-    :class:`rl_core.config.check.CheckResult`) memory estimates and the ratings that ``auto`` chose from.
+    :class:`rl_core.preflight.check.CheckResult`) memory estimates and the ratings that ``auto`` chose from.
     Nothing is built: the numbers come from ``AlgorithmConfig.plan`` and ``BackendConfig.world_size``.
     """
     from rich.console import Group

@@ -4,30 +4,13 @@ from __future__ import annotations
 
 from textwrap import dedent
 
-import acme_kit
-import pluggy
 import pytest
-import rating_kit
-from rating_kit import Rates, rated
-from rl_core import hookspecs
-from rl_core.config.check import check
+from rating_kit import TEXT, Rates, rated, registry_of
 from rl_core.config.schema import json_schema
 from rl_core.contracts.model import AdapterSpec, Role
 from rl_core.contracts.rating import BackendRating
-from rl_core.discovery.entry_points import Discovery
-from rl_core.discovery.registry import Registry
 from rl_core.discovery.status import PluginStatus
-
-INIT = "{init: {architecture: qwen2, hidden_size: 64, layers: 2, heads: 4, extra: {vocab_size: 100}}, max_length: 32}"
-TEXT = f"""
-    model: {INIT}
-    tokenizer: {{name: letters}}
-    algorithm: {{name: pair}}
-    backend:
-      name: auto
-    data: {{name: lines, path: train.txt}}
-    run: {{name: demo, steps: 10}}
-"""
+from rl_core.preflight.check import check
 
 
 @pytest.fixture
@@ -39,19 +22,6 @@ def checked(folder):
         return check("c.yaml", overrides, registry_of(packages))
 
     return run
-
-
-def registry_of(packages) -> Registry:
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    kit = tuple(c for c in acme_kit.COMPONENTS if c.kind != "backend")
-    statuses = [PluginStatus("kit", "acme-kit", "1.2", "ok", components=(*kit, rating_kit.PAIR), module="acme_kit")]
-    for package, plugin in packages.items():
-        if plugin is not None:
-            manager.register(plugin, name=f"{package}:plugin")
-        components = rating_kit.BACKENDS[package]
-        statuses.append(PluginStatus("x", package, "3.1", "ok", components=components, module="rating_kit"))
-    return Registry(Discovery(manager, tuple(statuses)))
 
 
 def printed(result) -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 
 from rich.console import Console
-from rl_core.config.plan import plan_rows, render_plan
+from rl_core.planning.plan import plan_rows, render_plan
 
 RL = "generator: {name: sampler, replicas: 3}\nrewards: [{name: digits}, {name: ordered}]\n"
 

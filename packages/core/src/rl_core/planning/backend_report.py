@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rl_core.config.auto_backend import RatedBackend, choose_backend
-from rl_core.config.backend_job import Exports, backend_job
 from rl_core.config.findings import Findings
-from rl_core.config.machine import Machine
 from rl_core.config.sections import BackendConfig
 from rl_core.config.select import Selected, describe_error
 from rl_core.contracts.rating import BackendJob, MemoryEstimate
+from rl_core.machine import Machine
+from rl_core.planning.auto_backend import RatedBackend, choose_backend
+from rl_core.planning.workload import Exports, backend_job
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,8 +5,8 @@ import logging
 import os
 
 import pytest
-from rl_core.training import appending
-from rl_core.training.appending import AppendedFile, LogFile
+from rl_core.io import appending
+from rl_core.io.appending import AppendedFile, LogFile
 
 
 @pytest.fixture

@@ -5,15 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import acme_kit
+import pluggy
 from pydantic import Field
+from rl_core import hookspecs
 from rl_core.component import Component
 from rl_core.config.sections import AlgorithmConfig, BackendConfig, Section
 from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.model import Role
 from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate
+from rl_core.discovery.entry_points import Discovery
+from rl_core.discovery.registry import Registry
+from rl_core.discovery.status import PluginStatus
 from rl_core.hookspecs import hookimpl
 
 GIB = 2**30
+
+INIT = "{init: {architecture: qwen2, hidden_size: 64, layers: 2, heads: 4, extra: {vocab_size: 100}}, max_length: 32}"
+TEXT = f"""
+    model: {INIT}
+    tokenizer: {{name: letters}}
+    algorithm: {{name: pair}}
+    backend:
+      name: auto
+    data: {{name: lines, path: train.txt}}
+    run: {{name: demo, steps: 10}}
+"""
 
 
 class SplitConfig(Section):
@@ -96,3 +113,16 @@ class Rates:
 def rated(name: str, score: int, *reasons: str, **more: Any) -> Callable[[BackendJob], list[BackendRating]]:
     """An answer that is the same for every job."""
     return lambda job: [BackendRating(name, score, reasons, **more)]
+
+
+def registry_of(packages) -> Registry:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    kit = tuple(c for c in acme_kit.COMPONENTS if c.kind != "backend")
+    statuses = [PluginStatus("kit", "acme-kit", "1.2", "ok", components=(*kit, PAIR), module="acme_kit")]
+    for package, plugin in packages.items():
+        if plugin is not None:
+            manager.register(plugin, name=f"{package}:plugin")
+        components = BACKENDS[package]
+        statuses.append(PluginStatus("x", package, "3.1", "ok", components=components, module="rating_kit"))
+    return Registry(Discovery(manager, tuple(statuses)))

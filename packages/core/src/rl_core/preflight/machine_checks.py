@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl_core.cli.finding import Finding, gib
+from rl_core.preflight.finding import Finding, gib
 
 _GIB = 2**30
 

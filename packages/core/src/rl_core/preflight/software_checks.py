@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion
 
-from rl_core.cli.finding import Finding
 from rl_core.cluster import local_cluster
+from rl_core.preflight.finding import Finding
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry

@@ -6,14 +6,13 @@ import io
 from textwrap import dedent
 
 import pytest
-from rating_kit import GIB, Rates, rated
+from rating_kit import GIB, TEXT, Rates, rated, registry_of
 from rich.console import Console
-from rl_core.config import machine
-from rl_core.config.backend_report import size
-from rl_core.config.check import check
-from rl_core.config.plan import render_plan
+from rl_core import machine
 from rl_core.contracts.rating import MemoryEstimate
-from test_auto_backend import TEXT, registry_of
+from rl_core.planning.backend_report import size
+from rl_core.planning.plan import render_plan
+from rl_core.preflight.check import check
 
 NAMED = TEXT.replace("name: auto", "name: roomy\n      max_tokens_per_microbatch: 1024")
 

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from rl_core.cluster.ray_address import ray_address
 from rl_core.component import SECTIONS
 from rl_core.config.compose import LISTS
 from rl_core.config.document import Node
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.findings import Findings
-from rl_core.config.machine import Machine
 from rl_core.config.paths import function_references, model_paths
-from rl_core.config.placement import gpus_on_this_machine, has_own_gpus, placement_problems
 from rl_core.config.problems import Problem
-from rl_core.config.ray_address import ray_address
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
 from rl_core.config.turn_limits import completion_limit_problems, turn_limit_problems
 from rl_core.config.typed_secrets import check_typed
 from rl_core.errors import EnvironmentProblem
+from rl_core.machine import Machine
 from rl_core.model_folder import check_model_folder
 from rl_core.network import describe, interfaces
+from rl_core.planning.generators import gpus_on_this_machine, has_own_gpus, placement_problems
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry

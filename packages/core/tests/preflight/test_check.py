@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
-from rl_core.config.check import check, load_config
 from rl_core.config.problems import Problem
 from rl_core.errors import ConfigError
+from rl_core.preflight.check import check, load_config
 
 BAD = """\
 model:
