@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 KINDS = (
     "algorithm",
@@ -79,3 +80,22 @@ class Component:
                     f"{self.kind} {self.name!r}: unknown section {section!r} in needs/uses; "
                     f"choose from {', '.join(SECTIONS)}"
                 )
+
+
+@dataclass(frozen=True)
+class ComponentChoice:
+    """A component that a config selected.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        name: its name.
+        component: its description; ``registry.resolve(component.factory)(config)`` builds it.
+        package: the distribution it comes from.
+        config: its validated config, an instance of the model that ``component.config`` names.
+    """
+
+    kind: str
+    name: str
+    component: Component
+    package: str
+    config: Any

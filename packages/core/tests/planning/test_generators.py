@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from acme_kit import SamplerConfig, TinyConfig
 from rl_core import machine
-from rl_core.cluster import session
-from rl_core.cluster.resources import resources_of
 from rl_core.planning.generators import describe_generators, has_own_gpus, weight_transport
 
 GENERATOR = "generator: {name: sampler, replicas: 2}\nrewards: [{name: digits}]\n"
@@ -72,20 +70,6 @@ def test_auto_places_generators_and_takes_the_fastest_way(capable, config_of, te
 def test_components_that_know_only_the_object_store_keep_it(config_of, text):
     for overrides in (["run.gpus=4"], ["run.gpus=4", "run.max_staleness=1"]):
         assert weight_transport(config_of(text, *overrides).stages[0]) == "object_store"
-
-
-def test_separate_generators_add_a_gpu_each_to_what_the_cluster_must_have(config_of, text):
-    separate = resources_of(config_of(text, "run.gpus=4", "run.max_staleness=1").stages[0])
-    assert (separate.ranks, separate.replicas, separate.separate) == (4, 2, True)
-    assert len(separate.bundles) == 6
-    assert len(resources_of(config_of(text, "run.gpus=4").stages[0]).bundles) == 4
-
-
-def test_a_ray_of_this_machine_alone_has_a_gpu_for_every_worker(monkeypatch, config_of, text):
-    monkeypatch.setattr(session, "gpu_count", lambda: 8)
-    more = "generator.replicas={min: 1, max: 3}"
-    for overrides, gpus in ((["run.max_staleness=1"], 6), (["run.max_staleness=1", more], 7), ([], 4)):
-        assert session.head_options(config_of(text, "run.gpus=4", *overrides)).gpus == gpus
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from rl_core.network import LOOPBACK
 from rl_core.secrets.redaction import known_secrets
 
 if TYPE_CHECKING:
-    from rl_core.config.stage import ComponentChoice
+    from rl_core.component import ComponentChoice
 
 logger = logging.getLogger(__name__)
 

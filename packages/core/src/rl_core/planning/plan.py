@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rl_core.config.stage import ComponentChoice, RunConfig, StageConfig
+from rl_core.component import ComponentChoice
+from rl_core.config.stage import RunConfig, StageConfig
 from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.discovery.lookup import ComponentNotFound
 from rl_core.planning.generators import describe_generators

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rl_core.errors import WorkerDied
 
 if TYPE_CHECKING:
-    from rl_core.config.stage import ComponentChoice, StageConfig
+    from rl_core.component import ComponentChoice
+    from rl_core.config.stage import StageConfig
 
 logger = logging.getLogger("rl")
 
