@@ -18,7 +18,7 @@ from rl_core.contracts.backend import Scale
 from rl_algo_grpo.shaping import completion_lengths
 
 if TYPE_CHECKING:
-    from rl_core.model import Model
+    from rl_core.contracts.model_handle import ModelHandle
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def has_gradient(batch: SequenceBatch, *, always_on: bool) -> np.ndarray:
     return np.bincount(batch.sequence_ids, weights=counts, minlength=len(batch)) > 0
 
 
-def with_logprobs(updates: Sequence[Update], sources: Mapping[str, Model], *, temperature: float) -> list[Update]:
+def with_logprobs(updates: Sequence[Update], sources: Mapping[str, ModelHandle], *, temperature: float) -> list[Update]:
     """``updates`` with a token column of log-probs per entry of ``sources`` (column → model), one pass each."""
     if not sources:
         return list(updates)

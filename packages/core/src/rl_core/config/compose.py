@@ -23,6 +23,8 @@ from rl_core.secrets.redaction import remember_secrets
 
 STAGE_SECTIONS = ("model", "run", *SECTIONS)
 LISTS = ("rewards", "evaluators", "loggers")
+REQUIRED = ("model", "algorithm", "backend", "data", "run")
+"""Sections without which there is no run."""
 
 MAX_FILES = 100
 MAX_EXTENDS_DEPTH = 20

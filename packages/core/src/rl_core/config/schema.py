@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from rl_core.config.compose import LISTS, STAGE_SECTIONS
+from rl_core.config.compose import LISTS, REQUIRED, STAGE_SECTIONS
 from rl_core.config.run_section import RunSection
 from rl_core.config.sections import BackendConfig, ModelConfig
 from rl_core.config.select import AUTO, KIND_OF, describe_error
-from rl_core.preflight.crosscheck import REQUIRED
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registered, Registry

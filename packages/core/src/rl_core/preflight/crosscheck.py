@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from rl_core.cluster.ray_address import ray_address
 from rl_core.component import SECTIONS
-from rl_core.config.compose import LISTS
+from rl_core.config.compose import LISTS, REQUIRED
 from rl_core.config.document import Node
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.findings import Findings
@@ -29,7 +29,6 @@ from rl_core.planning.generators import gpus_on_this_machine, has_own_gpus, plac
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry
 
-REQUIRED = ("model", "algorithm", "backend", "data", "run")
 ALWAYS_READ = frozenset({"model", "run", "algorithm", "backend", "tokenizer", "data", "evaluators", "loggers"})
 _EXAMPLE = {"model": "model: {path: …}", "run": "run: {steps: 100}"}
 
