@@ -44,21 +44,27 @@ class RoomyConfig(BackendConfig):
     parallel: SplitConfig = Field(default_factory=SplitConfig, description="Ranks.")
     offload: bool = Field(False, description="Less memory.")
 
+
+def memory_per_rank(config: RoomyConfig, job: BackendJob) -> MemoryEstimate | None:
+    if config.parallel.dp == 13:
+        raise ZeroDivisionError("division by zero")
+    assert job.shape is not None
+    count = job.shape.parameters().total
+    tokens = config.max_tokens_per_microbatch * 2**20
+    return MemoryEstimate(
+        parameters=4 * count,
+        gradients=4 * count,
+        optimizer=8 * count,
+        activations=tokens,
+        logits=64 * 2**20,
+        peak=16 * count + tokens,
+        advice="" if config.offload else "set backend.offload: true",
+    )
+
+
+class OldConfig(RoomyConfig):
     def memory_per_rank(self, job: BackendJob) -> MemoryEstimate | None:
-        if self.parallel.dp == 13:
-            raise ZeroDivisionError("division by zero")
-        assert job.shape is not None
-        count = job.shape.parameters().total
-        tokens = self.max_tokens_per_microbatch * 2**20
-        return MemoryEstimate(
-            parameters=4 * count,
-            gradients=4 * count,
-            optimizer=8 * count,
-            activations=tokens,
-            logits=64 * 2**20,
-            peak=16 * count + tokens,
-            advice="" if self.offload else "set backend.offload: true",
-        )
+        return memory_per_rank(self, job)
 
 
 class SmallConfig(BackendConfig):
@@ -88,10 +94,11 @@ def component(kind: str, name: str, config: str, **options: Any) -> Component:
 
 
 BACKENDS = {
-    "rl-roomy": (component("backend", "roomy", "RoomyConfig"),),
+    "rl-roomy": (component("backend", "roomy", "RoomyConfig", memory_estimate="rating_kit:memory_per_rank"),),
+    "rl-old": (component("backend", "old", "OldConfig"),),
     "rl-small": (component("backend", "small", "SmallConfig"),),
     "rl-silent": (component("backend", "silent", "SmallConfig"),),
-    "rl-other-roomy": (component("backend", "roomy", "RoomyConfig"),),
+    "rl-other-roomy": (component("backend", "roomy", "RoomyConfig", memory_estimate="rating_kit:memory_per_rank"),),
     "rl-absent": (component("backend", "absent", "SmallConfig", imports=("no_such_module",)),),
 }
 PAIR = component("algorithm", "pair", "PairConfig")

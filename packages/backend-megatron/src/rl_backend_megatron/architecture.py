@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rl_backend_megatron.config import ParallelConfig
-from rl_backend_megatron.layout import ARCHITECTURES, Shape, layout_problems, padded_vocabulary
+from rl_backend_megatron.layout import ARCHITECTURES, ParallelConfig, Shape, layout_problems, padded_vocabulary
 
 
 @dataclass(frozen=True)

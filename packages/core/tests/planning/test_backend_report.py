@@ -10,7 +10,7 @@ from rating_kit import GIB, TEXT, Rates, rated, registry_of
 from rich.console import Console
 from rl_core import machine
 from rl_core.contracts.rating import MemoryEstimate
-from rl_core.planning.backend_report import size
+from rl_core.planning.memory import size
 from rl_core.planning.plan import render_plan
 from rl_core.preflight.check import check
 
@@ -133,6 +133,12 @@ def test_an_estimate_that_fails_is_a_warning_that_names_the_package(checked):
     ]
     assert result.config is not None
     assert result.backends["train"].memory_line() == "unknown"
+
+
+def test_the_method_of_an_older_packages_config_is_still_asked(checked):
+    with pytest.warns(DeprecationWarning, match="backend 'old' .package rl-old.: memory_per_rank of a config is dep"):
+        old = checked("backend.name=old", packages={"rl-old": None}).backends["train"]
+    assert old.memory == checked().backends["train"].memory is not None
 
 
 def test_a_stage_that_starts_from_an_export_has_the_shape_of_that_stage(checked):

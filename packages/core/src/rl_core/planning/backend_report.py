@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rl_core.config.findings import Findings
-from rl_core.config.sections import BackendConfig
-from rl_core.config.select import Selected, describe_error
+from rl_core.config.select import Selected, Selection, describe_error
 from rl_core.contracts.rating import BackendJob, MemoryEstimate
 from rl_core.machine import Machine
 from rl_core.planning.auto_backend import RatedBackend, choose_backend
+from rl_core.planning.memory import GROUPS, estimator_name, estimator_of, memory_limit, size
 from rl_core.planning.workload import Exports, backend_job
 
 if TYPE_CHECKING:
@@ -63,24 +64,6 @@ class BackendReport:
         return table
 
 
-GROUPS = ("parameters", "gradients", "optimizer", "activations", "logits")
-"""Attributes of :class:`MemoryEstimate` in the order they are shown."""
-
-
-def size(count: int) -> str:
-    """Bytes for people: ``"640 MiB"``, ``"1.9 GiB"``."""
-    if count < 2**30:
-        return f"{count / 2**20:,.0f} MiB"
-    return f"{count / 2**30:,.1f} GiB"
-
-
-def memory_limit(job: BackendJob) -> tuple[int, str] | None:
-    """Bytes that a rank can have on this machine and where; None where that is unknown."""
-    if job.gpus:
-        return None if job.gpu_memory_bytes is None else (job.gpu_memory_bytes, "on the GPU")
-    return None if job.host_memory_bytes is None else (job.host_memory_bytes, "on this machine")
-
-
 def report_backend(
     selected: Selected, registry: Registry, exports: Exports, machine: Machine, findings: Findings
 ) -> BackendReport | None:
@@ -91,7 +74,7 @@ def report_backend(
         makes no estimates.
     """
     group = selected.selections.get("backend")
-    if not group or not (group[0].is_auto or _estimates(group[0].config)):
+    if not group or not (group[0].is_auto or estimator_of(group[0], registry)):
         return None
     job = backend_job(selected, registry, exports, machine)
     if job is None:
@@ -101,30 +84,31 @@ def report_backend(
     config: Any = selection.config
     if config is None:
         return BackendReport(job, ratings=ratings)
-    if not _estimates(config):
+    estimator = estimator_of(selection, registry)
+    if estimator is None:
         return BackendReport(job, ratings=ratings, estimates=False)
-    report = BackendReport(job, _estimate(selected, config, job, findings), ratings)
+    report = BackendReport(job, _estimate(selection, estimator, job, findings), ratings)
     _check_room(selected, config, report, findings)
     return report
 
 
-def _estimates(config: Any) -> bool:
-    return config is not None and type(config).memory_per_rank is not BackendConfig.memory_per_rank
-
-
-def _estimate(selected: Selected, config: Any, job: BackendJob, findings: Findings) -> MemoryEstimate | None:
+def _estimate(
+    selection: Selection,
+    estimator: Callable[[BackendJob], MemoryEstimate | None],
+    job: BackendJob,
+    findings: Findings,
+) -> MemoryEstimate | None:
     if job.unknown:
         return None
     try:
-        return config.memory_per_rank(job)
+        return estimator(job)
     except Exception as error:  # noqa: BLE001 - the plugin boundary; a run does not depend on an estimate
-        selection = selected.selections["backend"][0]
         assert selection.registered is not None
         findings.add(
             selection.node.where,
             selection.node.path,
             f"{selection.what} (package {selection.registered.package} {selection.registered.version}): "
-            f"memory_per_rank() failed, so memory is not estimated: {describe_error(error)}",
+            f"{estimator_name(selection)} failed, so memory is not estimated: {describe_error(error)}",
             severity="warning",
         )
         return None

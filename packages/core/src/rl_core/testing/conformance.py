@@ -151,9 +151,14 @@ def check_light_import(package: str) -> None:
 
 
 def check_light_configs(package: str) -> None:
-    """Importing a config model imports none of :data:`HEAVY_FOR_CONFIG`: ``rl check`` imports it."""
-    for module in sorted({component.config.partition(":")[0] for component in components_of(package)}):
+    """Importing what ``rl check`` imports, config models and memory estimates, imports none of
+    :data:`HEAVY_FOR_CONFIG`.
+    """
+    components = components_of(package)
+    for module in sorted({component.config.partition(":")[0] for component in components}):
         _assert_light(package, module, HEAVY_FOR_CONFIG, "a config module imports pydantic and rl_core.config only")
+    for module in sorted({one.memory_estimate.partition(":")[0] for one in components} - {""}):
+        _assert_light(package, module, HEAVY_FOR_CONFIG, "memory is estimated from sizes alone, without a model")
 
 
 def check_references(package: str) -> tuple[str, ...]:
