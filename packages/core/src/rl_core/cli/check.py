@@ -11,9 +11,8 @@ from rl_core.secrets.redaction import hide_secrets
 def check_command(context: typer.Context, config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """List every problem of a config, or show the resolved plan."""
     from rl_core.preflight.check import check
-    from rl_core.preflight.functions import broken_functions
 
-    result = check(config, overrides or [], context.obj, broken_functions=broken_functions)
+    result = check(config, overrides or [], context.obj, import_functions=True)
     for problem in result.problems:
         prefix = "warning: " if problem.severity == "warning" else ""
         typer.echo(hide_secrets(prefix + str(problem)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def check(
     overrides: Sequence[str],
     registry: Registry,
     *,
-    broken_functions: Callable[[Sequence[str]], Mapping[str, tuple[str, str]]] | None = None,
+    import_functions: bool = False,
 ) -> CheckResult:
     """Resolve and validate a config without starting anything. Never raises on a bad config.
 
@@ -71,7 +71,7 @@ def check(
         path: the YAML file.
         overrides: ``section.key=value`` texts (see :mod:`rl_core.config.overrides`).
         registry: the installed components.
-        broken_functions: imports functions and says what is wrong with them
+        import_functions: import the functions that the config names, each with a deadline
             (:func:`rl_core.preflight.functions.broken_functions`); without it none of the user's code is run.
     """
     findings = Findings()
@@ -98,9 +98,9 @@ def check(
         findings.extend(crosscheck.check_unread(stages, reads, registry))
     writer = Writer()
     built = _build_stages(stages, reads, registry, machine, findings, writer)
-    if broken_functions is not None and not findings.failed:
+    if import_functions and not findings.failed:
         for stage, read in zip(stages, reads, strict=True):
-            crosscheck.check_functions(stage, read, findings, broken_functions)
+            crosscheck.check_functions(stage, read, findings)
     if findings.failed:
         return CheckResult(None, findings.in_order(composition.files))
     document = run_document(

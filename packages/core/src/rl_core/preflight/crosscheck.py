@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -25,6 +25,7 @@ from rl_core.machine import Machine
 from rl_core.model_folder import check_model_folder
 from rl_core.network import describe, interfaces
 from rl_core.planning.generators import gpus_on_this_machine, has_own_gpus, placement_problems
+from rl_core.preflight.functions import broken_functions
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry
@@ -226,13 +227,8 @@ def check_components(selected: Selected, stage: StageConfig, read: frozenset[str
                 _add(selection.node, problem, findings)
 
 
-def check_functions(
-    selected: Selected,
-    read: frozenset[str],
-    findings: Findings,
-    broken_functions: Callable[[Sequence[str]], Mapping[str, tuple[str, str]]],
-) -> None:
-    """What ``broken_functions`` finds of the functions that the components' configs name."""
+def check_functions(selected: Selected, read: frozenset[str], findings: Findings) -> None:
+    """The functions that the components' configs name can be imported."""
     named = [
         (selection.node, ".".join(map(str, path)), reference)
         for section in (s for s in SECTIONS if s in read)
