@@ -162,7 +162,7 @@ def check_light_configs(package: str) -> None:
 
 
 def check_references(package: str) -> tuple[str, ...]:
-    """Every factory and config reference can be imported, and factories can be called.
+    """Every factory, config and memory estimate can be imported; factories and estimates can be called.
 
     Returns:
         what could not be checked because a module in ``Component.imports`` is not installed.
@@ -171,6 +171,9 @@ def check_references(package: str) -> tuple[str, ...]:
     skipped = []
     for component in components_of(package):
         config_model(package, component)
+        if estimate := component.memory_estimate:
+            is_function = callable(resolve(package, component, estimate))
+            assert is_function, f"{package}: {label(component)}: memory_estimate {estimate!r} is not callable"
         missing = registry.missing_imports(component)
         if missing:
             skipped.append(f"{label(component)} needs {', '.join(missing)}")
