@@ -12,8 +12,7 @@ from rl_core.rollout.environment_calls import EnvironmentCalls
 from rl_core.training.progress import working
 
 if TYPE_CHECKING:
-    from rl_core.component import ComponentChoice
-    from rl_core.config.stage import StageConfig
+    from rl_core.config.stage import ComponentChoice, StageConfig
     from rl_core.contracts.algorithm import Algorithm
     from rl_core.contracts.data import Row
     from rl_core.contracts.environment import Environment

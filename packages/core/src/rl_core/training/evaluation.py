@@ -19,7 +19,7 @@ from rl_core.rollout.encodings import Prompts
 from rl_core.rollout.samples import to_samples
 
 if TYPE_CHECKING:
-    from rl_core.component import ComponentChoice
+    from rl_core.config.stage import ComponentChoice
     from rl_core.contracts.data import Row
     from rl_core.contracts.evaluator import Evaluator
     from rl_core.training.assembly import Assembly

@@ -22,7 +22,7 @@ from rl_core.training.state import RunState, read_state
 from rl_core.training.updates import Update, Updates
 
 if TYPE_CHECKING:
-    from rl_core.component import ComponentChoice
+    from rl_core.config.stage import ComponentChoice
     from rl_core.contracts.evaluator import Evaluator
     from rl_core.rollout.feed import Feed
     from rl_core.training.assembly import Assembly

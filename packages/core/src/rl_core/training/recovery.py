@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from rl_core.errors import WorkerDied
 
 if TYPE_CHECKING:
-    from rl_core.component import ComponentChoice
-    from rl_core.config.stage import StageConfig
+    from rl_core.config.stage import ComponentChoice, StageConfig
 
 logger = logging.getLogger("rl")
 

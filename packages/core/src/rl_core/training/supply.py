@@ -14,7 +14,7 @@ from rl_core.errors import RLError
 
 if TYPE_CHECKING:
     from rl_core.cluster.workers import WorkerPool
-    from rl_core.component import ComponentChoice
+    from rl_core.config.stage import ComponentChoice
     from rl_core.contracts.backend import WorkerContext
     from rl_core.contracts.model import ModelSpec
 
