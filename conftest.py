@@ -14,7 +14,7 @@ import pytest
 from commands import Command
 from hypothesis import HealthCheck, settings
 from rl_core.cluster.forkserver import instead_of_python, serving
-from rl_core.config.redaction import forget_secrets
+from rl_core.secrets.redaction import forget_secrets
 from support import EXAMPLES, environment
 
 # No test fails because the machine is busy, and every run of the suite tries the same examples.

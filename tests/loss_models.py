@@ -70,7 +70,7 @@ class Models:
 
 
 class Recorder:
-    """Stands in for :class:`rl_core.model.Model`: answers forwards, and keeps what it is asked to train on."""
+    """Stands in for a ``ModelHandle``: answers forwards, and keeps what it is asked to train on."""
 
     def __init__(self, head: Head, model: Any) -> None:
         self.info = ModelInfo(parameters=0, max_length=MAX_LENGTH, vocab_size=VOCAB)

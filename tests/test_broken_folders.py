@@ -15,12 +15,12 @@ import torch
 from broken_folders import Broken, broken_folders, good_folder, make
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
-from rl_core.config.check import check
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.model import ModelSpec, Role
 from rl_core.discovery.registry import load_registry
 from rl_core.errors import EnvironmentProblem
 from rl_core.model_folder import check_model_folder
+from rl_core.preflight.check import check
 from rl_data_text.config import HfTokenizerConfig
 from rl_data_text.tokenizers.hf import HfTokenizer
 from rl_generation_hf.config import HfGeneratorConfig

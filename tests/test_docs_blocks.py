@@ -21,10 +21,10 @@ import yaml
 from doc_blocks import Block, blocks, pages
 from doc_commands import run_shell
 from doc_world import add_reward_model, make_world
-from rl_core.config.check import check
-from rl_core.config.crosscheck import REQUIRED
 from rl_core.discovery.lookup import ComponentNotFound
 from rl_core.discovery.registry import load_registry
+from rl_core.preflight.check import check
+from rl_core.preflight.crosscheck import REQUIRED
 from support import ROOT
 
 SHOWN = ("mermaid", "text")

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 from rl_core.cli.main import main
-from rl_core.config.check import load_config
 from rl_core.discovery.registry import load_registry
+from rl_core.preflight.check import load_config
 from rl_core.training.checkpoint import CheckpointStore, RunState
 from rl_core.training.directory import RunDirectory
 from rl_core.training.manifest import write_manifest

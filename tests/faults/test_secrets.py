@@ -13,10 +13,10 @@ import pytest
 from frail_workers import Options
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.workers import Deadlines, WorkerPool
-from rl_core.config.redaction import remember_secrets
 from rl_core.contracts.backend import WorkerContext
 from rl_core.discovery.registry import load_registry
 from rl_core.io.permissions import FILE, FOLDER, run_folder
+from rl_core.secrets.redaction import remember_secrets
 from rl_core.training.api import run
 from support import metrics_of
 

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 from rl_algo_grpo.config import GrpoConfig
 from rl_algo_grpo.presets import PRESETS
-from rl_core.config.check import check
-from rl_core.config.plan import plan_rows
 from rl_core.discovery.registry import load_registry
+from rl_core.planning.plan import plan_rows
+from rl_core.preflight.check import check
 
 NEEDED = {"dr_grpo": {"constant_length": 64}, "dapo": {"overlong": {"max_tokens": 64}}}
 """What only the task can know."""

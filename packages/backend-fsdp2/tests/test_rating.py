@@ -11,9 +11,9 @@ import pytest
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.plugin import rate_backends
 from rl_backend_fsdp2.rating import memory_per_rank, memory_settings_of, rate
-from rl_core.config.model_shape import shape_of_config
 from rl_core.contracts.model import Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
+from rl_core.planning.model_shape import shape_of_config
 
 GIB = 2**30
 POLICY, REFERENCE = Role("policy", trainable=True), Role("reference", trainable=False)
@@ -178,7 +178,7 @@ def test_advice_is_the_cheapest_setting_that_helps() -> None:
 
 def test_rating_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, rl_backend_fsdp2.rating, rl_backend_fsdp2.memory, rl_core.config.check; "
+        "import sys, rl_backend_fsdp2.rating, rl_backend_fsdp2.memory, rl_core.preflight.check; "
         "print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -6,9 +6,9 @@ import re
 from textwrap import dedent
 
 import pytest
-from rl_core.config.check import check
-from rl_core.config.plan import plan_rows
 from rl_core.discovery.registry import load_registry
+from rl_core.planning.plan import plan_rows
+from rl_core.preflight.check import check
 
 GRPO = """\
     model: {path: org/base, max_length: 64}

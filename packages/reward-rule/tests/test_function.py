@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rl_core.component import Component
-from rl_core.config.stage import ComponentChoice
+from rl_core.component import Component, ComponentChoice
 from rl_core.errors import ConfigError, RLError
 from rl_core.rewards.pipeline import InThisProcess, RewardPipeline
 from rl_reward_rule.config import FunctionConfig

@@ -17,9 +17,9 @@ from rl_algo_dpo.kto import encode_labelled, kl_baseline
 from rl_algo_dpo.reference import ReferenceLogprobs
 
 if TYPE_CHECKING:
+    from rl_core.contracts.model_handle import ModelHandle
     from rl_core.contracts.tokenizer import Tokenizer
     from rl_core.long_rows import LongRows
-    from rl_core.model import Model
 
     from rl_algo_dpo.config import DpoConfig
 
@@ -55,17 +55,17 @@ class Dpo(AlgorithmBase):
             return encode_labelled(rows, tokenizer, encoder=self._encoder)
         return self._encoder.pairs(rows, tokenizer)
 
-    def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """One optimizer step; ``train/loss`` and what :mod:`rl_algo_dpo.losses` reports."""
         batch = self.prepare(batch, models)
         return mean_metrics([models["policy"].train(batch, self.loss(batch))])
 
-    def evaluate(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def evaluate(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """The same as ``eval/…`` on held-out rows, without training."""
         batch = self.prepare(batch, models)
         return mean_metrics([models["policy"].evaluate(batch, self.loss(batch))], prefix="eval")
 
-    def prepare(self, batch: SequenceBatch, models: Mapping[str, Model]) -> SequenceBatch:
+    def prepare(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> SequenceBatch:
         """``batch`` with what the loss reads from frozen models: ``ref_logprob``, and for KTO ``kl_baseline``."""
         columns: dict[str, np.ndarray] = {}
         if self.config.needs_reference:

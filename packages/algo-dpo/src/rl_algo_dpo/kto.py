@@ -13,8 +13,8 @@ from rl_core.errors import DataError
 from rl_algo_dpo.reference import completion_logprobs
 
 if TYPE_CHECKING:
+    from rl_core.contracts.model_handle import ModelHandle
     from rl_core.contracts.tokenizer import Tokenizer
-    from rl_core.model import Model
 
 
 def encode_labelled(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, encoder: RowEncoder) -> SequenceBatch:
@@ -46,7 +46,7 @@ def encode_labelled(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, 
     return joined.with_columns(sequence={"desirable": np.array(desirable, bool)})
 
 
-def kl_baseline(batch: SequenceBatch, models: Mapping[str, Model], beta: float) -> float:
+def kl_baseline(batch: SequenceBatch, models: Mapping[str, ModelHandle], beta: float) -> float:
     """``z = β · max(0, mean h)``, h = log π - log π_ref of prompts with completions of other prompts.
 
     A constant of the step: it has no gradient. 0 where all sequences have the same prompt.

@@ -19,7 +19,7 @@ from rl_core.batch import SequenceBatch
 from rl_algo_dpo.records import KEY_BYTES, RecordFile
 
 if TYPE_CHECKING:
-    from rl_core.model import Model
+    from rl_core.contracts.model_handle import ModelHandle
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class ReferenceLogprobs:
     def __init__(self) -> None:
         self._values: dict[bytes, float] = {}
         self._file: RecordFile | None = None
-        self._model: Model | None = None
+        self._model: ModelHandle | None = None
 
     def open(self, directory: str) -> None:
         """Keep the values in ``directory`` from now on, and begin with those that are there."""
@@ -44,7 +44,7 @@ class ReferenceLogprobs:
         self._values = self._file.load()
         self._model = None
 
-    def __call__(self, batch: SequenceBatch, model: Model) -> np.ndarray:
+    def __call__(self, batch: SequenceBatch, model: ModelHandle) -> np.ndarray:
         """float32 [B]: the sum of the log-probs of each sequence's tokens where ``loss_mask`` is set."""
         self._check(model)
         keys = digests(batch)
@@ -54,7 +54,7 @@ class ReferenceLogprobs:
             self._compute(sorted(missing.values()), keys, batch, model)
         return np.array([self._values[key] for key in keys], np.float32)
 
-    def _check(self, model: Model) -> None:
+    def _check(self, model: ModelHandle) -> None:
         """Once per model: make sure that the values so far are its own, or drop them."""
         if self._model is model:
             return
@@ -73,7 +73,7 @@ class ReferenceLogprobs:
             self._keep(dict(zip(keys, fresh.tolist(), strict=True)))
         self._model = model
 
-    def _compute(self, which: list[int], keys: list[bytes], batch: SequenceBatch, model: Model) -> None:
+    def _compute(self, which: list[int], keys: list[bytes], batch: SequenceBatch, model: ModelHandle) -> None:
         part = batch if len(which) == len(batch) else batch.select(which)
         values = completion_logprobs(part, model).tolist()
         self._keep(dict(zip([keys[index] for index in which], values, strict=True)))
@@ -86,7 +86,7 @@ class ReferenceLogprobs:
         self._values.update(values)
 
 
-def completion_logprobs(batch: SequenceBatch, model: Model) -> np.ndarray:
+def completion_logprobs(batch: SequenceBatch, model: ModelHandle) -> np.ndarray:
     """float32 [B]: ``Σ_t log π(y_t)`` over the tokens where ``loss_mask`` is set, summed in float64."""
     weighted = model.forward(batch)["logprobs"].astype(np.float64) * batch.token_columns["loss_mask"]
     return np.bincount(batch.sequence_ids, weights=weighted, minlength=len(batch)).astype(np.float32)

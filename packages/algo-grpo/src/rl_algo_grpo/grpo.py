@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rl_core.algorithm import AlgorithmBase, mean_metrics, sampling_temperature
 from rl_core.batch import SequenceBatch
+from rl_core.batch.ragged import any_per_row
 from rl_core.contracts.algorithm import Metrics
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import Role
-from rl_core.ragged import any_per_row
 from rl_core.statistics import kl_estimate
 
 from rl_algo_grpo.advantages import group_advantages, varied_groups, whitened_advantages, zero_group_fraction
@@ -19,7 +19,7 @@ from rl_algo_grpo.minibatches import Minibatch, skipped_fraction, with_logprobs
 from rl_algo_grpo.shaping import completion_lengths, overlong_penalty, without_truncated
 
 if TYPE_CHECKING:
-    from rl_core.model import Model
+    from rl_core.contracts.model_handle import ModelHandle
 
     from rl_algo_grpo.config import GrpoConfig
 
@@ -37,7 +37,7 @@ class Grpo(AlgorithmBase):
         """bool [B]: groups whose rewards differ, before anything is taken off them (Yu et al. 2025, DAPO, eq. 11)."""
         return varied_groups(batch.sequence_columns["reward"], batch.sequence_columns["group"])
 
-    def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """``epochs × minibatches`` optimizer steps on rollouts with their rewards.
 
         Args:
@@ -79,7 +79,7 @@ class Grpo(AlgorithmBase):
             "train/skipped_sequences_fraction": skipped_fraction(minibatches),
         }
 
-    def logprob_sources(self, models: Mapping[str, Model]) -> dict[str, Model]:
+    def logprob_sources(self, models: Mapping[str, ModelHandle]) -> dict[str, ModelHandle]:
         """The log-probs that rewards or loss need, by column, and the model that has them."""
         config, sources = self.config, {}
         if config.uses_reference:

@@ -18,7 +18,7 @@ from rl_core.contracts.backend import Scale
 from rl_algo_grpo.shaping import completion_lengths
 
 if TYPE_CHECKING:
-    from rl_core.model import Model
+    from rl_core.contracts.model_handle import ModelHandle
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def has_gradient(batch: SequenceBatch, *, always_on: bool) -> np.ndarray:
 
 
 def with_logprobs(
-    minibatches: Sequence[Minibatch], sources: Mapping[str, Model], *, temperature: float
+    minibatches: Sequence[Minibatch], sources: Mapping[str, ModelHandle], *, temperature: float
 ) -> list[Minibatch]:
     """``minibatches`` with a token column of log-probs per entry of ``sources`` (column → model), one pass each."""
     if not sources:

@@ -17,7 +17,7 @@ from rl_algo_ppo.advantages import explained_variance, generalized_advantages, t
 from rl_algo_ppo.kl_controller import KlController
 
 if TYPE_CHECKING:
-    from rl_core.model import Model
+    from rl_core.contracts.model_handle import ModelHandle
 
     from rl_algo_ppo.config import PpoConfig
 
@@ -41,7 +41,7 @@ class Ppo(AlgorithmBase):
         section = self.config.value if role == "value" else self.config
         return section.optimizer.spec(section.learning_rate, total_steps)
 
-    def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """``epochs × minibatches`` optimizer steps of policy and value model on rollouts with their rewards.
 
         Args:
@@ -112,14 +112,16 @@ class Ppo(AlgorithmBase):
     def _penalises_kl(self) -> bool:
         return self.config.kl.coefficient > 0
 
-    def _values(self, batch: SequenceBatch, value: Model) -> tuple[np.ndarray, np.ndarray | None]:
+    def _values(self, batch: SequenceBatch, value: ModelHandle) -> tuple[np.ndarray, np.ndarray | None]:
         """V before each token, [T], and after the last one, [B], where a completion was cut off (if that counts)."""
         if not self.config.bootstrap_truncated:
             return value.forward(batch, ("values",))["values"], None
         outputs = value.forward(batch, ("values", "scores"))
         return outputs["values"], np.where(batch.sequence_columns["truncated"], outputs["scores"], 0.0)
 
-    def _kl_to_reference(self, batch: SequenceBatch, models: Mapping[str, Model], temperature: float) -> np.ndarray:
+    def _kl_to_reference(
+        self, batch: SequenceBatch, models: Mapping[str, ModelHandle], temperature: float
+    ) -> np.ndarray:
         """float64 [T]: KL(π_old ‖ π_ref) of every token, 0 where the reference is not used."""
         if not self._penalises_kl:
             return np.zeros(len(batch.tokens))

@@ -13,9 +13,9 @@ from rl_core.contracts.model import Role
 from rl_core.encoding import LengthLimit, RowEncoder
 
 if TYPE_CHECKING:
+    from rl_core.contracts.model_handle import ModelHandle
     from rl_core.contracts.tokenizer import Tokenizer
     from rl_core.long_rows import LongRows
-    from rl_core.model import Model
 
     from rl_algo_sft_rm.config import RmConfig
 
@@ -51,16 +51,16 @@ class RewardModel(AlgorithmBase):
         :meth:`rl_core.encoding.RowEncoder.pairs`. A sequence ends where its score is read."""
         return self._rows.pairs(rows, tokenizer, numbers=self._numbers)
 
-    def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """One optimizer step; ``train/`` loss, preference_accuracy, margin, score_mean, grad_norm, learning_rate, and
         with a centring coefficient centering."""
         return mean_metrics([models["reward"].train(batch, self._loss)])
 
-    def begin(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Callable[[], Metrics]:
+    def begin(self, batch: SequenceBatch, models: Mapping[str, Any]) -> Callable[[], Metrics]:
         """:meth:`step`, asked for."""
         trained = models["reward"].begin_train(batch, self._loss)
         return lambda: mean_metrics([trained()])
 
-    def evaluate(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def evaluate(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """``eval/`` loss, preference_accuracy, margin, score_mean (and centering) of held-out pairs."""
         return mean_metrics([models["reward"].evaluate(batch, self._loss)], prefix="eval")

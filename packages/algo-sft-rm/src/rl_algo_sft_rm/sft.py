@@ -14,9 +14,9 @@ from rl_core.contracts.model import Role
 from rl_core.encoding import LengthLimit, RowEncoder
 
 if TYPE_CHECKING:
+    from rl_core.contracts.model_handle import ModelHandle
     from rl_core.contracts.tokenizer import Tokenizer
     from rl_core.long_rows import LongRows
-    from rl_core.model import Model
 
     from rl_algo_sft_rm.config import SftConfig
 
@@ -45,17 +45,17 @@ class Sft(AlgorithmBase):
         """Rows to sequences with ``loss_mask``; see :meth:`rl_core.encoding.RowEncoder.examples`."""
         return self._rows.examples(rows, tokenizer, loss_on=self.config.loss_on)
 
-    def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """One optimizer step; ``train/loss``, ``train/grad_norm``, ``train/learning_rate``, and with
         label smoothing or z-loss ``train/nll`` (and ``train/z_loss``)."""
         return mean_metrics([models["policy"].train(batch, self._loss)])
 
-    def begin(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Callable[[], Metrics]:
+    def begin(self, batch: SequenceBatch, models: Mapping[str, Any]) -> Callable[[], Metrics]:
         """:meth:`step`, asked for."""
         trained = models["policy"].begin_train(batch, self._loss)
         return lambda: mean_metrics([trained()])
 
-    def evaluate(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def evaluate(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """``eval/loss``, the negative log-likelihood in nats per token whatever is trained with, and
         ``eval/perplexity`` = exp(loss)."""
         loss = models["policy"].evaluate(batch, NLL)["loss"]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
 from rl_torch.quant_checks import stage_problems
 
-if TYPE_CHECKING:
-    from rl_core.contracts.rating import BackendJob, MemoryEstimate
-
 Precision = Literal["fp32", "bf16", "fp16"]
 Recompute = Literal["none", "selective", "full"]
 
 
 class ParallelConfig(Section):
-    """Parallelism: replicate × dp × cp × tp is their number."""
+    """Parallelism; the number of ranks is replicate × dp × cp × tp."""
 
     dp: int | None = Field(
         None,
@@ -109,12 +106,6 @@ class Fsdp2Config(BackendConfig):
         """One rank per GPU; on CPU the product of ``parallel``."""
         sizes = self.parallel.sizes(gpus)
         return gpus or sizes["replicate"] * sizes["dp"] * sizes["cp"] * sizes["tp"]
-
-    def memory_per_rank(self, job: BackendJob) -> MemoryEstimate | None:
-        """See :func:`rl_backend_fsdp2.rating.memory_per_rank`."""
-        from rl_backend_fsdp2.rating import memory_per_rank
-
-        return memory_per_rank(self, job)
 
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Findings that need the rest of the stage's config."""

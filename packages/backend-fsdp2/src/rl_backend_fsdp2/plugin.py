@@ -22,6 +22,7 @@ def register_backends() -> list[Component]:
             config="rl_backend_fsdp2.config:Fsdp2Config",
             summary="PyTorch FSDP2: fully sharded data parallel, on GPUs or CPU",
             imports=("torch", "transformers"),
+            memory_estimate="rl_backend_fsdp2.rating:memory_per_rank",
             preload=("rl_backend_fsdp2.backend",),
         )
     ]

@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rl_backend_megatron.config import ParallelConfig
-from rl_backend_megatron.parallelism import ARCHITECTURES, Shape, division_problems, padded_vocabulary
+from rl_backend_megatron.parallelism import ARCHITECTURES, ParallelConfig, Shape, division_problems, padded_vocabulary
 
 
 @dataclass(frozen=True)

@@ -3,47 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from rl_core.config.problems import Problem
-from rl_core.config.sections import BackendConfig, Section
+from rl_core.config.sections import BackendConfig
 from rl_torch.quant_checks import stage_problems
 
-from rl_backend_megatron.parallelism import Shape, division_problems, ranks_problems
-
-if TYPE_CHECKING:
-    from rl_core.contracts.rating import BackendJob, MemoryEstimate
-
-
-class ParallelConfig(Section):
-    """Parallelism: dp × tp × pp × cp of them."""
-
-    dp: int | None = Field(
-        None, ge=1, description="Data-parallel copies of the model; default: as many as the GPUs allow, or ep."
-    )
-    tp: int = Field(1, ge=1, description="Tensor parallel: ranks that share every layer's matrices.")
-    pp: int = Field(1, ge=1, description="Pipeline parallel: groups of layers on different ranks.")
-    cp: int = Field(
-        1,
-        ge=1,
-        description="Context parallel: ranks that share a sequence. Only 1; Megatron's needs Transformer Engine.",
-    )
-    ep: int = Field(
-        1, ge=1, description="Expert parallel: data-parallel copies that share the experts of a mixture of experts."
-    )
-    sequence: bool = Field(
-        False, description="Split activations between layers over the tensor-parallel ranks too: less memory."
-    )
-
-    @property
-    def model_ranks(self) -> int:
-        """Ranks that hold one copy of the model."""
-        return self.tp * self.pp * self.cp
-
-    def copies(self, gpus: int) -> int:
-        """Data-parallel copies for a job with ``gpus`` GPUs in all (0: CPU)."""
-        return self.dp or (max(1, gpus // self.model_ranks) if gpus else self.ep)
+from rl_backend_megatron.parallelism import ParallelConfig, Shape, division_problems, ranks_problems
 
 
 class MegatronConfig(BackendConfig):
@@ -78,12 +45,6 @@ class MegatronConfig(BackendConfig):
     def world_size(self, gpus: int) -> int:
         """One rank per GPU; on CPU as many as ``parallel`` multiplies to."""
         return gpus or self.parallel.copies(0) * self.parallel.model_ranks
-
-    def memory_per_rank(self, job: BackendJob) -> MemoryEstimate | None:
-        """See :func:`rl_backend_megatron.rating.memory_per_rank`."""
-        from rl_backend_megatron.rating import memory_per_rank
-
-        return memory_per_rank(self, job)
 
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Layouts that cannot work, with the arithmetic."""

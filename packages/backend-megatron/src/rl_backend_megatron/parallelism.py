@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pydantic import Field
 from rl_core.config.problems import Problem
+from rl_core.config.sections import Section
 from rl_core.errors import EnvironmentProblem
 from rl_core.foreign import read_json_object
 from rl_core.model_folder import check_config
-
-if TYPE_CHECKING:
-    from rl_backend_megatron.config import ParallelConfig
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3_moe")
 """Hugging Face model types that can be built and converted."""
@@ -27,6 +26,36 @@ def padded_vocabulary(size: int, tp: int) -> int:
     """Rows of the embedding that are stored for a vocabulary of ``size``."""
     unit = math.lcm(VOCAB_MULTIPLE, tp)
     return -(-size // unit) * unit
+
+
+class ParallelConfig(Section):
+    """Parallelism; the number of ranks is dp × tp × pp × cp."""
+
+    dp: int | None = Field(
+        None, ge=1, description="Data-parallel copies of the model; default: as many as the GPUs allow, or ep."
+    )
+    tp: int = Field(1, ge=1, description="Tensor parallel: ranks that share every layer's matrices.")
+    pp: int = Field(1, ge=1, description="Pipeline parallel: groups of layers on different ranks.")
+    cp: int = Field(
+        1,
+        ge=1,
+        description="Context parallel: ranks that share a sequence. Only 1; Megatron's needs Transformer Engine.",
+    )
+    ep: int = Field(
+        1, ge=1, description="Expert parallel: data-parallel copies that share the experts of a mixture of experts."
+    )
+    sequence: bool = Field(
+        False, description="Split activations between layers over the tensor-parallel ranks too: less memory."
+    )
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tp * self.pp * self.cp
+
+    def copies(self, gpus: int) -> int:
+        """Data-parallel copies for a job with ``gpus`` GPUs in all (0: CPU)."""
+        return self.dp or (max(1, gpus // self.model_ranks) if gpus else self.ep)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def register_backends() -> list[Component]:
             config="rl_backend_megatron.config:MegatronConfig",
             summary="Megatron Core: tensor, pipeline and data parallel, on GPUs or CPU",
             imports=("torch", "transformers", "megatron.core"),
+            memory_estimate="rl_backend_megatron.rating:memory_per_rank",
         )
     ]
 

@@ -1,4 +1,4 @@
-"""What algorithms share: defaults of the contract, and how several updates become one line of metrics."""
+"""What algorithms share: defaults of the contract, and what steps are made with."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_core.batch import SequenceBatch
-from rl_core.contracts.algorithm import BatchPlan, Metrics
+from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.model import OptimizerSpec
 from rl_core.errors import RLError
+from rl_core.metrics import Metrics
+from rl_core.metrics import combine as combine  # offered here as well: algorithms need it
+from rl_core.metrics import mean_metrics as mean_metrics
 
 if TYPE_CHECKING:
-    from rl_core.config.sections import AlgorithmConfig
+    from rl_core.contracts.model_handle import ModelHandle
     from rl_core.contracts.tokenizer import Tokenizer
     from rl_core.long_rows import LongRows
-    from rl_core.model import Model
 
 
 class AlgorithmBase:
@@ -30,24 +32,23 @@ class AlgorithmBase:
         self.config = config
 
     def plan(self) -> BatchPlan:
-        return self._settings.plan()
+        return self.config.plan()
 
     def optimizer(self, role: str, total_steps: int) -> OptimizerSpec:
-        return self._settings.optimizer.spec(self._settings.learning_rate, total_steps)
+        return self.config.optimizer.spec(self.config.learning_rate, total_steps)
 
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
-        raise RLError(f"algorithm {self._settings.name} trains on rollouts; it has no loss on data rows")
+        raise RLError(f"algorithm {self.config.name} trains on rollouts; it has no loss on data rows")
 
     def limit_rows(self, max_length: int) -> LongRows | None:
         return None
 
-    def begin(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Callable[[], Metrics] | None:
+    def begin(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Callable[[], Metrics] | None:
         return None
 
-    def evaluate(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def evaluate(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         raise RLError(
-            f"algorithm {self._settings.name} trains on rollouts; it has no held-out loss, "
-            "use an evaluator that generates"
+            f"algorithm {self.config.name} trains on rollouts; it has no held-out loss, use an evaluator that generates"
         )
 
     def start(self, directory: str) -> None:
@@ -62,10 +63,6 @@ class AlgorithmBase:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to restore: everything that changes is in the models and their optimizers."""
 
-    @property
-    def _settings(self) -> AlgorithmConfig:
-        return self.config
-
 
 def can_begin(algorithm: Any) -> bool:
     """Whether the ``begin`` of an algorithm belongs to its ``step``: one that is inherited does not know of another
@@ -76,28 +73,6 @@ def can_begin(algorithm: Any) -> bool:
         if "step" in vars(cls):
             return False
     return False
-
-
-def combine(name: str, a: float, b: float) -> float:
-    """Join two partial values of one metric by the naming rule of :class:`rl_core.contracts.backend.LossSpec`."""
-    last = name.rpartition("/")[2]
-    if last.startswith("max_"):
-        return max(a, b)
-    if last.startswith("min_"):
-        return min(a, b)
-    return a + b
-
-
-def mean_metrics(updates: Sequence[Mapping[str, float]], *, prefix: str = "train") -> Metrics:
-    """One line for several optimizer steps: means, but extremes for names whose last part starts with
-    ``max_`` or ``min_``; names without a section get ``prefix``."""
-    joined: Metrics = {}
-    for name in updates[0]:
-        values = [update[name] for update in updates]
-        last = name.rpartition("/")[2]
-        value = max(values) if last.startswith("max_") else min(values) if last.startswith("min_") else np.mean(values)
-        joined[name if "/" in name else f"{prefix}/{name}"] = float(value)
-    return joined
 
 
 def sampling_temperature(batch: SequenceBatch) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 KINDS = (
     "algorithm",
@@ -54,6 +55,10 @@ class Component:
         preload: modules that a worker with it needs and that take their time to import. They may be imported before,
             in a process that workers are forked from (:mod:`rl_core.cluster.forkserver`): that must start no thread,
             open no device and not import Ray.
+        memory_estimate: of a backend, optional: ``"package.module:function"``, called as ``function(config, job)``
+            with a :class:`rl_core.contracts.rating.BackendJob` for ``rl check``. It returns the
+            :class:`rl_core.contracts.rating.MemoryEstimate` of a rank, or None where it cannot tell. Its module
+            must import neither torch nor transformers. A failure is shown as a warning.
     """
 
     kind: str
@@ -65,11 +70,15 @@ class Component:
     uses: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
+    memory_estimate: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"component {self.name!r}: unknown kind {self.kind!r}; choose one of {', '.join(KINDS)}")
-        for label, reference in (("factory", self.factory), ("config", self.config)):
+        references = {"factory": self.factory, "config": self.config}
+        if self.memory_estimate:
+            references["memory_estimate"] = self.memory_estimate
+        for label, reference in references.items():
             module, _, attribute = reference.partition(":")
             if not module or not attribute:
                 raise ValueError(f"{self.kind} {self.name!r}: {label} must be 'package.module:Name', got {reference!r}")
@@ -79,3 +88,22 @@ class Component:
                     f"{self.kind} {self.name!r}: unknown section {section!r} in needs/uses; "
                     f"choose from {', '.join(SECTIONS)}"
                 )
+
+
+@dataclass(frozen=True)
+class ComponentChoice:
+    """A component that a config selected.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        name: its name.
+        component: its description; ``registry.resolve(component.factory)(config)`` builds it.
+        package: the distribution it comes from.
+        config: its validated config, an instance of the model that ``component.config`` names.
+    """
+
+    kind: str
+    name: str
+    component: Component
+    package: str
+    config: Any

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from rl_core.algorithm import combine
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.shared_buckets import Described
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult
 from rl_core.contracts.model import ModelInfo, Role
 from rl_core.errors import NonFiniteLoss
+from rl_core.metrics import combine
 
 PER_SEQUENCE = frozenset({"scores"})
 """Outputs with one value per sequence; all others have one per token."""

@@ -6,7 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import rl_core.config.check as config_check
+import rl_core.preflight.check as config_check
 from rl_core.cli.main import main
 from rl_core.config.problems import Problem
 from rl_core.preflight import functions

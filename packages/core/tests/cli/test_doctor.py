@@ -10,10 +10,10 @@ from collections import namedtuple
 
 import pytest
 from rl_core import network
-from rl_core.cli import machine_checks, software_checks
-from rl_core.cli.finding import Finding, examine
 from rl_core.cli.main import main
 from rl_core.discovery.registry import load_registry
+from rl_core.preflight import machine_checks, software_checks
+from rl_core.preflight.finding import Finding, examine
 
 GIB = 2**30
 Usage = namedtuple("Usage", "total used free")

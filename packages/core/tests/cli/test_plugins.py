@@ -75,6 +75,7 @@ def test_the_same_as_json(install, capsys):
                 "uses": [],
                 "imports": ["unheard_of"],
                 "preload": [],
+                "memory_estimate": "",
                 "missing_imports": ["unheard_of"],
             }
         ],

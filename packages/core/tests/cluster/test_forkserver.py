@@ -274,7 +274,7 @@ def against(monkeypatch, *, variables=(), platform="linux", address=None, resour
     for name, value in dict(variables).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(module.sys, "platform", platform)
-    monkeypatch.setattr(module, "largest", lambda config: list(resources))
+    monkeypatch.setattr(module, "ray_needs", lambda config: SimpleNamespace(workers=resources))
     monkeypatch.setattr(module, "_ray_is_there", lambda: False)
     choice = SimpleNamespace(component=SimpleNamespace(preload=preload))
     stage = SimpleNamespace(run=SimpleNamespace(address=address), backend=choice, generator=None)

@@ -14,9 +14,7 @@ from types import SimpleNamespace
 import pytest
 from rl_core.cluster import meeting_places
 from rl_core.cluster.meeting_places import MeetingPlaces, remove_folder
-from rl_core.cluster.placement import cluster_interface
 from rl_core.cluster.workers import Deadlines, WorkerPool
-from rl_core.config.run_section import RunSection
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import EnvironmentProblem
 
@@ -169,17 +167,3 @@ def test_a_machine_that_joins_workers_on_loopback_is_no_member_of_their_groups_a
         "a machine joined the cluster after the workers of the first one had started, and these listen on loopback "
         "only\n    set run.network_interface for a cluster that grows from one machine"
     )
-
-
-@pytest.mark.parametrize(
-    ("run", "address", "interface"),
-    [
-        ({"network_interface": "eth1"}, "", None),  # a Ray that the run starts itself is on one machine
-        ({"network_interface": "eth1"}, "head:6379", "eth1"),
-        ({"network_interface": "eth1", "address": "auto"}, "", "eth1"),
-        ({"address": "auto"}, "", None),
-    ],
-)
-def test_the_interface_of_the_config_is_for_clusters(monkeypatch, run, address, interface):
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    assert cluster_interface(RunSection(steps=1, **run)) == interface

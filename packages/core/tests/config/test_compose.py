@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from rl_core.config.check import check
+from rl_core.preflight.check import check
 
 
 @pytest.fixture

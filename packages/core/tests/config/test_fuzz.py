@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rl_core.config.check import check
 from rl_core.config.yaml_rules import dump_yaml
+from rl_core.preflight.check import check
 
 SETTINGS = settings(
     max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -85,7 +85,7 @@ def test_a_good_config_with_one_arbitrary_value_never_raises(answer, base):
 
 def test_checking_imports_nothing_heavy():
     code = (
-        "import sys, rl_core.config.check, rl_core.config.plan, rl_core.config.schema, rl_core.functions\n"
+        "import sys, rl_core.preflight.check, rl_core.planning.plan, rl_core.config.schema, rl_core.functions\n"
         "print([m for m in ('torch', 'transformers', 'ray', 'rich', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

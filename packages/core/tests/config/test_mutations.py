@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from mutations import SFT, STAGES, Case, mutate, seeds
-from rl_core.config.check import CheckResult, check
-from rl_core.config.plan import render_plan
-from rl_core.config.redaction import REDACTED
 from rl_core.discovery.registry import Registry, load_registry
+from rl_core.planning.plan import render_plan
+from rl_core.preflight.check import CheckResult, check
+from rl_core.secrets.redaction import REDACTED
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 TEXT_FOR_NUMBERS = ("save_before_timeout", "heartbeat_timeout", "wait_for_resources")

@@ -6,8 +6,8 @@ import os
 import time
 
 import pytest
-from rl_core.config.check import check
 from rl_core.config.secret_sources import default_folder
+from rl_core.preflight.check import check
 
 LOGGER = "loggers: [{name: remote, api_key: 'Bearer ${secret:HUB}'}]\n"
 

@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 import yaml
-from rl_core.config.check import check
 from rl_core.io.permissions import write_secret_file
+from rl_core.preflight.check import check
 
 STAGES = """
 loggers:

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from rl_core.component import Component
+from rl_core.component import Component, ComponentChoice
 from rl_core.config.sections import RewardConfig
-from rl_core.config.stage import ComponentChoice
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, EnvironmentProblem, RLError
 from rl_core.rewards.outcomes import Failure

@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from rl_core.component import Component
+from rl_core.component import Component, ComponentChoice
 from rl_core.config.sections import RewardConfig
-from rl_core.config.stage import ComponentChoice
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, RLError
 from rl_core.rewards.pipeline import InThisProcess, RewardPipeline

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from rl_core.algorithm import AlgorithmBase
 from rl_core.batch import SequenceBatch
-from rl_core.component import Component
+from rl_core.component import Component, ComponentChoice
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.sections import RewardConfig
-from rl_core.config.stage import ComponentChoice
 from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.environment import Turn
 from rl_core.contracts.generator import SamplingParams

@@ -116,6 +116,17 @@ def test_a_heavy_import_in_the_config_module_is_named(kit, site):
     }
 
 
+def test_an_estimate_of_memory_is_light_and_a_function(kit, site):
+    (site / "vllm").mkdir()
+    (site / "vllm" / "__init__.py").write_text("")
+    offers = PLUGIN.replace('"Length")', '"Length", memory_estimate="rl_x_kit.helper:estimate")')
+    assert failures(kit(plugin=offers, helper="import vllm\nestimate = 3\n")) == {
+        "check_light_configs": "rl-x-kit: importing rl_x_kit.helper imports vllm; "
+        "memory is estimated from sizes alone, without a model",
+        "check_references": "rl-x-kit: reward 'length': memory_estimate 'rl_x_kit.helper:estimate' is not callable",
+    }
+
+
 def test_what_cannot_be_preloaded_is_named(kit):
     offers = PLUGIN.replace('"Length")', '"Length", preload=("rl_x_kit.helper",))')
     thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"

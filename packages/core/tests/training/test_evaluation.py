@@ -3,9 +3,8 @@
 from types import SimpleNamespace
 
 import numpy as np
-from rl_core.component import Component
+from rl_core.component import Component, ComponentChoice
 from rl_core.config.sections import RewardConfig
-from rl_core.config.stage import ComponentChoice
 from rl_core.contracts.evaluator import EvaluationResult
 from rl_core.contracts.reward import Sample
 from rl_core.rewards.pipeline import InThisProcess, RewardPipeline

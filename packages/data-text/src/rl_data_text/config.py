@@ -165,7 +165,7 @@ class HfTokenizerConfig(TextTokenizerConfig):
 
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Damaged files of a tokenizer in a local folder."""
-        from rl_data_text.tokenizers.pretrained import check_folder
+        from rl_data_text.pretrained import check_folder
 
         path = self.path or stage.model.path
         if path is None or not os.path.isdir(path):

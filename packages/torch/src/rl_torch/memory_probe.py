@@ -27,12 +27,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from rl_core.batch import SequenceBatch
-from rl_core.config.model_shape import shape_of_config
 from rl_core.contracts.backend import LossSpec, Scale, Topology, WorkerContext
 from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.discovery.references import resolve_reference
+from rl_core.planning.model_shape import shape_of_config
 
 from rl_torch.host_memory import give_back_freed_memory
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from rl_core.batch import UNIT, SequenceBatch
-from rl_core.packing import best_fit_decreasing
+from rl_core.batch.packing import best_fit_decreasing
 from torch import Tensor
 
 from rl_torch.estimates import CPU_ROW_TOKENS

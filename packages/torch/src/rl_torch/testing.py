@@ -1,4 +1,4 @@
-"""An in-process stand-in for :class:`rl_core.model.Model` for tests of algorithms.
+"""An in-process stand-in for :class:`rl_core.contracts.model_handle.ModelHandle` for tests of algorithms.
 
 It runs the real losses over real micro-batches, with no workers, so that a test of ``step`` takes
 milliseconds; and in float64, so that gradients can be compared to 1e-10.
@@ -69,7 +69,7 @@ class InProcessModel(ABC):
         }
 
     def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
-        """One optimizer step on the whole batch; the metrics of :meth:`rl_core.model.Model.train`."""
+        """One optimizer step on the whole batch; the metrics of ``ModelHandle.train``."""
         self.calls.append("train")
         self.optimizer.zero_grad()
         metrics = self._run(batch, loss, scale or Scale.of(batch), backward=True)

@@ -14,7 +14,7 @@ from rl_core.contracts.model import Role
 from rl_algo_bestofn.selection import best_of_groups
 
 if TYPE_CHECKING:
-    from rl_core.model import Model
+    from rl_core.contracts.model_handle import ModelHandle
 
     from rl_algo_bestofn.config import BestOfNConfig
 
@@ -29,7 +29,7 @@ class BestOfN(AlgorithmBase):
     def roles(self) -> Sequence[Role]:
         return (Role("policy", trainable=True),)
 
-    def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """Select, then one optimizer step; none where no completion reaches ``min_reward``."""
         rewards = batch.sequence_columns["reward"]
         chosen = best_of_groups(

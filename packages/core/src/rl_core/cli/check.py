@@ -5,15 +5,14 @@ from __future__ import annotations
 import typer
 
 from rl_core.cli.framework import ConfigArgument, OverridesArgument, stdout
-from rl_core.config.redaction import hide_secrets
+from rl_core.secrets.redaction import hide_secrets
 
 
 def check_command(context: typer.Context, config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """List every problem of a config, or show the resolved plan."""
-    from rl_core.config.check import check
-    from rl_core.preflight.functions import broken_functions
+    from rl_core.preflight.check import check
 
-    result = check(config, overrides or [], context.obj, broken_functions=broken_functions)
+    result = check(config, overrides or [], context.obj, import_functions=True)
     for problem in result.problems:
         prefix = "warning: " if problem.severity == "warning" else ""
         typer.echo(hide_secrets(prefix + str(problem)))
@@ -21,7 +20,7 @@ def check_command(context: typer.Context, config: ConfigArgument, overrides: Ove
     if errors or result.config is None:
         typer.echo(f"{errors} problem{'' if errors == 1 else 's'} in {config}", err=True)
         raise typer.Exit(2)
-    from rl_core.config.plan import render_plan
+    from rl_core.planning.plan import render_plan
 
     stdout().print(render_plan(result.config, context.obj, result.backends))
     typer.echo("config ok")

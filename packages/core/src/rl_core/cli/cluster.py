@@ -18,7 +18,7 @@ def start_command(
     from rl_core.cluster import local_cluster
     from rl_core.cluster.head import HeadOptions
     from rl_core.cluster.resources import usable_cpus
-    from rl_core.config.machine import gpu_count
+    from rl_core.machine import gpu_count
 
     gpus = (gpu_count() or 0) if gpus is None else gpus
     store = None if gpus else local_cluster.OBJECT_STORE_BYTES_CPU

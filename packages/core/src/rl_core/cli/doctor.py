@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from rl_core.cli.framework import JsonOption, stdout, table
-from rl_core.config.ray_address import ray_address
-from rl_core.config.redaction import hide_secrets
+from rl_core.cluster.ray_address import ray_address
+from rl_core.secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry
@@ -21,8 +21,8 @@ def doctor_command(context: typer.Context, json_output: JsonOption = False) -> N
     Looks at Python, PyTorch, GPUs, Ray, memory, disk, limits and plugins; what is wrong comes with what to do about
     it. Exit code 3 if anything fails.
     """
-    from rl_core.cli import machine_checks, software_checks
-    from rl_core.cli.finding import examine
+    from rl_core.preflight import machine_checks, software_checks
+    from rl_core.preflight.finding import examine
 
     registry: Registry = context.obj
     findings = [

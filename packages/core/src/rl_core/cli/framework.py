@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from rl_core.config.redaction import hide_secrets
+from rl_core.secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -32,8 +32,8 @@ from rl_core.cli import (
     streams,
 )
 from rl_core.cli.framework import Command, Group, warn
-from rl_core.config.redaction import forget_secrets, hide_secrets
 from rl_core.errors import EnvironmentProblem, Interrupted, RLError
+from rl_core.secrets.redaction import forget_secrets, hide_secrets
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rl_core.cli.framework import JsonOption, stdout, table
-from rl_core.config.redaction import hide_secrets
+from rl_core.secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

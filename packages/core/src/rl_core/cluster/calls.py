@@ -8,14 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from rl_core.cluster.failures import Subject, recoverable
 from rl_core.cluster.lines import LineCall, LineEnded
 from rl_core.errors import RLError, WorkerDied
-
-if TYPE_CHECKING:
-    from rl_core.config.run_section import RunSection
 
 CHECK_EVERY_S = 0.5
 """How often a waiting driver looks whether those it needs are alive."""
@@ -41,16 +38,6 @@ class Deadlines:
     call_s: float
     heartbeat_s: float = 60.0
     resources_s: float | None = None
-
-    @classmethod
-    def of(cls, run: RunSection) -> Deadlines:
-        """Those of a ``run`` section."""
-        return cls(
-            start_s=run.start_timeout_s,
-            call_s=run.worker_timeout_s,
-            heartbeat_s=run.heartbeat_timeout,
-            resources_s=run.wait_for_resources,
-        )
 
 
 class Crew(Protocol):

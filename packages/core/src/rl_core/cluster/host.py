@@ -24,13 +24,13 @@ from rl_core.cluster.lines import Address
 from rl_core.cluster.meeting_places import MeetingPlaces
 from rl_core.cluster.shared_buckets import Described, SharedBuckets
 from rl_core.cluster.work_thread import WorkThread, in_work_thread
-from rl_core.config.redaction import RedactingFormatter, mask_streams, remember_secrets
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.profiling import Profiles
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import RLError
+from rl_core.io.appending import LogFile
 from rl_core.network import LOOPBACK, chosen, use_interface
-from rl_core.training.appending import LogFile
+from rl_core.secrets.redaction import RedactingFormatter, mask_streams, remember_secrets
 
 logger = logging.getLogger(__name__)
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rl_core.cluster.resources import Resources
-from rl_core.config.ray_address import ray_address
 from rl_core.errors import EnvironmentProblem, Interrupted
-
-if TYPE_CHECKING:
-    from rl_core.config.run_section import RunSection
 
 logger = logging.getLogger("rl")
 
@@ -65,11 +61,6 @@ def bundles_in_order(machines: Sequence[str], ranks: int, *, per_machine: int) -
             first += here[: per_machine or None]
     first = first[:ranks]
     return first + [index for index in by_machine if index not in first]
-
-
-def cluster_interface(run: RunSection) -> str | None:
-    """``run.network_interface`` where the run joins a cluster; a Ray that it starts itself is on one machine."""
-    return run.network_interface if ray_address(run.address) else None
 
 
 def machine_count() -> int:

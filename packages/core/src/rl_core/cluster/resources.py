@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-from rl_core.config.placement import has_own_gpus
-
-if TYPE_CHECKING:
-    from rl_core.config.stage import RunConfig, StageConfig
 
 
 @dataclass(frozen=True)
@@ -87,33 +81,23 @@ class Resources:
         return replica if self.gpus and not self.separate else self.ranks + replica
 
 
+@dataclass(frozen=True)
+class RayNeeds:
+    """What a run needs of Ray.
+
+    Attributes:
+        workers: of every stage.
+        address: as the user wrote it, see :func:`rl_core.cluster.ray_address.ray_address`.
+        start_s: longest to wait for it.
+        cpus: cores of a Ray of this machine alone; None: all.
+    """
+
+    workers: tuple[Resources, ...]
+    address: str | None
+    start_s: float
+    cpus: int | None = None
+
+
 def usable_cpus() -> int:
     """CPU cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def resources_of(stage: StageConfig) -> Resources:
-    """The workers ``stage`` asks for."""
-    run = stage.run
-    ranks = stage.backend.config.world_size(run.gpus * run.nodes)
-    fewest, most = stage.generator.config.replica_range if stage.generator else (0, 0)
-    cpus = run.cpus or usable_cpus()
-
-    def per_worker(workers: int) -> int:
-        return max(1, cpus // max(1, -(-workers // run.nodes)))
-
-    return Resources(
-        ranks=ranks,
-        replicas=fewest,
-        max_replicas=most,
-        gpus=run.gpus,
-        nodes=run.nodes,
-        threads=per_worker(ranks),
-        generator_threads=per_worker(most),
-        separate=has_own_gpus(stage),
-    )
-
-
-def largest(config: RunConfig) -> list[Resources]:
-    """The resources of every stage; Ray is started once, for the largest."""
-    return [resources_of(stage) for stage in config.stages]

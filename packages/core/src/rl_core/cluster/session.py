@@ -11,24 +11,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from rl_core.cluster import head
 from rl_core.cluster.forkserver import instead_of_python
 from rl_core.cluster.head import Head, HeadOptions
 from rl_core.cluster.local_cluster import LocalCluster, joinable
 from rl_core.cluster.loss import Loss, NodeWatch, ProcessWatch, in_background
+from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.ray_logs import keep_logs, link_logs
 from rl_core.cluster.reach import wait_for_answer
-from rl_core.cluster.resources import largest, usable_cpus
+from rl_core.cluster.resources import RayNeeds, usable_cpus
 from rl_core.cluster.temporary import RayFolder
 from rl_core.cluster.watchdog import own_node
-from rl_core.config.machine import gpu_count
-from rl_core.config.ray_address import ray_address
 from rl_core.errors import EnvironmentProblem
-
-if TYPE_CHECKING:
-    from rl_core.config.stage import RunConfig
+from rl_core.machine import gpu_count
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +74,7 @@ class RaySession(Protocol):
 
 @contextmanager
 def ray_session(
-    config: RunConfig, logs: Path, python: str | None = None, *, on_loss: Callable[[str], None] = lambda reason: None
+    needs: RayNeeds, logs: Path, python: str | None = None, *, on_loss: Callable[[str], None] = lambda reason: None
 ) -> Iterator[RaySession]:
     """The configured cluster, one that this process has joined already, or a Ray of our own while the block lasts.
 
@@ -92,19 +89,18 @@ def ray_session(
 
     The logs of a Ray of our own are linked at ``logs/ray`` while it runs and copied there when it stops.
     """
-    run = config.stages[0].run
-    address = ray_address(run.address)
+    address = ray_address(needs.address)
     session: RaySession
     with ExitStack() as stack:
         if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             session = _Given(on_loss)
         elif address:
             address, cluster = stack.enter_context(joinable(address))
-            session = _Joined(address, cluster, within_s=run.start_timeout_s, on_loss=on_loss)
+            session = _Joined(address, cluster, within_s=needs.start_s, on_loss=on_loss)
         elif head.ray_is_prepared():
-            session = OwnRay(head_options(config, python), logs, within_s=run.start_timeout_s)
+            session = OwnRay(head_options(needs, python), logs, within_s=needs.start_s)
         else:
-            session = _Plain(head_options(config, python), logs, on_loss=on_loss)
+            session = _Plain(head_options(needs, python), logs, on_loss=on_loss)
         stack.callback(session.close)
         yield session
 
@@ -357,15 +353,14 @@ def _shut_down() -> None:
         _returned(ray.shutdown, within_s=_SHUTDOWN_S)
 
 
-def head_options(config: RunConfig, python: str | None = None) -> HeadOptions:
-    """What a Ray of this machine alone needs for every stage of ``config``."""
-    needed = largest(config)
-    workers = max(len(r.bundles) for r in needed)
-    cpus = max(config.stages[0].run.cpus or usable_cpus(), *(int(sum(b["CPU"] for b in r.bundles)) for r in needed))
-    if not any(r.gpus for r in needed):
+def head_options(needs: RayNeeds, python: str | None = None) -> HeadOptions:
+    """What a Ray of this machine alone has."""
+    workers = max(len(r.bundles) for r in needs.workers)
+    cpus = max(needs.cpus or usable_cpus(), *(int(sum(b["CPU"] for b in r.bundles)) for r in needs.workers))
+    if not any(r.gpus for r in needs.workers):
         return HeadOptions(max(cpus, workers), object_store_bytes=OBJECT_STORE_BYTES_CPU, python=python)
     present = gpu_count()
-    return HeadOptions(max(cpus, workers), gpus=max(r.local_gpus(present) for r in needed), python=python)
+    return HeadOptions(max(cpus, workers), gpus=max(r.local_gpus(present) for r in needs.workers), python=python)
 
 
 def _start_failure(address: str | None, error: Exception) -> str:

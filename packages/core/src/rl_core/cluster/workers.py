@@ -21,15 +21,15 @@ from rl_core.cluster.meeting_places import remove_folder
 from rl_core.cluster.placement import bundles_in_order, machine_count, machines_of, reserve, room_for
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.watchdog import Watchdog, Watched, own_node
-from rl_core.config.redaction import known_secrets
 from rl_core.contracts.backend import Topology, WorkerContext
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import EnvironmentProblem, RLError, WorkerDied
 from rl_core.io.permissions import umask_in_force
 from rl_core.network import LOOPBACK
+from rl_core.secrets.redaction import known_secrets
 
 if TYPE_CHECKING:
-    from rl_core.config.stage import ComponentChoice
+    from rl_core.component import ComponentChoice
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,15 @@ from rl_core.component import SECTIONS
 from rl_core.config.document import Node, read_document
 from rl_core.config.findings import Findings, Path, dotted
 from rl_core.config.overrides import Override, apply_overrides, parse_overrides
-from rl_core.config.redaction import remember_secrets
-from rl_core.config.secret_patterns import secret_spans
 from rl_core.config.stage import SINGLE_STAGE
 from rl_core.config.suggest import did_you_mean
+from rl_core.secrets.patterns import secret_spans
+from rl_core.secrets.redaction import remember_secrets
 
 STAGE_SECTIONS = ("model", "run", *SECTIONS)
 LISTS = ("rewards", "evaluators", "loggers")
+REQUIRED = ("model", "algorithm", "backend", "data", "run")
+"""Sections without which there is no run."""
 
 MAX_FILES = 100
 MAX_EXTENDS_DEPTH = 20

@@ -11,9 +11,9 @@ import yaml
 
 from rl_core.config.findings import Findings, Location, Path
 from rl_core.config.paths import SourceText
-from rl_core.config.redaction import hide_secrets
 from rl_core.config.suggest import closest
 from rl_core.config.yaml_rules import TAG, YamlLoader, scalar_value
+from rl_core.secrets.redaction import hide_secrets
 
 MAX_BYTES = 2**20
 MAX_VALUES = 20_000

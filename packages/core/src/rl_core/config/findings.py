@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rl_core.config.problems import Problem
-from rl_core.config.redaction import hide_known
+from rl_core.secrets.redaction import hide_known
 
 COMMAND_LINE = "command line"
 MOST_SHOWN = 200

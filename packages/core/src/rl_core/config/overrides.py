@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from rl_core.component import SECTIONS
 from rl_core.config.document import Node, parse_value
 from rl_core.config.findings import COMMAND_LINE, Findings, Location, Path, dotted
-from rl_core.config.redaction import is_secret, remember_secrets
-from rl_core.config.secret_patterns import EXPRESSION
 from rl_core.config.suggest import did_you_mean
+from rl_core.secrets.patterns import EXPRESSION
+from rl_core.secrets.redaction import is_secret, remember_secrets
 
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
 

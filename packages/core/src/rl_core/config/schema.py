@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from rl_core.config.compose import LISTS, STAGE_SECTIONS
-from rl_core.config.crosscheck import REQUIRED
+from rl_core.config.compose import LISTS, REQUIRED, STAGE_SECTIONS
 from rl_core.config.run_section import RunSection
 from rl_core.config.sections import BackendConfig, ModelConfig
 from rl_core.config.select import AUTO, KIND_OF, describe_error

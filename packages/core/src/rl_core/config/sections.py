@@ -20,7 +20,6 @@ from rl_core.contracts.model import OptimizerSpec
 
 if TYPE_CHECKING:
     from rl_core.contracts.algorithm import BatchPlan
-    from rl_core.contracts.rating import BackendJob, MemoryEstimate
 
 
 class ComponentConfig(Section):
@@ -103,14 +102,6 @@ class BackendConfig(ComponentConfig):
     def world_size(self, gpus: int) -> int:
         """Number of worker processes (ranks) for a job with ``gpus`` GPUs in all (0: CPU)."""
         return max(gpus, 1)
-
-    def memory_per_rank(self, job: BackendJob) -> MemoryEstimate | None:
-        """What a rank will need with this config, for ``rl check``; None where the backend cannot tell.
-
-        Called in the ``rl`` process before anything starts: it may import neither torch nor transformers. A failure
-        is shown as a warning.
-        """
-        return None
 
 
 class ReplicaRange(Section):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rl_core.component import SECTIONS
+from rl_core.component import SECTIONS, ComponentChoice
 from rl_core.config.compose import LISTS, StageTree
 from rl_core.config.document import BrokenText, Node, plain
 from rl_core.config.environment import EnvironmentConfig
@@ -24,7 +24,6 @@ from rl_core.config.sections import (
     ModelConfig,
     RewardConfig,
 )
-from rl_core.config.stage import ComponentChoice
 from rl_core.discovery.lookup import ComponentNotFound
 from rl_core.discovery.references import install_command
 from rl_core.errors import EnvironmentProblem
@@ -57,7 +56,7 @@ BASE_OF: dict[str, type[ComponentConfig]] = {
 """What the config model of a kind derives from; :class:`ComponentConfig` for the others."""
 
 AUTO = "auto"
-"""``backend.name`` that leaves the choice to :mod:`rl_core.config.auto_backend`."""
+"""``backend.name`` that leaves the choice to :mod:`rl_core.planning.auto_backend`."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

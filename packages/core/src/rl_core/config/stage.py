@@ -7,33 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rl_core.component import Component
-from rl_core.config.redaction import redact
+from rl_core.component import ComponentChoice
 from rl_core.config.run_section import RunSection
 from rl_core.config.sections import ModelConfig
 from rl_core.config.yaml_rules import dump_yaml
+from rl_core.secrets.redaction import redact
 
 SINGLE_STAGE = "train"
 """Name of the only stage of a config without ``stages:``."""
-
-
-@dataclass(frozen=True)
-class ComponentChoice:
-    """A component that the config selected.
-
-    Attributes:
-        kind: one of :data:`rl_core.component.KINDS`.
-        name: its name.
-        component: its description; ``registry.resolve(component.factory)(config)`` builds it.
-        package: the distribution it comes from.
-        config: its validated config, an instance of the model that ``component.config`` names.
-    """
-
-    kind: str
-    name: str
-    component: Component
-    package: str
-    config: Any
 
 
 @dataclass(frozen=True)

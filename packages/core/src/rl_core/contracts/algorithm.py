@@ -10,13 +10,13 @@ import numpy as np
 
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import OptimizerSpec, Role
+from rl_core.contracts.model_handle import ModelHandle
+from rl_core.metrics import Metrics
 
 if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import Tokenizer
     from rl_core.long_rows import LongRows
-    from rl_core.model import Model
 
-Metrics = dict[str, float]
 AlgorithmInput = Literal["examples", "rollouts"]
 
 
@@ -92,11 +92,11 @@ class Algorithm(Protocol):
         """``rollouts`` with ``max_resample_rounds``: bool [B], whole groups, which ones to train on."""
         ...
 
-    def step(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """Train on ``batch``; returns flat metrics (``train/loss``, ``train/grad_norm``, …)."""
         ...
 
-    def begin(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Callable[[], Metrics] | None:
+    def begin(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Callable[[], Metrics] | None:
         """``examples`` only: ask for what :meth:`step` does and return what waits for its metrics; None if it can't.
 
         The loop may call it for the next batch before it has the metrics of this one, so it can't depend on them, and
@@ -105,7 +105,7 @@ class Algorithm(Protocol):
         """
         ...
 
-    def evaluate(self, batch: SequenceBatch, models: Mapping[str, Model]) -> Metrics:
+    def evaluate(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """``examples`` only: held-out metrics (``eval/loss``, …) for an encoded batch, no training."""
         ...
 

@@ -1,7 +1,7 @@
 """A training backend: the rank-local half of a model.
 
 An instance lives in each Ray actor of a worker group and is called by
-:class:`rl_core.model.Model`, which does the fan-out once for every backend. Verbs are called
+:class:`rl_core.contracts.model_handle.ModelHandle`, which does the fan-out once for every backend. Verbs are called
 on all ranks of the group, in the same order, so an implementation may use collectives.
 A backend may also implement :class:`rl_core.contracts.profiling.Profiles`.
 """

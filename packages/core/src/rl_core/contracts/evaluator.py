@@ -13,8 +13,8 @@ from rl_core.contracts.reward import Sample
 
 if TYPE_CHECKING:
     from rl_core.contracts.algorithm import Algorithm
+    from rl_core.contracts.model_handle import ModelHandle
     from rl_core.contracts.tokenizer import Tokenizer
-    from rl_core.model import Model
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EvaluationContext:
     rows: Sequence[Row]
     tokenizer: Tokenizer
     algorithm: Algorithm
-    models: Mapping[str, Model]
+    models: Mapping[str, ModelHandle]
     generate: Callable[[Sequence[Any], SamplingParams, int], SequenceBatch] | None = None
     score: Callable[[Sequence[Sample]], Any] | None = None
     complete: Callable[[Sequence[Row], SamplingParams, int], tuple[SequenceBatch, list[Sample]]] | None = None

@@ -120,7 +120,7 @@ class Registry:
     def _owner(self, reference: str) -> str:
         """The distribution whose component or plugin module a reference belongs to; empty for the user's own code."""
         for plugin in self.plugins:
-            if any(reference in (c.factory, c.config) for c in plugin.components):
+            if any(reference in (c.factory, c.config, c.memory_estimate) for c in plugin.components):
                 return plugin.package
         top = reference.partition(":")[0].partition(".")[0]
         return next((p.package for p in self.plugins if p.module.partition(".")[0] == top), "")

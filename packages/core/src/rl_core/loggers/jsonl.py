@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.contracts.logger import RunInfo
+from rl_core.io.appending import AppendedFile
 from rl_core.io.values import plain
-from rl_core.training.appending import AppendedFile
 
 if TYPE_CHECKING:
     from rl_core.loggers.config import JsonlConfig

@@ -16,7 +16,7 @@ from rl_core.rewards.isolated import RewardProcess
 from rl_core.rewards.outcomes import Failure, Outcome, attempt
 
 if TYPE_CHECKING:
-    from rl_core.config.stage import ComponentChoice
+    from rl_core.component import ComponentChoice
 
 logger = logging.getLogger(__name__)
 

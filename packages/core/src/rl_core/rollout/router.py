@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from rl_core.batch import SequenceBatch
+from rl_core.batch.packing import balance
 from rl_core.cluster.calls import CHECK_EVERY_S, actor_id_of, finished
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError, WorkerDied
-from rl_core.packing import balance
 from rl_core.rollout.supply import Supply
 from rl_core.transports.object_store import Lost, StoredWeights, WeightTransport
 

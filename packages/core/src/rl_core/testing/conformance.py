@@ -151,13 +151,18 @@ def check_light_import(package: str) -> None:
 
 
 def check_light_configs(package: str) -> None:
-    """Importing a config model imports none of :data:`HEAVY_FOR_CONFIG`: ``rl check`` imports it."""
-    for module in sorted({component.config.partition(":")[0] for component in components_of(package)}):
+    """Importing what ``rl check`` imports, config models and memory estimates, imports none of
+    :data:`HEAVY_FOR_CONFIG`.
+    """
+    components = components_of(package)
+    for module in sorted({component.config.partition(":")[0] for component in components}):
         _assert_light(package, module, HEAVY_FOR_CONFIG, "a config module imports pydantic and rl_core.config only")
+    for module in sorted({one.memory_estimate.partition(":")[0] for one in components} - {""}):
+        _assert_light(package, module, HEAVY_FOR_CONFIG, "memory is estimated from sizes alone, without a model")
 
 
 def check_references(package: str) -> tuple[str, ...]:
-    """Every factory and config reference can be imported, and factories can be called.
+    """Every factory, config and memory estimate can be imported; factories and estimates can be called.
 
     Returns:
         what could not be checked because a module in ``Component.imports`` is not installed.
@@ -166,6 +171,9 @@ def check_references(package: str) -> tuple[str, ...]:
     skipped = []
     for component in components_of(package):
         config_model(package, component)
+        if estimate := component.memory_estimate:
+            is_function = callable(resolve(package, component, estimate))
+            assert is_function, f"{package}: {label(component)}: memory_estimate {estimate!r} is not callable"
         missing = registry.missing_imports(component)
         if missing:
             skipped.append(f"{label(component)} needs {', '.join(missing)}")

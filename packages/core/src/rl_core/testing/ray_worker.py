@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from rl_core.cluster import head
 from rl_core.cluster.head import HeadOptions
 from rl_core.cluster.local_cluster import joinable
+from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.session import OBJECT_STORE_BYTES_CPU, OwnRay
 from rl_core.component import Component
-from rl_core.config.ray_address import ray_address
 from rl_core.discovery.status import describe
 
 TIMEOUT_S = 600.0

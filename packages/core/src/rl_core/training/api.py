@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.forkserver import forkserver
-from rl_core.cluster.placement import cluster_interface
 from rl_core.cluster.session import ray_session
-from rl_core.cluster.workers import Deadlines, WorkerPool
-from rl_core.config.check import check, load_config
-from rl_core.config.redaction import RedactingFormatter, mask_known, mask_names, remember_secrets, secret_values
+from rl_core.cluster.workers import WorkerPool
 from rl_core.discovery.registry import Registry, load_registry
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError
+from rl_core.io.appending import LogFile
 from rl_core.io.permissions import Permissions, apply_permissions, run_folder
 from rl_core.io.values import plain
-from rl_core.training.appending import LogFile
+from rl_core.preflight.check import check, load_config
+from rl_core.secrets.redaction import RedactingFormatter, mask_known, mask_names, remember_secrets, secret_values
 from rl_core.training.assembly import Assembly, assemble
 from rl_core.training.checkpoint import CheckpointStore
+from rl_core.training.cluster_needs import cluster_interface, deadlines_of, ray_needs
 from rl_core.training.directory import RunDirectory, refuse_special_files, require_writable
 from rl_core.training.driver import driver_parts
 from rl_core.training.evaluation import evaluate as run_evaluators
@@ -245,10 +245,10 @@ def _assembled(
     training: bool = False,
     policy_path: str | None = None,
 ) -> Iterator[Assembly]:
-    deadlines = Deadlines.of(stage.run)
+    deadlines = deadlines_of(stage.run)
     logs = folder / "logs" if folder.name != "logs" else folder
     logs.mkdir(parents=True, exist_ok=True)
-    with forkserver(config, logs) as python, ray_session(config, logs, python) as ray:
+    with forkserver(config, logs) as python, ray_session(ray_needs(config), logs, python) as ray:
         driver = driver_parts(stage, registry)
         pool = WorkerPool(
             manifest=registry.manifest(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl_core.cluster.resources import Resources, resources_of
+from rl_core.cluster.resources import Resources
 from rl_core.cluster.workers import WorkerPool, group_topologies
 from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.contracts.backend import WorkerContext
@@ -28,6 +28,7 @@ from rl_core.rollout.encodings import EncodedRows, Encodings, Prompts
 from rl_core.rollout.feed import ExamplesFeed, Feed
 from rl_core.rollout.rollouts import RolloutFeed
 from rl_core.rollout.router import Router
+from rl_core.training.cluster_needs import resources_of
 from rl_core.training.colocation import Colocation
 from rl_core.training.driver import DriverParts
 from rl_core.training.generation import load_generators, sampling_of, transport_of

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rl_core.config.redaction import mask_known
 from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
+from rl_core.secrets.redaction import mask_known
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig

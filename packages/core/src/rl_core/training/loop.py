@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_core.config.redaction import mask_names
 from rl_core.errors import RLError, StorageError
+from rl_core.secrets.redaction import mask_names
 from rl_core.training.checkpoint import CheckpointStore, training_goes_on
 from rl_core.training.evaluation import due, evaluate
 from rl_core.training.loggers import Loggers

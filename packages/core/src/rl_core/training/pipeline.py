@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.forkserver import forkserver
-from rl_core.cluster.placement import cluster_interface
 from rl_core.cluster.session import RaySession, ray_session
-from rl_core.cluster.workers import Deadlines, WorkerPool
+from rl_core.cluster.workers import WorkerPool
 from rl_core.config.gates import gate_failure
-from rl_core.config.redaction import masked_error, redact
 from rl_core.contracts.logger import RunInfo
 from rl_core.errors import Interrupted, RLError, WorkerDied
 from rl_core.io.files import read_object, write_atomic
+from rl_core.secrets.redaction import masked_error, redact
 from rl_core.training.assembly import assemble
 from rl_core.training.checkpoint import CheckpointStore
+from rl_core.training.cluster_needs import cluster_interface, deadlines_of, ray_needs
 from rl_core.training.directory import RunDirectory
 from rl_core.training.driver import DriverParts, driver_parts
 from rl_core.training.loggers import Loggers, build_loggers
@@ -134,7 +134,7 @@ class Pipeline:
         with contextlib.ExitStack() as stack:
             python = stack.enter_context(forkserver(self._config, self._directory.logs))
             ray = stack.enter_context(
-                ray_session(self._config, self._directory.logs, python, on_loss=self._ray_is_lost)
+                ray_session(ray_needs(self._config), self._directory.logs, python, on_loss=self._ray_is_lost)
             )
             # While Ray starts: what is wrong with data and tokenizer shows before it is waited for.
             first = driver_parts(stages[0], self._registry)
@@ -142,7 +142,7 @@ class Pipeline:
             pool = WorkerPool(
                 manifest=self._registry.manifest(),
                 logs=self._directory.logs,
-                deadlines=Deadlines.of(run),
+                deadlines=deadlines_of(run),
                 stopping=lambda: bool(stop),
                 network_interface=cluster_interface(run),
                 loss=ray.loss,

@@ -10,9 +10,9 @@ from rl_core.contracts.data import Row
 from rl_core.errors import DataError
 
 from rl_data_text.config import BpeConfig
+from rl_data_text.pretrained import load_pretrained
 from rl_data_text.tokenizers.base import TextTokenizer, read_template
 from rl_data_text.tokenizers.built import EOS, PAD, byte_level, texts, wrap
-from rl_data_text.tokenizers.pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from rl_core.contracts.data import Row
 from rl_core.errors import DataError
 
 from rl_data_text.config import CharactersConfig
+from rl_data_text.pretrained import load_pretrained
 from rl_data_text.tokenizers.base import TextTokenizer, read_template
 from rl_data_text.tokenizers.built import BOS, EOS, PAD, UNK, byte_level, texts, wrap
 from rl_data_text.tokenizers.ends import FILLER
-from rl_data_text.tokenizers.pretrained import load_pretrained
 
 
 class CharacterTokenizer(TextTokenizer):

@@ -9,8 +9,8 @@ from rl_core.contracts.data import Row
 from rl_core.errors import DataError
 
 from rl_data_text.config import HfTokenizerConfig
+from rl_data_text.pretrained import load_pretrained
 from rl_data_text.tokenizers.base import TextTokenizer
-from rl_data_text.tokenizers.pretrained import load_pretrained
 
 
 class HfTokenizer(TextTokenizer):

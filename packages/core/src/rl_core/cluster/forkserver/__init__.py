@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl_core.cluster.resources import largest
+from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.temporary import SOCKET_NAME_BYTES
-from rl_core.config.ray_address import ray_address
+from rl_core.training.cluster_needs import ray_needs
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig
@@ -50,7 +50,7 @@ def forkserver(config: RunConfig, logs: Path) -> Iterator[str | None]:
         logger.info("workers are not forked, but started anew: %s", reason)
         yield None
         return
-    with serving(_modules(config), threads=largest(config)[0].threads, log=logs / "forkserver.log") as python:
+    with serving(_modules(config), threads=ray_needs(config).workers[0].threads, log=logs / "forkserver.log") as python:
         yield python
 
 
@@ -101,7 +101,7 @@ def _against(config: RunConfig) -> str:
         return f"this is no Linux but {sys.platform}"
     if ray_address(config.stages[0].run.address) or _ray_is_there():
         return "Ray was there before"
-    needed = largest(config)
+    needed = ray_needs(config).workers
     if any(r.gpus for r in needed):
         return "they use GPUs"
     # OpenMP reads its number of threads when it is loaded.
