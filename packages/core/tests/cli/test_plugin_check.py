@@ -62,7 +62,6 @@ def test_a_package_that_keeps_every_rule_is_ok(plugin, capsys):
         "bad values are refused by name ok",
         "configs can be sent to another process ok",
         "components can be built twice in one process ok",
-        "what workers preload can be forked ok",
         "hook implementations have no default arguments ok",
         "",
         "rl-x-one ok",
