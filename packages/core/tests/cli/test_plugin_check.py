@@ -76,7 +76,7 @@ def test_a_broken_rule_is_shown_with_its_reason_and_exit_code_1(plugin, capsys):
     assert (
         "every config field is described failed rl-x-one: reward 'one': field Config.target has no description; give it"
     ) in text
-    assert printed.err == "rl-x-one breaks 1 of 14 rules\n"
+    assert printed.err == "rl-x-one breaks 1 of 13 rules\n"
 
 
 def test_what_needs_a_module_that_is_not_installed_is_skipped(plugin, capsys):
