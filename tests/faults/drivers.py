@@ -165,7 +165,7 @@ class NoSession:
 
 
 @contextmanager
-def no_session(_config, _logs, on_loss):
+def no_session(_needs, _logs, on_loss):
     """There is no Ray."""
     yield NoSession()
 
