@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 from commands import Command
 from hypothesis import HealthCheck, settings
-from rl_core.cluster.forkserver import instead_of_python, serving
 from rl_core.secrets.redaction import forget_secrets
 from support import EXAMPLES, environment
+from warm_workers import warm_python
 
 # No test fails because the machine is busy, and every run of the suite tries the same examples.
 settings.register_profile("any machine", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(config, items):
     files = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
-    runs = ("examples", "variants", "megatron_runs", "environment_examples", "resume", "run")
+    runs = ("as_a_user", "examples", "variants", "megatron_runs", "environment_examples", "resume", "run")
     first = [f"test_{name}.py" for name in runs]
 
     def rank(path):
@@ -92,18 +92,15 @@ def few_objects():
     gc.freeze()
 
 
-FORKED = ("rl_backend_fsdp2.backend", "rl_generation_hf.generator", "transformers.models.qwen2.modeling_qwen2")
-"""What the workers of the test cluster are forked with: starting them anew would take most of the suite's time."""
-
-
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """A Ray cluster that runs started by tests join; returns its address."""
     import ray
 
-    log = tmp_path_factory.mktemp("workers") / "forkserver.log"
-    with serving(FORKED, threads=1, log=log) as python:
-        with instead_of_python(python):
+    log = tmp_path_factory.mktemp("workers") / "warm.log"
+    with warm_python(log) as python:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", python)
             context = ray.init(
                 address="local",  # not one that happens to run on this machine
                 num_cpus=8,

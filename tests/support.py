@@ -17,6 +17,12 @@ def environment(address):
     return os.environ | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "HF_HUB_OFFLINE": "1"}
 
 
+def users_environment():
+    """The environment of a user's `rl`: no test cluster, no settings of the tests."""
+    tests = ("RAY_", "RL_", "OMP_", "HF_", "LOG_NAME_UPDATE_INTERVAL_S", "TORCHINDUCTOR_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(tests)} | {"COLUMNS": "160"}
+
+
 def metrics_of(run):
     """metrics.jsonl as a list of dicts."""
     return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]

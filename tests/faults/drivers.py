@@ -165,15 +165,9 @@ class NoSession:
 
 
 @contextmanager
-def no_session(_config, _logs, _python, on_loss):
+def no_session(_needs, _logs, on_loss):
     """There is no Ray."""
     yield NoSession()
-
-
-@contextmanager
-def no_forkserver(_config, _logs):
-    """The worker is in this process."""
-    yield None
 
 
 def child(command, answer):
@@ -183,7 +177,6 @@ def child(command, answer):
     os.dup2(log, 2)
     rl_core.training.pipeline.WorkerPool = DirectPool
     rl_core.training.pipeline.ray_session = no_session
-    rl_core.training.pipeline.forkserver = no_forkserver
     rl_core.cluster.host._pulse = NoPulse
     disk = small_disk(answer, **command.get("disk", {}))
     calls = Calls(command.get("kill"))

@@ -2,11 +2,11 @@
 
 import json
 import re
+import subprocess
 from datetime import datetime
 
 import pytest
-from rl_core.training.api import run
-from support import metrics_of
+from support import RL, environment, metrics_of, users_environment
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +29,17 @@ def ones(samples):
 """
 
 
-def train(folder, tiny, victims):
+def train(folder, tiny, victims, variables):
     """Run GRPO in ``folder``; its reward kills ``victims`` (a worker's log, by the number of the reward's call)."""
     folder.mkdir()
     reward = folder / "my_reward.py"
     reward.write_text(REWARD.format(victims=victims))
     function = f"rewards=[{{name: function, function: '{reward}:ones'}}]"
     settings = ["run.steps=10", "run.checkpoint_every=4", "run.heartbeat_timeout=60s", f"run.directory={folder}/run"]
-    assert run(str(tiny), [*settings, function]) == 0
+    done = subprocess.run(
+        [RL, "run", tiny, *settings, function], env=variables, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
 
 
@@ -47,9 +50,10 @@ def comparable(row):
 
 
 def test_a_run_outlives_its_generator_and_its_training_worker(tiny, cluster, tmp_path):
-    whole = train(tmp_path / "whole", tiny, {})
+    whole = train(tmp_path / "whole", tiny, {}, environment(cluster))
     # The generator dies before it is given the weights of step 2; its replacement gets them and samples step 3.
-    broken = train(tmp_path / "broken", tiny, {2: "generate-0.log", 6: "train-0.log"})
+    # This run starts Ray and its workers itself, as a user's.
+    broken = train(tmp_path / "broken", tiny, {2: "generate-0.log", 6: "train-0.log"}, users_environment())
 
     rows, undisturbed = metrics_of(broken), metrics_of(whole)
     assert [row["step"] for row in rows] == list(range(1, 11))

@@ -23,7 +23,6 @@ def register_backends() -> list[Component]:
             summary="PyTorch FSDP2: fully sharded data parallel, on GPUs or CPU",
             imports=("torch", "transformers"),
             memory_estimate="rl_backend_fsdp2.rating:memory_per_rank",
-            preload=("rl_backend_fsdp2.backend",),
         )
     ]
 

@@ -52,9 +52,6 @@ class Component:
             needs or uses is refused, because nothing would read it.
         imports: top-level modules that must be importable for it to run, e.g. ``("torch", "peft")``;
             checked (not imported) before anything starts.
-        preload: modules that a worker with it needs and that take their time to import. They may be imported before,
-            in a process that workers are forked from (:mod:`rl_core.cluster.forkserver`): that must start no thread,
-            open no device and not import Ray.
         memory_estimate: of a backend, optional: ``"package.module:function"``, called as ``function(config, job)``
             with a :class:`rl_core.contracts.rating.BackendJob` for ``rl check``. It returns the
             :class:`rl_core.contracts.rating.MemoryEstimate` of a rank, or None where it cannot tell. Its module
@@ -69,7 +66,6 @@ class Component:
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
-    preload: tuple[str, ...] = ()
     memory_estimate: str = ""
 
     def __post_init__(self) -> None:

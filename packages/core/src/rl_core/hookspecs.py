@@ -132,6 +132,6 @@ def on_run_end(status: str) -> None:
 def on_worker_start(role: str, rank: int) -> None:
     """Called in every Ray actor before its component is built; ``role`` is ``"train"`` or ``"generate"``.
 
-    It may run more than once in one process (workers are reused between stages) and must be
-    idempotent. A failure stops the worker and so the run.
+    The component's modules may have been imported before. It may run more than once in one process
+    (workers are reused between stages) and must be idempotent. A failure stops the worker and so the run.
     """

@@ -74,7 +74,6 @@ def test_the_same_as_json(install, capsys):
                 "needs": [],
                 "uses": [],
                 "imports": ["unheard_of"],
-                "preload": [],
                 "memory_estimate": "",
                 "missing_imports": ["unheard_of"],
             }

@@ -55,7 +55,6 @@ CHECKS = [
         "check_field_descriptions",
         "check_json_schemas",
         "check_config_round_trips",
-        "check_preload",
         "check_hook_signatures",
     )
 ]
@@ -125,19 +124,6 @@ def test_an_estimate_of_memory_is_light_and_a_function(kit, site):
         "memory is estimated from sizes alone, without a model",
         "check_references": "rl-x-kit: reward 'length': memory_estimate 'rl_x_kit.helper:estimate' is not callable",
     }
-
-
-def test_what_cannot_be_preloaded_is_named(kit):
-    offers = PLUGIN.replace('"Length")', '"Length", preload=("rl_x_kit.helper",))')
-    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
-    where = "rl-x-kit: reward 'length': Component.preload: rl_x_kit.helper "
-    assert failures(kit(plugin=offers, helper="")) == {}
-    for helper, reason in (
-        (thread, "starts threads (1), which a forked process would not have"),
-        ("import ray\n", "imports Ray, which reads the settings of a worker when it is imported"),
-        ("1 / 0\n", "cannot be imported: ZeroDivisionError: division by zero"),
-    ):
-        assert failures(kit(plugin=offers, helper=helper)) == {"check_preload": where + reason}
 
 
 def test_a_factory_that_does_not_exist_is_named(kit):

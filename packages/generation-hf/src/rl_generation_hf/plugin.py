@@ -17,6 +17,5 @@ def register_generators() -> list[Component]:
             config="rl_generation_hf.config:HfGeneratorConfig",
             summary="Continuous batching on Hugging Face models, on CPU or one GPU",
             imports=("torch", "transformers"),
-            preload=("rl_generation_hf.generator",),
         )
     ]

@@ -66,13 +66,11 @@ class HeadOptions:
     Attributes:
         cpus, gpus: that Ray counts with; ``gpus`` None: no GPUs are asked for, Ray looks itself.
         object_store_bytes: shared memory; None: Ray's choice.
-        python: program that workers are started with; None: this interpreter.
     """
 
     cpus: int
     gpus: int | None = None
     object_store_bytes: int | None = None
-    python: str | None = None
 
     @property
     def arguments(self) -> list[str]:
@@ -177,8 +175,8 @@ class Head:
         self._token = folder.path / TOKEN
         self._output = folder.path / f"start{number}.log"
         command = [sys.executable, "-P", str(Path(__file__).with_name("ray_start.py"))]
-        command += ["0" if detached else str(os.getpid()), options.python or sys.executable]
-        command += ["start", "--head", "--block", "--port=0", f"--node-ip-address={_LOOPBACK}", "--log-style=record"]
+        command += ["0" if detached else str(os.getpid()), "start", "--head", "--block", "--log-style=record"]
+        command += ["--port=0", f"--node-ip-address={_LOOPBACK}"]
         command += [f"--temp-dir={self.sessions}", "--include-dashboard=false", "--disable-usage-stats"]
         command += ["--include-log-monitor=false"]  # it would send what workers print to drivers, which do not ask
         # Where gRPC is installed, Ray starts a client server as well, whose default port may be taken.

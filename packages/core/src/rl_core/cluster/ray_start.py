@@ -1,7 +1,7 @@
-"""``ray start`` as a child of the process that wants it: ``ray_start.py PARENT PYTHON ARGUMENT…``.
+"""``ray start`` as a child of the process that wants it: ``ray_start.py PARENT ARGUMENT…``.
 
 It ends with process ``PARENT`` (0: it does not), by SIGTERM, at which ``ray start --block`` ends what it started.
-``PYTHON`` is what workers are started with. Standard library and Ray only.
+Standard library and Ray only.
 """
 
 import ctypes
@@ -32,11 +32,10 @@ def _watch(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    parent, python = int(sys.argv[1]), sys.argv[2]
+    parent = int(sys.argv[1])
     if parent:
         end_with(parent)
-    sys.executable = python  # what Ray's command for workers begins with
-    sys.argv = ["ray", *sys.argv[3:]]
+    sys.argv = ["ray", *sys.argv[2:]]
     from ray.scripts.scripts import main
 
     sys.exit(main())

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rl_core.cluster import head
-from rl_core.cluster.forkserver import instead_of_python
 from rl_core.cluster.head import Head, HeadOptions
 from rl_core.cluster.local_cluster import LocalCluster, joinable
 from rl_core.cluster.loss import Loss, NodeWatch, ProcessWatch, in_background
@@ -74,7 +73,7 @@ class RaySession(Protocol):
 
 @contextmanager
 def ray_session(
-    needs: RayNeeds, logs: Path, python: str | None = None, *, on_loss: Callable[[str], None] = lambda reason: None
+    needs: RayNeeds, logs: Path, *, on_loss: Callable[[str], None] = lambda reason: None
 ) -> Iterator[RaySession]:
     """The configured cluster, one that this process has joined already, or a Ray of our own while the block lasts.
 
@@ -82,8 +81,6 @@ def ray_session(
     :meth:`RaySession.join` waits for it.
 
     Args:
-        python: what a Ray of our own starts workers with (see :mod:`rl_core.cluster.forkserver`); else this
-            interpreter.
         on_loss: called, from another thread, where a Ray is lost that cannot be started again: the process may end
             any time.
 
@@ -98,9 +95,9 @@ def ray_session(
             address, cluster = stack.enter_context(joinable(address))
             session = _Joined(address, cluster, within_s=needs.start_s, on_loss=on_loss)
         elif head.ray_is_prepared():
-            session = OwnRay(head_options(needs, python), logs, within_s=needs.start_s)
+            session = OwnRay(head_options(needs), logs, within_s=needs.start_s)
         else:
-            session = _Plain(head_options(needs, python), logs, on_loss=on_loss)
+            session = _Plain(head_options(needs), logs, on_loss=on_loss)
         stack.callback(session.close)
         yield session
 
@@ -253,8 +250,7 @@ class _Plain(_Given):
         before = os.environ.get("RAY_TMPDIR")
         os.environ["RAY_TMPDIR"] = str(self._folder.path)
         try:
-            with instead_of_python(self._options.python):
-                _initialise(options | _joining("local"), None, patience_s=0.0)
+            _initialise(options | _joining("local"), None, patience_s=0.0)
         finally:
             if before is None:
                 del os.environ["RAY_TMPDIR"]
@@ -353,14 +349,14 @@ def _shut_down() -> None:
         _returned(ray.shutdown, within_s=_SHUTDOWN_S)
 
 
-def head_options(needs: RayNeeds, python: str | None = None) -> HeadOptions:
+def head_options(needs: RayNeeds) -> HeadOptions:
     """What a Ray of this machine alone has."""
     workers = max(len(r.bundles) for r in needs.workers)
     cpus = max(needs.cpus or usable_cpus(), *(int(sum(b["CPU"] for b in r.bundles)) for r in needs.workers))
     if not any(r.gpus for r in needs.workers):
-        return HeadOptions(max(cpus, workers), object_store_bytes=OBJECT_STORE_BYTES_CPU, python=python)
+        return HeadOptions(max(cpus, workers), object_store_bytes=OBJECT_STORE_BYTES_CPU)
     present = gpu_count()
-    return HeadOptions(max(cpus, workers), gpus=max(r.local_gpus(present) for r in needs.workers), python=python)
+    return HeadOptions(max(cpus, workers), gpus=max(r.local_gpus(present) for r in needs.workers))
 
 
 def _start_failure(address: str | None, error: Exception) -> str:

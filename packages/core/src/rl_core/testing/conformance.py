@@ -40,7 +40,6 @@ from rl_core.testing.inspection import (
     statuses,
     with_nested,
 )
-from rl_core.testing.preloading import check_preload
 
 __all__ = [
     "CONFIG_BASES",
@@ -57,7 +56,6 @@ __all__ = [
     "check_light_configs",
     "check_light_import",
     "check_pickling",
-    "check_preload",
     "check_references",
     "check_refusals",
     "check_unknown_keys",
@@ -130,9 +128,6 @@ class PluginConformance:
 
     def test_components_can_be_built_twice_in_one_process(self) -> None:
         check_building_twice(self.package, self.settings)
-
-    def test_what_workers_preload_can_be_forked(self) -> None:
-        check_preload(self.package)
 
     def test_hook_implementations_have_no_default_arguments(self) -> None:
         check_hook_signatures(self.package)

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_core.cluster.forkserver import forkserver
 from rl_core.cluster.session import ray_session
 from rl_core.cluster.workers import WorkerPool
 from rl_core.discovery.registry import Registry, load_registry
@@ -248,7 +247,7 @@ def _assembled(
     deadlines = deadlines_of(stage.run)
     logs = folder / "logs" if folder.name != "logs" else folder
     logs.mkdir(parents=True, exist_ok=True)
-    with forkserver(config, logs) as python, ray_session(ray_needs(config), logs, python) as ray:
+    with ray_session(ray_needs(config), logs) as ray:
         driver = driver_parts(stage, registry)
         pool = WorkerPool(
             manifest=registry.manifest(),

@@ -195,9 +195,7 @@ def assemble(
     starting = f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"
     done = done if training else stage.run.steps
     with working(starting), encodings.ahead(*_coming_rows(stage, driver, done, position)):
-        pool.prepare(resources)
-        if stage.generator is not None:
-            pool.warm(pool.generators[: resources.replicas], stage.generator)
+        _start_workers(stage, pool, resources)
         models = _load_models(stage, driver, pool, resources, spec, training=training, policy_path=policy_path)
         turns = Colocation(pool, shared=resources.shared)
         policy = models[policy_role(driver.algorithm).name]
@@ -229,6 +227,14 @@ def assemble(
     encodings.check(*_coming_rows(stage, driver, done, position))
     logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
     return assembly
+
+
+def _start_workers(stage: StageConfig, pool: WorkerPool, resources: Resources) -> None:
+    """Have the workers; each begins at once to import what it is going to host."""
+    pool.prepare(resources)
+    pool.warm(pool.trainers, stage.backend)
+    if stage.generator is not None:
+        pool.warm(pool.generators[: resources.replicas], stage.generator)
 
 
 def _encoded_rows(stage: StageConfig, driver: DriverParts) -> EncodedRows:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_core.cluster.forkserver import forkserver
 from rl_core.cluster.session import RaySession, ray_session
 from rl_core.cluster.workers import WorkerPool
 from rl_core.config.gates import gate_failure
@@ -132,10 +131,8 @@ class Pipeline:
         run = self._config.stages[0].run
         self._directory.status(status="running", stage=stages[0].name, step=0, error=None)
         with contextlib.ExitStack() as stack:
-            python = stack.enter_context(forkserver(self._config, self._directory.logs))
-            ray = stack.enter_context(
-                ray_session(ray_needs(self._config), self._directory.logs, python, on_loss=self._ray_is_lost)
-            )
+            needs = ray_needs(self._config)
+            ray = stack.enter_context(ray_session(needs, self._directory.logs, on_loss=self._ray_is_lost))
             # While Ray starts: what is wrong with data and tokenizer shows before it is waited for.
             first = driver_parts(stages[0], self._registry)
             start = self._starting_point(stages[0], first)
