@@ -1,4 +1,4 @@
-"""What the product makes of a model family, stage by stage, beside what transformers computes with it."""
+"""What the product makes of a model family, stage by stage, against what transformers computes with it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def load(family: Family) -> None:
 
 
 def forward(family: Family, packing: str) -> None:
-    """Each sequence's log-probs are those it has by itself, whatever stands beside it."""
+    """Each sequence's log-probs are those it has by itself, whatever else is in the batch."""
     with backend(packing=packing) as made:
         made.load(POLICY, family.spec, optimizer())
         check("log-probs", ours(made, family.sequences), family.expected)

@@ -26,8 +26,8 @@ class Drivers:
         return answer["returncode"], answer["said"], answer["counts"]
 
     def ask(self, *argv, **disturbance):
-        beside = [[str(a) for a in one] for one in disturbance.pop("beside", [])]
-        command = {"argv": [str(a) for a in argv], "log": str(self._log), "beside": beside, **disturbance}
+        at_once = [[str(a) for a in one] for one in disturbance.pop("at_once", [])]
+        command = {"argv": [str(a) for a in argv], "log": str(self._log), "at_once": at_once, **disturbance}
         self._server.stdin.write(json.dumps(command) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline()) | {"said": self._log.read_text()}

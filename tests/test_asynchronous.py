@@ -6,7 +6,7 @@ from support import metrics_of
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_samples_ahead_and_goes_on_where_it_was(tiny, rl, tmp_path):
+def test_a_run_prefetches_rollouts_and_continues_where_it_was(tiny, rl, tmp_path):
     options = ["run.max_staleness=2", "run.steps=6", "data.limit=40"]
     rl("run", tiny, *options, "run.checkpoint_every=3")
     rows = metrics_of(tmp_path / "run")

@@ -14,6 +14,14 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(p for p in (ROOT / "packages").iterdir() if (p / "pyproject.toml").exists())
 MODULES = {p.name: next((p / "src").iterdir()).name for p in PACKAGES}
+OUR_OWN_WORDS = {
+    "judged": "scored or checked",
+    "mend": "fix",
+    "mended": "fixed",
+    "teach": "train",
+    "teaches": "trains",
+}
+"""Words that only this project used for something, and what the field calls it."""
 
 
 def imports(path):
@@ -82,3 +90,21 @@ def test_every_package_has_what_a_package_needs():
         assert list((package / "tests").rglob("test_*.py")), f"{package.name}: tests"
         if package.name not in {"core"}:
             assert '"rl-core>=0.1,<0.2"' in text
+
+
+def names(path):
+    """Every name that a file defines or uses, its own included."""
+    yield path.stem
+    for node in ast.walk(ast.parse(path.read_text())):
+        for field in ("name", "id", "attr", "arg", "module", "asname"):
+            if isinstance(name := getattr(node, field, None), str):
+                yield name
+
+
+def test_names_are_the_words_that_the_field_uses():
+    found = set()
+    for path in chain.from_iterable(sources(package) for package in PACKAGES):
+        for name in names(path):
+            words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+            found |= {(str(path.relative_to(ROOT)), name, OUR_OWN_WORDS[word]) for word in words & set(OUR_OWN_WORDS)}
+    assert found == set(), "say it as the last word of each"

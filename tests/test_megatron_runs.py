@@ -141,7 +141,7 @@ def test_a_killed_run_continues_with_the_metrics_of_one_that_was_not(run):
     assert exports[0] == exports[1]
 
 
-def test_a_value_model_is_trained_beside_the_policy(run):
+def test_a_value_model_is_trained_together_with_the_policy(run):
     rows = [row for row in of_stage(run, "ppo") if row["step"]]
     assert len(rows) == STEPS["ppo"]
     assert all(row["train/value_loss"] > 0 and row["train/value_grad_norm"] > 0 for row in rows)

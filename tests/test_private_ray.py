@@ -141,7 +141,7 @@ def test_everything_listens_on_loopback_only_and_nothing_is_left_when_the_driver
     assert not left.exists()
 
 
-def test_nobody_else_gets_in_and_at_the_end_the_logs_stay_and_the_folder_goes(start, tmp_path):
+def test_no_other_user_gets_in_and_at_the_end_the_logs_stay_and_the_folder_goes(start, tmp_path):
     run = start()
     if os.getuid() == 0 and shutil.which("setpriv"):
         for path in (run.folder, run.folder / "token", run.folder / "r1" / "session_latest" / "logs"):

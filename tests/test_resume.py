@@ -83,7 +83,7 @@ def test_run_with_resume_continues_an_existing_directory_also_with_more_workers(
     assert "changed since the run was started: backend.parallel.dp: None → 2\n" in said
     assert "train: continuing from " in said
     assert [r["step"] for r in metrics_of(tmp_path / "run")] == [1, 2, 3, 4]
-    # The config it was started with is kept beside the new one.
+    # The config it was started with is kept next to the new one.
     assert len(list((tmp_path / "run").glob("config*.yaml"))) == 2
 
 

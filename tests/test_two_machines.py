@@ -63,7 +63,7 @@ def start(pid, rank, interface):
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
 
 
-def test_workers_on_two_machines_meet_and_listen_on_the_cluster_network_only(machines):
+def test_workers_on_two_machines_rendezvous_and_listen_on_the_cluster_network_only(machines):
     workers = [start(pid, rank, CARDS[rank][0]) for rank, pid in enumerate(machines)]
     deadline = threading.Timer(PATIENCE_S, lambda: [worker.kill() for worker in workers])
     deadline.start()

@@ -1,4 +1,4 @@
-"""A worker of a run on a machine of its own, without Ray: RANK INTERFACE. The other one's meeting places are on stdin.
+"""A worker of a run on a machine of its own, without Ray: RANK INTERFACE. The other one's rendezvous are on stdin.
 
 Prints lines of JSON: the places that it holds, if it is the first rank; then what it listens on and what it received.
 """
@@ -20,7 +20,7 @@ from rl_core.cluster.meeting_places import MeetingPlaces
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.model import OptimizerSpec, Role
 from rl_core.contracts.rendezvous import Rendezvous
-from rl_core.contracts.transport import Meeting
+from rl_core.contracts.transport import WeightGroup
 from rl_core.network import chosen, use_interface
 from rl_torch.transports.group import BroadcastGroup
 
@@ -47,7 +47,7 @@ def main(rank: int, interface: str) -> None:
     total = torch.ones(1)
     dist.all_reduce(total)
     sent = torch.full((4,), 7 if rank == 0 else 0, dtype=torch.uint8)
-    group = BroadcastGroup(Meeting(weights.address, weights.port, 2, "cpu", 60.0, weights), rank)
+    group = BroadcastGroup(WeightGroup(weights.address, weights.port, 2, "cpu", 60.0, weights), rank)
     group.broadcast(sent)
     opened = [(address, port) for _, address, port in sockets.listening([os.getpid()])]
     say({"opened": opened, "sum": total.item(), "received": sent.tolist()})

@@ -19,15 +19,15 @@ _LAYOUTS = ("ragged", "packed", "padded")
 _INTRODUCTION = """\
 # Models: which families work
 
-A sweep builds a tiny model with random weights of each causal family of transformers {version} and takes it through
-the backend `fsdp2` and the generator `hf`: log-probs in every layout, each sequence beside longer ones, the gradient,
-greedy completions, the exported folder, LoRA (merged, and the adapter by itself), and the score of a reward model. Each
-number is compared with what transformers computes in float32 for one sequence at a time, with its own ("eager")
-attention and in evaluation mode. Folders of models for images and text are written and read as the published ones; only
-their text model is trained. Beside one process in float32 the sweep loads each model as several processes or 16 bits
-do, in parts and sharded. All families are here, except encoders that transformers can also run as language models. This
-page is written from its results: `hatch run models all` repeats them,
-`hatch run nightly` compares them with the code.
+A sweep builds a tiny model with random weights of each causal family of transformers {version} and runs it through the
+backend `fsdp2` and the generator `hf`: log-probs with every packing, each sequence in a batch with longer ones, the
+gradient, greedy completions, the exported folder, LoRA (merged, and the adapter alone), and the score of a reward
+model. Each number is compared with what transformers computes in float32 for one sequence at a time, with its "eager"
+attention and in evaluation mode. Folders of models for images and text are read and written in their published form;
+only their text model is trained. The sweep uses one process in float32, and also loads each model in parts and sharded,
+as several processes or 16-bit runs do. All families are here, except encoders that transformers can also run as
+language models. This page is generated: `hatch run models all` writes it again, `hatch run nightly` compares it with
+the code.
 
 - **Layouts** are those of `backend.packing`. `auto` takes one that is right: `padded` where a family does not keep the
   sequences of a row apart. On GPUs `attention: auto` attends to packed rows sequence by sequence, also with the

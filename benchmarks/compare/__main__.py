@@ -16,7 +16,7 @@ from compare.guard import guard
 from compare.ratios import comparisons
 from compare.results import Results
 from compare.schedule import Schedule
-from compare.sides import BENCHMARKS, Sides, find_trl_python
+from compare.systems import BENCHMARKS, Systems, find_trl_python
 from compare.workloads import SIZES, WORKLOADS
 
 ROOT = BENCHMARKS.parent
@@ -25,7 +25,7 @@ ROOT = BENCHMARKS.parent
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 where a comparison is void or the guard found something."""
     given = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the side that runs is ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the system that runs is ended, too
     if given.guard:
         return guard(given.scratch)
     results = Results.open(given.output)
@@ -55,11 +55,11 @@ def _run(given: argparse.Namespace, results: Results, threads: int) -> list[str]
         repeats=given.repeats,
     )
     folder = Path(tempfile.mkdtemp(prefix="compare-", dir=given.scratch))
-    sides = Sides(folder, trl_python=python)
-    failures = schedule.run(results, sides, again=given.again, patience_s=patience)
+    systems = Systems(folder, trl_python=python)
+    failures = schedule.run(results, systems, again=given.again, patience_s=patience)
     if given.overhead:
-        failures += schedule.measure_overhead(results, sides, again=given.again)
-    if not failures:  # else the folders of the sides that failed have their logs
+        failures += schedule.measure_overhead(results, systems, again=given.again)
+    if not failures:  # else the folders of the systems that failed have their logs
         shutil.rmtree(folder)
     return failures
 

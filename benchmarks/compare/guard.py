@@ -1,4 +1,4 @@
-"""The regression guard of ``.ci/run``: this project beside a plain PyTorch loop, as ratios in one run.
+"""The regression guard of ``.ci/run``: this project against a plain PyTorch loop, as ratios in one run.
 
 The smallest model, one thread, CPU seconds instead of wall seconds: these do not change much when the machine is busy.
 The floors are well below what a quiet machine shows, so that only a real loss of speed is found.
@@ -13,7 +13,7 @@ from pathlib import Path
 from compare.ratios import Comparison, comparisons
 from compare.results import Results
 from compare.schedule import Schedule
-from compare.sides import Sides
+from compare.systems import Systems
 
 FLOORS: Mapping[str, float] = {"sft-10-200": 1.25, "grpo-varied": 1.1}
 """Workload → least ratio of CPU seconds, plain loop : this project."""
@@ -26,7 +26,7 @@ def guard(scratch: Path | None = None) -> int:
         schedule = Schedule(
             workloads=list(FLOORS), sizes=["xs"], precisions=["fp32"], threads=1, repeats=1, peer="plain"
         )
-        failures = schedule.run(results, Sides(Path(folder)))
+        failures = schedule.run(results, Systems(Path(folder)))
         found = comparisons(results, "plain")
     for one in found:
         floor = FLOORS[one.case.workload]

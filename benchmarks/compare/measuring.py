@@ -1,4 +1,4 @@
-"""From what was watched to numbers, and whether two sides did the same work."""
+"""From what was watched to numbers, and whether two systems did the same work."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from compare.watching import Watched
 from compare.workloads import WARMUP_STEPS
 
 SAME_MATHS = 1e-4
-"""Where both sides compute the same: largest difference of the first loss, and relative one of the gradient norm."""
+"""Where both systems compute the same: largest difference of the first loss, and relative one of the gradient norm."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of one side; of the steps behind the warm-up where nothing else is said.
+    """One run of one system; of the steps behind the warm-up where nothing else is said.
 
     Attributes:
         steps: measured steps.
@@ -30,7 +30,7 @@ class Measurement:
         losses, grad_norms: likewise.
         setup_s: from the start of the process to the end of its first step.
         peak_rss, peak_pss: bytes; see :class:`compare.watching.Watched`.
-        times: medians of the parts of a step, where the side reports them.
+        times: medians of the parts of a step, where the system reports them.
     """
 
     steps: int
@@ -98,7 +98,7 @@ def unequal_work(ours: Measurement, theirs: Measurement, *, kind: str, same_math
 
     Args:
         kind: of the workload. A reward model trains on sequences, so there the tokens that count are all of them.
-        same_maths: whether the first step's loss and gradient norm must agree (not for rollouts, which each side
+        same_maths: whether the first step's loss and gradient norm must agree (not for rollouts, which each system
             samples by itself, and not in 16 bits).
     """
     found = []

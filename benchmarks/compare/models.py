@@ -1,10 +1,10 @@
-"""The models: Qwen2 shapes from scratch, saved once and loaded by every side.
+"""The models: Qwen2 shapes from scratch, saved once and loaded by every system.
 
 For GRPO a model whose completions have known lengths although every token is sampled: a *countdown*. Its characters
 stand on levels of two; behind a character of level n comes one of the two of level n - 1, with equal probability up to
 what the layers add, and behind level 0 the end token (or, where completions are not to end, the highest level). So the
-last character of a prompt decides how many tokens follow, on every side alike. The layers are random and compute as in
-any other model: only the embedding and the output projection are made.
+last character of a prompt decides how many tokens follow, in every system. The layers are random and compute as in any
+other model: only the embedding and the output projection are made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2Fo
 from compare.workloads import CHARACTERS, EOS, FIRST_CHARACTER, SIZES, SPECIAL_TOKENS, VOCABULARY, Workload
 
 _LOUDNESS = 10.0
-"""Of the embedding beside what the layers add to it, which is below 1."""
+"""Of the embedding relative to what the layers add to it, which is below 1."""
 
 _CERTAINTY = 30.0
 """Logit of the two characters that may follow, all others being near 0."""

@@ -1,4 +1,4 @@
-"""This project's side: the config that ``rl run`` is started with, and what its metrics say afterwards."""
+"""This project as a system: the config that ``rl run`` is started with, and what its metrics say afterwards."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def progress_file(folder: Path) -> Path:
 
 
 def step_numbers(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of ``metrics.jsonl`` under the names of :class:`compare.progress.Progress`, its times besides."""
+    """A line of ``metrics.jsonl`` under the names of :class:`compare.progress.Progress`, and its times."""
     return {
         "step": line["step"],
         "loss": line["train/loss"],

@@ -1,4 +1,4 @@
-"""Comparisons of two sides: ratios of runs that were made one after the other, their median and spread."""
+"""Comparisons of two systems: ratios of runs that were made one after the other, their median and spread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from compare.measuring import Measurement, unequal_work
 from compare.results import Case, Results
-from compare.workloads import SIZES, WORKLOADS, Precision, Side
+from compare.workloads import SIZES, WORKLOADS, Precision, System
 
 BUSY = 0.1
 """Cores' worth of foreign work above which a run does not count as one on a quiet machine."""
@@ -60,8 +60,8 @@ class Comparison:
         return 2.0 if workload.kind in ("sft", "grpo") and case.size == "m" else None
 
 
-def comparisons(results: Results, peer: Side) -> list[Comparison]:
-    """One for every case that both sides have runs of, in the order of :data:`WORKLOADS` and sizes."""
+def comparisons(results: Results, peer: System) -> list[Comparison]:
+    """One for every case that both systems have runs of, in the order of :data:`WORKLOADS` and sizes."""
     found = [c for case in results.cases("rl") if (c := compare(results, case, peer)) is not None]
     order = (list(WORKLOADS), list(SIZES))
     return sorted(
@@ -75,7 +75,7 @@ def comparisons(results: Results, peer: Side) -> list[Comparison]:
     )
 
 
-def compare(results: Results, case: Case, peer: Side) -> Comparison | None:
+def compare(results: Results, case: Case, peer: System) -> Comparison | None:
     """This project against ``peer`` in one case, in whichever precision the peer is faster; None without a pair.
 
     In fp32 both use fp32. With 16 bits the peer may use either.

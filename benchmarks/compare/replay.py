@@ -1,4 +1,4 @@
-"""Completions that another side sampled, so that two sides can be compared on the same ones."""
+"""Completions that another system sampled, so that two systems can be compared on the same ones."""
 
 from __future__ import annotations
 

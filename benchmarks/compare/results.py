@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from compare.measuring import Measurement
-from compare.workloads import Precision, Side
+from compare.workloads import Precision, System
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is the same for all sides of a comparison, except the precision a peer may choose."""
+    """What is the same for all systems of a comparison, except the precision a peer may choose."""
 
     workload: str
     size: str
@@ -28,7 +28,7 @@ class Case:
 
 @dataclass
 class Results:
-    """Runs by case, side and repeat, in a file.
+    """Runs by case, system and repeat, in a file.
 
     Attributes:
         machine: what they were made on, and its peaks.
@@ -62,32 +62,32 @@ class Results:
         temporary.write_text(json.dumps(data, indent=1) + "\n")
         temporary.replace(self.path)
 
-    def add(self, case: Case, side: Side, repeat: int, run: Measurement, *, about: Mapping[str, Any]) -> None:
+    def add(self, case: Case, system: System, repeat: int, run: Measurement, *, about: Mapping[str, Any]) -> None:
         """Keep a run, in place of an earlier one of the same name, and save the file.
 
         Args:
             about: what else to write down: versions, command, date.
         """
-        self._runs[_key(case, side, repeat)] = run.to_json() | {"about": dict(about)}
+        self._runs[_key(case, system, repeat)] = run.to_json() | {"about": dict(about)}
         self.save()
 
-    def get(self, case: Case, side: Side, repeat: int) -> Measurement | None:
+    def get(self, case: Case, system: System, repeat: int) -> Measurement | None:
         """The run of that name, if there is one."""
-        found = self._runs.get(_key(case, side, repeat))
+        found = self._runs.get(_key(case, system, repeat))
         return None if found is None else Measurement.from_json(found)
 
-    def all(self, case: Case, side: Side) -> dict[int, Measurement]:
+    def all(self, case: Case, system: System) -> dict[int, Measurement]:
         """Repeat → run."""
         names = (key.rpartition("/") for key in self._runs)
-        repeats = sorted(int(repeat) for name, _, repeat in names if name == f"{case.name}/{side}")
-        return {repeat: Measurement.from_json(self._runs[_key(case, side, repeat)]) for repeat in repeats}
+        repeats = sorted(int(repeat) for name, _, repeat in names if name == f"{case.name}/{system}")
+        return {repeat: Measurement.from_json(self._runs[_key(case, system, repeat)]) for repeat in repeats}
 
-    def cases(self, side: Side) -> Iterator[Case]:
-        """Those that ``side`` has runs of, in the order of their names."""
-        names = {tuple(key.split("/")[:4]) for key in self._runs if key.split("/")[4] == side}
+    def cases(self, system: System) -> Iterator[Case]:
+        """Those that ``system`` has runs of, in the order of their names."""
+        names = {tuple(key.split("/")[:4]) for key in self._runs if key.split("/")[4] == system}
         for workload, size, precision, threads in sorted(names):
             yield Case(workload, size, precision, int(threads))  # type: ignore[arg-type]
 
 
-def _key(case: Case, side: Side, repeat: int) -> str:
-    return f"{case.name}/{side}/{repeat}"
+def _key(case: Case, system: System, repeat: int) -> str:
+    return f"{case.name}/{system}/{repeat}"

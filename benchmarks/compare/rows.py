@@ -1,4 +1,4 @@
-"""Data by seed: characters at random, in lengths at random. Every side gets the same rows in the same order."""
+"""Data by seed: characters at random, in lengths at random. Every system gets the same rows in the same order."""
 
 from __future__ import annotations
 

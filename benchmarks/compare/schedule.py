@@ -1,4 +1,4 @@
-"""The order of a comparison: all sides of a case in turns, A B A B, what is there already left out."""
+"""The order of a comparison: all systems of a case in turns, A B A B, what is there already left out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from compare import machine
 from compare.results import Case, Results
-from compare.sides import Sides
-from compare.watching import SideFailed
-from compare.workloads import WORKLOADS, Precision, Side
+from compare.systems import Systems
+from compare.watching import SystemFailed
+from compare.workloads import WORKLOADS, Precision, System
 
 T = TypeVar("T")
 
@@ -26,17 +26,19 @@ class Schedule:
     precisions: Sequence[Precision]
     threads: int
     repeats: int
-    peer: Side = "trl"
+    peer: System = "trl"
 
-    def runs(self) -> Iterator[tuple[Case, Side, int]]:
-        """Case, side and repeat of every run, in order."""
+    def runs(self) -> Iterator[tuple[Case, System, int]]:
+        """Case, system and repeat of every run, in order."""
         for size in self.sizes:
             for workload in self.workloads:
                 for repeat in range(self.repeats):
-                    for side, precision in self._turn():
-                        yield Case(workload, size, precision, self.threads), side, repeat
+                    for system, precision in self._turn():
+                        yield Case(workload, size, precision, self.threads), system, repeat
 
-    def run(self, results: Results, sides: Sides, *, again: bool = False, patience_s: float | None = None) -> list[str]:
+    def run(
+        self, results: Results, systems: Systems, *, again: bool = False, patience_s: float | None = None
+    ) -> list[str]:
         """Run what is missing, or all of it, and keep it in ``results``; returns which runs failed twice, and how.
 
         Args:
@@ -44,30 +46,30 @@ class Schedule:
         """
         failures: list[str] = []
         self._know_the_machine(results)
-        versions = {side: sides.versions(side) for side in ("rl", self.peer)}
+        versions = {system: systems.versions(system) for system in ("rl", self.peer)}
         todo = [run for run in self.runs() if again or results.get(*run) is None]
-        for number, (case, side, repeat) in enumerate(todo, 1):
+        for number, (case, system, repeat) in enumerate(todo, 1):
             if patience_s is not None:
                 machine.wait_until_quiet(machine.QUIET_CORES, patience_s=patience_s)
             load = os.getloadavg()[0]
-            run = _twice(lambda case=case, side=side: sides.run(side, case), f"{case.name} {side}", failures)
+            run = _twice(lambda case=case, system=system: systems.run(system, case), f"{case.name} {system}", failures)
             if run is None:
                 continue
-            about = versions[side] | {"date": time.strftime("%Y-%m-%d %H:%M"), "load_average_before": load}
-            results.add(case, side, repeat, run, about=about)
+            about = versions[system] | {"date": time.strftime("%Y-%m-%d %H:%M"), "load_average_before": load}
+            results.add(case, system, repeat, run, about=about)
             print(
-                f"{number}/{len(todo)} {case.name} {side} {repeat + 1}: {run.seconds / run.steps:.3f} s/step, "
+                f"{number}/{len(todo)} {case.name} {system} {repeat + 1}: {run.seconds / run.steps:.3f} s/step, "
                 f"{run.cpu_seconds / run.steps:.3f} CPU s/step, foreign load {run.foreign:.2f}",
                 flush=True,
             )
-        return failures + self.check_equality(results, sides, again=again)
+        return failures + self.check_equality(results, systems, again=again)
 
-    def measure_overhead(self, results: Results, sides: Sides, *, again: bool = False) -> list[str]:
+    def measure_overhead(self, results: Results, systems: Systems, *, again: bool = False) -> list[str]:
         """Of this project's steps in every GRPO case; returns what failed."""
         failures: list[str] = []
-        for case in dict.fromkeys(case for case, side, _ in self.runs() if side == "rl"):
+        for case in dict.fromkeys(case for case, system, _ in self.runs() if system == "rl"):
             if WORKLOADS[case.workload].kind == "grpo" and (again or case.name not in results.overhead):
-                found = _twice(lambda case=case: sides.overhead(case), f"overhead of {case.name}", failures)
+                found = _twice(lambda case=case: systems.overhead(case), f"overhead of {case.name}", failures)
                 if found is None:
                     continue
                 results.overhead[case.name] = found
@@ -75,7 +77,7 @@ class Schedule:
                 print(f"{case.name}: {1000 * found['rest_s']:.1f} ms of a step are the loop's own", flush=True)
         return failures
 
-    def check_equality(self, results: Results, sides: Sides, *, again: bool = False) -> list[str]:
+    def check_equality(self, results: Results, systems: Systems, *, again: bool = False) -> list[str]:
         """A step of every GRPO case in fp32 on the same completions; returns what failed."""
         failures: list[str] = []
         for case in dict.fromkeys(case for case, _, _ in self.runs()):
@@ -84,7 +86,7 @@ class Schedule:
                 continue
             if again or results.equality.get(name) is None:
                 unequal = _twice(
-                    lambda case=case: sides.unequal_on_the_same_completions(case, self.peer),
+                    lambda case=case: systems.unequal_on_the_same_completions(case, self.peer),
                     f"equality of {name}",
                     failures,
                 )
@@ -95,8 +97,8 @@ class Schedule:
                 print(f"{name}: {'; '.join(unequal) or 'equal on the same completions'}", flush=True)
         return failures
 
-    def _turn(self) -> list[tuple[Side, Precision]]:
-        turn: list[tuple[Side, Precision]] = []
+    def _turn(self) -> list[tuple[System, Precision]]:
+        turn: list[tuple[System, Precision]] = []
         for precision in self.precisions:
             turn += [("rl", precision), (self.peer, precision)]
         if "fp32" not in self.precisions:
@@ -115,11 +117,11 @@ class Schedule:
 
 
 def _twice(attempt: Callable[[], T], what: str, failures: list[str]) -> T | None:
-    """What ``attempt`` gives; None, with a word in ``failures``, where a side failed in it twice."""
+    """What ``attempt`` gives; None, with a word in ``failures``, where a system failed in it twice."""
     for last in (False, True):
         try:
             return attempt()
-        except SideFailed as error:
+        except SystemFailed as error:
             print(f"{what}: {error}", flush=True)
             if last:
                 failures.append(f"{what} failed: {str(error).splitlines()[0]}")

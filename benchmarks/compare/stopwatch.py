@@ -33,7 +33,7 @@ _TIMED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Write the plugin's metadata below ``folder``; returns what a run's environment needs besides."""
+    """Write the plugin's metadata below ``folder``; returns the environment variables that a run needs."""
     place = folder / "stopwatch"
     metadata = place / "compare_stopwatch-0.dist-info"
     metadata.mkdir(parents=True)

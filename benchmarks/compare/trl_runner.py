@@ -154,7 +154,7 @@ def _reward(completions: list[str], **_: Any) -> list[float]:
 
 
 def _replaying(trainer: type, job: Job, samples: str) -> type:
-    """``trainer`` that takes completions from another side's samples instead of generating."""
+    """``trainer`` that takes completions from another system's samples instead of generating."""
 
     class Replaying(trainer):  # type: ignore[misc]
         def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:

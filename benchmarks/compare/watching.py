@@ -1,4 +1,4 @@
-"""Watches one side from outside, whichever it is: wall time, CPU time and memory of all its processes."""
+"""Watches one system from outside, whichever it is: wall time, CPU time and memory of all its processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-# All looking takes time from the side that is watched, and more from one of many processes.
+# All looking takes time from the system that is watched, and more from one of many processes.
 _LOOK_S = 0.004
 """How often the progress file is looked at: the error of a step's end."""
 
@@ -29,7 +29,7 @@ class Mark:
 
     Attributes:
         wall: monotonic seconds.
-        cpu: seconds that all processes of the side have used until the last mark at which they were read.
+        cpu: seconds that all processes of the system have used until the last mark at which they were read.
         machine: the same of everything on the machine.
     """
 
@@ -40,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Watched:
-    """One run of one side.
+    """One run of one system.
 
     Attributes:
         marks: one for every line of the progress file.
@@ -56,8 +56,8 @@ class Watched:
     peak_pss: int
 
 
-class SideFailed(RuntimeError):
-    """A side's process ended with an error, too early, or not at all."""
+class SystemFailed(RuntimeError):
+    """A system's process ended with an error, too early, or not at all."""
 
 
 def watch(
@@ -79,7 +79,7 @@ def watch(
         read_at: steps (from 1) at whose ends CPU times are read; None: all.
 
     Raises:
-        SideFailed: with the end of ``log``.
+        SystemFailed: with the end of ``log``.
     """
     started = time.monotonic()
     with log.open("wb") as output:
@@ -102,7 +102,7 @@ def watch(
                     marks.append(Mark(now, cpu, everything))
                 now = time.monotonic()
                 if now > started + timeout_s:
-                    raise SideFailed(f"{command[0]} is still not done after {timeout_s:.0f} s\n{_end_of(log)}")
+                    raise SystemFailed(f"{command[0]} is still not done after {timeout_s:.0f} s\n{_end_of(log)}")
                 if now >= next_look and len(marks) < steps:
                     tree.look(shared=now >= next_shared)
                     next_shared = now + _SHARED_MEMORY_S if now >= next_shared else next_shared
@@ -113,7 +113,7 @@ def watch(
         process.wait()
     if process.returncode or len(marks) != steps:
         how = f"ended with {process.returncode} after {len(marks)} of {steps} steps"
-        raise SideFailed(f"{' '.join(command)}\n    {how}\n{_end_of(log)}")
+        raise SystemFailed(f"{' '.join(command)}\n    {how}\n{_end_of(log)}")
     return Watched(tuple(marks), marks[0].wall - started, tree.peak_rss, tree.peak_pss)
 
 

@@ -1,4 +1,4 @@
-"""What is compared: models, data shapes and steps. Every side reads the same :class:`Job` from a file."""
+"""What is compared: models, data shapes and steps. Every system reads the same :class:`Job` from a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 Kind = Literal["sft", "dpo", "rm", "grpo"]
 Precision = Literal["fp32", "bf16"]
-Side = Literal["rl", "trl", "plain"]
+System = Literal["rl", "trl", "plain"]
 
 VOCABULARY = 128
 FIRST_CHARACTER, CHARACTERS = 33, 94
@@ -99,7 +99,7 @@ WORKLOADS: Mapping[str, Workload] = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one side, as its process is told.
+    """One run of one system, as its process is told.
 
     Attributes:
         steps: optimizer steps in all, :data:`WARMUP_STEPS` among them.

@@ -222,9 +222,9 @@ def _commit() -> str | None:
 
 def _write(path: Path, results: Mapping[str, Any]) -> None:
     """All of it or nothing, so that what is there can always be read."""
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(json.dumps(results, indent=2) + "\n")
-    beside.replace(path)
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    partial.replace(path)
 
 
 def _parser() -> argparse.ArgumentParser:

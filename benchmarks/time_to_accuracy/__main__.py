@@ -1,4 +1,4 @@
-"""Runs both sides in turns, one seed after the other: ``hatch run bench:accuracy``.
+"""Runs both systems in turns, one seed after the other: ``hatch run bench:accuracy``.
 
 Wall time counts from the start of the process, with imports, Ray's start and everything else, and again from the end of
 the first optimizer step. Both measure held-out accuracy at the same steps.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import machine
-from compare.sides import find_trl_python
+from compare.systems import find_trl_python
 from rl_data_text.config import CharactersConfig
 from rl_data_text.tokenizers.characters import CharacterTokenizer
 
@@ -48,13 +48,17 @@ def main() -> int:
             folder = Path(scratch) / str(seed)
             folder.mkdir()
             recipe = _prepare(folder, seed, given.threads)
-            sides = {
+            systems = {
                 "rl": _ours(folder, recipe),
                 "trl": ([python, "-m", "time_to_accuracy.trl_runner"], recipe.progress),
             }
-            sides["trl"][0].append(str(recipe.write(folder / "recipe.json")))
-            for side, (command, progress) in sides.items():
-                found = {"seed": seed, "side": side, **_run(command, Path(progress), folder / f"{side}.log", recipe)}
+            systems["trl"][0].append(str(recipe.write(folder / "recipe.json")))
+            for system, (command, progress) in systems.items():
+                found = {
+                    "seed": seed,
+                    "system": system,
+                    **_run(command, Path(progress), folder / f"{system}.log", recipe),
+                }
                 results.append(found)
                 print(_line(found), flush=True)
     given.output.write_text(json.dumps(results, indent=2) + "\n")
@@ -136,11 +140,11 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|",
     ]
     for text, since in (("from the start of the process", None), ("from the end of the first step", "first_step_s")):
-        times = {side: _times([r for r in results if r["side"] == side], since) for side in ("rl", "trl")}
+        times = {system: _times([r for r in results if r["system"] == system], since) for system in ("rl", "trl")}
         pairs = zip(times["rl"], times["trl"], strict=True)
         ratios = sorted(math.inf if math.isinf(mine) else mine / other for mine, other in pairs)
         middle, mark = statistics.median(ratios), "✓" if statistics.median(ratios) <= MOST else "✗"
-        mine, other = (statistics.median(times[side]) for side in ("rl", "trl"))
+        mine, other = (statistics.median(times[system]) for system in ("rl", "trl"))
         spread = f"**{middle:.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         lines.append(f"| {text} | {mine:.1f} | {other:.1f} | {spread} | {MOST} {mark} |")
     return "\n".join(lines)
@@ -154,7 +158,7 @@ def _times(results: Sequence[Mapping[str, Any]], since: str | None) -> list[floa
 def _line(found: Mapping[str, Any]) -> str:
     accuracies = ", ".join(f"{stage} {step}: {value:.1%}" for stage, step, value in found["measured"])
     reached = "not reached" if found["target_s"] is None else f"{found['target_s']:.1f} s"
-    return f"seed {found['seed']} {found['side']}: {TARGET:.0%} after {reached} ({accuracies})"
+    return f"seed {found['seed']} {found['system']}: {TARGET:.0%} after {reached} ({accuracies})"
 
 
 def _parser() -> argparse.ArgumentParser:

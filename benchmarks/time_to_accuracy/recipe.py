@@ -1,4 +1,4 @@
-"""What both sides train: the numbers of ``examples/quickstart.yaml``, read by TRL's runner from a file."""
+"""What both systems train: the numbers of ``examples/quickstart.yaml``, read by TRL's runner from a file."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_a_run_is_measured_from_the_end_of_the_warm_up():
     found = measure(Watched(marks, setup_s=7.0, peak_rss=11, peak_pss=10), reported)
     assert (found.steps, found.seconds, found.cpu_seconds) == (2, 3.0, 3.0)
     assert found.step_seconds == [2.0, 1.0]
-    assert found.foreign == pytest.approx((4.5 - 3.0) / 3.0), "what the machine did, less what the side did"
+    assert found.foreign == pytest.approx((4.5 - 3.0) / 3.0), "what the machine did, less what the system did"
     assert found.tokens_per_second == (30 + 60) / 3.0
     assert found.sequences_per_second == 4 / 3.0
     assert found.times == {"time/train_s": pytest.approx(0.45)}, "the median of what is measured"
@@ -144,7 +144,7 @@ def test_the_file_keeps_runs_so_that_a_comparison_can_go_on(results):
     from compare.schedule import Schedule
 
     schedule = Schedule(workloads=["dpo"], sizes=["xs"], precisions=["fp32"], threads=2, repeats=2)
-    assert [(side, repeat) for _, side, repeat in schedule.runs()] == [("rl", 0), ("trl", 0), ("rl", 1), ("trl", 1)]
+    assert [(system, repeat) for _, system, repeat in schedule.runs()] == [("rl", 0), ("trl", 0), ("rl", 1), ("trl", 1)]
     wanted = next(schedule.runs())
     results.add(*wanted, run(), about={"date": "today"})
     again = Results.open(results.path)
@@ -157,7 +157,11 @@ def test_in_16_bits_alone_the_peer_runs_in_both_precisions():
     from compare.schedule import Schedule
 
     schedule = Schedule(workloads=["sft-40-63"], sizes=["m"], precisions=["bf16"], threads=2, repeats=1)
-    assert [(c.precision, side) for c, side, _ in schedule.runs()] == [("bf16", "rl"), ("bf16", "trl"), ("fp32", "trl")]
+    assert [(c.precision, system) for c, system, _ in schedule.runs()] == [
+        ("bf16", "rl"),
+        ("bf16", "trl"),
+        ("fp32", "trl"),
+    ]
 
 
 def test_the_table_shows_ratio_spread_and_target_and_what_is_void(results):
@@ -190,7 +194,7 @@ def test_the_report_stands_between_its_marks():
         between("no marks", "new")
 
 
-def test_the_documentation_has_room_for_the_report():
+def test_the_documentation_has_space_for_the_report():
     from compare.publishing import between
 
     assert "new" in between((ROOT / "docs" / "performance.md").read_text(), "new\n")

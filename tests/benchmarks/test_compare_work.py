@@ -1,4 +1,4 @@
-"""What the comparison's sides are given to do: rows, lengths, models; and watching them from outside."""
+"""What the comparison's systems are given to do: rows, lengths, models; and watching them from outside."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ def test_rows_have_the_lengths_of_their_workload():
         lengths = {len(row["prompt"]) + len(row["completion"]) + 1 for row in rows}
         assert (min(lengths), max(lengths), len(rows)) == (low, high, 640)
     pairs = make_rows(WORKLOADS["dpo"], 20)
-    lengths = {len(row["prompt"]) + len(row[side]) + 1 for row in pairs for side in ("chosen", "rejected")}
+    lengths = {len(row["prompt"]) + len(row[answer]) + 1 for row in pairs for answer in ("chosen", "rejected")}
     assert (min(lengths), max(lengths), len(pairs)) == (40, 63, 320)
 
 
@@ -124,7 +124,7 @@ for step in range(3):
 """
 
 
-def test_all_processes_of_a_side_are_watched_and_ended(tmp_path):
+def test_all_processes_of_a_system_are_watched_and_ended(tmp_path):
     import psutil
     from compare.watching import watch
 
@@ -140,12 +140,12 @@ def test_all_processes_of_a_side_are_watched_and_ended(tmp_path):
     assert [command for command in commands if "x = bytearray(80 << 20)" in command] == []
 
 
-def test_a_side_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
-    from compare.watching import SideFailed, watch
+def test_a_system_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
+    from compare.watching import SystemFailed, watch
 
     script = tmp_path / "child.py"
     script.write_text("raise SystemExit('no further')")
     command = [sys.executable, str(script)]
-    with pytest.raises(SideFailed) as raised:
+    with pytest.raises(SystemFailed) as raised:
         watch(command, environment={}, progress=tmp_path / "p", log=tmp_path / "log", steps=1, timeout_s=120)
     assert str(raised.value) == f"{' '.join(command)}\n    ended with 1 after 0 of 1 steps\n    no further"

@@ -1,4 +1,4 @@
-"""The race to an accuracy: what is read from the sides' progress, and the table."""
+"""The race to an accuracy: what is read from the systems' progress, and the table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
-def result(side: str, seed: int, first: float, target: float | None) -> dict:
-    return {"side": side, "seed": seed, "first_step_s": first, "target_s": target, "measured": []}
+def result(system: str, seed: int, first: float, target: float | None) -> dict:
+    return {"system": system, "seed": seed, "first_step_s": first, "target_s": target, "measured": []}
 
 
-def test_ratios_are_of_the_same_seed_and_a_side_that_never_gets_there_loses():
+def test_ratios_are_of_the_same_seed_and_a_system_that_never_gets_there_loses():
     from time_to_accuracy.__main__ import table
 
     results = [
@@ -35,14 +35,14 @@ def test_ratios_are_of_the_same_seed_and_a_side_that_never_gets_there_loses():
     assert lost[3] == "| from the start of the process | inf | inf | **inf** (inf to inf) | 0.6 ✗ |"
 
 
-def test_progress_is_read_while_a_side_runs(tmp_path, monkeypatch):
+def test_progress_is_read_while_a_system_runs(tmp_path, monkeypatch):
     from time_to_accuracy import __main__ as module
     from time_to_accuracy.recipe import Recipe
 
     lines, progress = module._lines, tmp_path / "progress.jsonl"
 
     def told(path, process):
-        """The side goes on when its line has been read."""
+        """The system goes on when its line has been read."""
         for number, line in enumerate(lines(path, process)):
             yield line
             (tmp_path / f"read-{number}").touch()

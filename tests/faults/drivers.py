@@ -9,8 +9,8 @@ How a run is disturbed:
   signal at the n-th function call (of Python or C) that happens from the training loop on, in it while a checkpoint is
   being written, while the model is exported, or between the last stage and the last status. ``shell`` instead of
   ``signal`` is a command line that is run at that moment.
-* ``beside``: other lists of arguments, each run in a process of its own at the same time; ``beside`` of the answer has
-  their answers.
+* ``at_once``: other lists of arguments, each run in a process of its own at the same time; ``at_once`` of the answer
+  has their answers.
 * ``disk``: ``{"folder", "copy", …}`` mounts a :class:`small_disk.SmallDisk` at the folder, which is copied at the end.
 * ``count``: count the calls instead; ``steps`` are those of the loop alone.
 """
@@ -212,13 +212,13 @@ def serve():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
         command = json.loads(line)
-        others = [command | {"argv": argv, "log": f"{command['log']}.{n}"} for n, argv in enumerate(command["beside"])]
+        others = [command | {"argv": argv, "log": f"{command['log']}.{n}"} for n, argv in enumerate(command["at_once"])]
         started = [start(one) for one in (command, *others)]
         answers = [end(*one) for one in started]
         # In the order in which the child did: some modules of transformers import each other in one order only.
         for name in dict.fromkeys(name for found in answers for name in found.pop("modules")):
             importlib.import_module(name)
-        sys.stdout.write(json.dumps(answers[0] | {"beside": answers[1:]}) + "\n")
+        sys.stdout.write(json.dumps(answers[0] | {"at_once": answers[1:]}) + "\n")
         sys.stdout.flush()
 
 

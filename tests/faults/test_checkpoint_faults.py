@@ -68,7 +68,7 @@ def write(content):
 
 
 @pytest.mark.parametrize("call", ["open", "write_text", "fsync", "rename"])
-def test_without_room_the_last_good_checkpoint_stays_and_nothing_half_written_is_left(tmp_path, monkeypatch, call):
+def test_without_disk_space_the_last_good_checkpoint_stays_and_nothing_half_written(tmp_path, monkeypatch, call):
     store = CheckpointStore(tmp_path, keep_last=1)
     good = store.save(state(1), write(b"good"))
 

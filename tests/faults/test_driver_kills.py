@@ -158,7 +158,7 @@ def skip_without_a_disk(runs, how):
 
 
 @pytest.mark.parametrize("how", ["at once", "in the background"])
-def test_a_full_disk_pauses_saving_and_training_goes_on(runs, how):
+def test_a_full_disk_pauses_saving_and_training_continues(runs, how):
     skip_without_a_disk(runs, how)
     said, seen = runs["said"][how], runs["seen"][how]
     assert runs["returned"][how] == 0, said

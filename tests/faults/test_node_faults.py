@@ -38,7 +38,7 @@ def test_a_worker_stopped_on_another_machine_is_examined_there(seen):
     assert re.search(r"no heartbeat for 8 s; the process is stopped \(by SIGSTOP", hung)
 
 
-def test_without_room_the_run_waits_says_what_it_needs_and_gives_up_in_time(seen):
+def test_without_resources_the_run_waits_says_what_it_needs_and_gives_up_in_time(seen):
     assert seen["no_room"] == (
         "no room for the workers after 7 s: they need {'CPU': 2.0}, the cluster has {'CPU': 1.0}\n"
         "    lower backend.parallel or generator.replicas, or add machines (run.wait_for_resources waits longer)"

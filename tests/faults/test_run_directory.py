@@ -54,7 +54,7 @@ def runs(tmp_path_factory):
     made.drivers.close()
 
 
-def test_a_run_whose_directory_is_moved_ends_with_an_error_and_goes_on_from_there_exactly(runs):
+def test_a_run_whose_directory_is_moved_ends_with_an_error_and_continues_from_there_exactly(runs):
     run, place = runs.folder / "a", runs.folder / "a moved"
     code, said, _ = runs.run(run, kill=runs.at_step(4.5, shlex.join(["mv", str(run), str(place)])))
     assert code == 1, said
@@ -193,8 +193,8 @@ def test_a_run_that_is_killed_while_it_exports_again_has_a_whole_model_or_none(r
 def test_of_two_starts_at_once_one_trains_and_the_other_says_so(runs):
     run = runs.folder / "twice"
     argv = ["run", str(runs.config), f"run.directory={run}"]
-    answer = runs.drivers.ask(*argv, beside=[argv, ["resume", str(run)], [*argv, "--resume"]])
-    codes = [answer["returncode"], *(other["returncode"] for other in answer["beside"])]
+    answer = runs.drivers.ask(*argv, at_once=[argv, ["resume", str(run)], [*argv, "--resume"]])
+    codes = [answer["returncode"], *(other["returncode"] for other in answer["at_once"])]
     texts = [answer["said"], *((runs.folder / f"output.txt.{n}").read_text() for n in range(3))]
     assert sorted(codes) == [0, 2, 2, 2], texts
     refused = re.compile(r"error: (another process is running in|the run directory .* already exists|.* is not a run )")
@@ -205,8 +205,8 @@ def test_of_two_starts_at_once_one_trains_and_the_other_says_so(runs):
 def test_two_resumes_at_once_do_not_mix(runs):
     run = stopped(runs, "resumed twice")
     argv = ["resume", str(run)]
-    answer = runs.drivers.ask(*argv, beside=[argv])
-    codes = [answer["returncode"], answer["beside"][0]["returncode"]]
+    answer = runs.drivers.ask(*argv, at_once=[argv])
+    codes = [answer["returncode"], answer["at_once"][0]["returncode"]]
     texts = [answer["said"], (runs.folder / "output.txt.0").read_text()]
     assert sorted(codes) == [0, 2], texts
     assert f"error: another process is running in {run}\n" in texts[codes.index(2)]

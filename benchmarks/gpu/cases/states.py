@@ -66,7 +66,7 @@ def export(machine: Machine) -> Iterator[Comparison]:
 
 @case("equality", seconds=30)
 def lora(machine: Machine) -> Iterator[Comparison]:
-    """With an adapter: the merged export, the adapter beside it, and the model without it."""
+    """With an adapter: the merged export, the adapter next to it, and the model without it."""
     yield from _export(machine, adapter=AdapterSpec("lora", rank=4, alpha=8.0))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import ModelSpec, OptimizerSpec
-from rl_core.contracts.transport import Meeting
+from rl_core.contracts.transport import WeightGroup
 from rl_torch.transports import collective as collective_transport
 from rl_torch.transports import ipc as ipc_transport
 from rl_torch.transports.group import BroadcastGroup
@@ -47,13 +47,13 @@ def collective(machine: Machine) -> Iterator[Comparison]:
     if machine.is_cuda:
         yield from _alone(machine)
         return
-    meeting = Meeting("127.0.0.1", product.free_port(), 2, machine.device, TIMEOUT_S)
+    group = WeightGroup("127.0.0.1", product.free_port(), 2, machine.device, TIMEOUT_S)
     with product.backend(machine, precision="bf16") as trainer:
         expected, requests, spec = _trained(machine, trainer)
         sender = collective_transport.Sender(trainer)
         plan = sender.plan("policy")
-        with _Process(_read_collective, machine, spec, requests, meeting, plan) as other:
-            sender.send("policy", meeting)
+        with _Process(_read_collective, machine, spec, requests, group, plan) as other:
+            sender.send("policy", group)
             answer = other.recv()
             sender.close()
         yield from _compared(answer, expected, buckets=len(plan))
@@ -63,7 +63,7 @@ def _alone(machine: Machine) -> Iterator[Comparison]:
     """The sender's side, and that a group can be left and joined again."""
     values = torch.arange(1024, dtype=torch.float32, device=machine.device)
     for attempt in ("first", "second"):
-        group = BroadcastGroup(Meeting("127.0.0.1", product.free_port(), 1, machine.device, TIMEOUT_S), 0)
+        group = BroadcastGroup(WeightGroup("127.0.0.1", product.free_port(), 1, machine.device, TIMEOUT_S), 0)
         sent = values.clone()
         group.broadcast(sent)
         yield compare(f"{attempt} group of one", sent, values, absolute=0.0)
@@ -72,7 +72,7 @@ def _alone(machine: Machine) -> Iterator[Comparison]:
         _trained(machine, trainer)
         sender = collective_transport.Sender(trainer)
         plan = sender.plan("policy")
-        sender.send("policy", Meeting("127.0.0.1", product.free_port(), 1, machine.device, TIMEOUT_S))
+        sender.send("policy", WeightGroup("127.0.0.1", product.free_port(), 1, machine.device, TIMEOUT_S))
         sender.close()
         yield Comparison("buckets that were not sent", float(not plan), 0.0)
 
@@ -165,10 +165,10 @@ def _read_ipc(
 
 
 def _read_collective(
-    connection: Connection, machine: Machine, spec: ModelSpec, requests: SequenceBatch, meeting: Meeting, plan: Any
+    connection: Connection, machine: Machine, spec: ModelSpec, requests: SequenceBatch, group: WeightGroup, plan: Any
 ) -> None:
     with product.generator(machine, spec, dtype="bfloat16") as generator:
         receiver = collective_transport.Receiver(generator)
-        receiver.receive(meeting, 1, plan, 1)
+        receiver.receive(group, 1, plan, 1)
         connection.send((True, _answer(generator, requests)))
         receiver.close()

@@ -5,72 +5,84 @@ import math
 import numpy as np
 import pytest
 import torch
-from rl_algo_dpo.losses import Side, hinge, ipo, kto_loss, log1mexp, log_odds, orpo, pair_loss, robust, sigmoid, simpo
+from rl_algo_dpo.losses import (
+    Completions,
+    hinge,
+    ipo,
+    kto_loss,
+    log1mexp,
+    log_odds,
+    orpo,
+    pair_loss,
+    robust,
+    sigmoid,
+    simpo,
+)
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import Scale
 
 LN2 = 0.6931472
 
 
-def side(logprob: float, reference: float | None = None, length: float = 1.0) -> Side:
+def completion(logprob: float, reference: float | None = None, length: float = 1.0) -> Completions:
     tensors = [None if x is None else torch.tensor([x], dtype=torch.float64) for x in (logprob, reference, length)]
-    return Side(*tensors)
+    return Completions(*tensors)
 
 
-def numbers(judged) -> tuple[float, float, float]:
-    return judged.loss.item(), judged.chosen_reward.item(), judged.rejected_reward.item()
+def numbers(losses) -> tuple[float, float, float]:
+    return losses.loss.item(), losses.chosen_reward.item(), losses.rejected_reward.item()
 
 
 def test_dpo_at_the_reference_is_ln_2():
-    same = side(-12.0, -12.0), side(-3.0, -3.0)
+    same = completion(-12.0, -12.0), completion(-3.0, -3.0)
     assert sigmoid(*same, beta=0.1).loss.item() == pytest.approx(LN2, abs=1e-7)
 
 
 def test_dpo_with_a_difference_of_10_at_beta_a_tenth():
     """h_c = -14 + 20 = 6, h_r = -9 + 5 = -4: z = 0.1 · (6 + 4) = 1; -log σ(1) = ln(1 + e^-1) = ln 1.3678794."""
-    judged = sigmoid(side(-14.0, -20.0), side(-9.0, -5.0), beta=0.1)
-    assert numbers(judged) == pytest.approx((0.3132617, 0.6, -0.4), abs=1e-7)
+    losses = sigmoid(completion(-14.0, -20.0), completion(-9.0, -5.0), beta=0.1)
+    assert numbers(losses) == pytest.approx((0.3132617, 0.6, -0.4), abs=1e-7)
 
 
 def test_label_smoothing_mixes_in_the_loss_of_the_swapped_pair():
     """z = 1, ε = 0.1: -log σ(1) = 0.3132617, -log σ(-1) = 1.3132617; 0.9 · 0.3132617 + 0.1 · 1.3132617 = 0.4132617."""
-    judged = sigmoid(side(-10.0, -20.0), side(-5.0, -5.0), beta=0.1, label_smoothing=0.1)
-    assert judged.loss.item() == pytest.approx(0.4132617, abs=1e-7)
+    losses = sigmoid(completion(-10.0, -20.0), completion(-5.0, -5.0), beta=0.1, label_smoothing=0.1)
+    assert losses.loss.item() == pytest.approx(0.4132617, abs=1e-7)
 
 
 def test_robust_dpo_takes_the_loss_of_the_swapped_pair_out():
     """z = 1, ε = 0.1: (0.9 · 0.3132617 - 0.1 · 1.3132617) / (1 - 0.2) = (0.2819355 - 0.1313262) / 0.8 = 0.1882617."""
-    judged = robust(side(-10.0, -20.0), side(-5.0, -5.0), beta=0.1, label_smoothing=0.1)
-    assert judged.loss.item() == pytest.approx(0.1882617, abs=1e-7)
+    losses = robust(completion(-10.0, -20.0), completion(-5.0, -5.0), beta=0.1, label_smoothing=0.1)
+    assert losses.loss.item() == pytest.approx(0.1882617, abs=1e-7)
 
 
 def test_robust_dpo_at_the_reference_is_ln_2():
     """(0.9 · ln 2 - 0.1 · ln 2) / 0.8 = ln 2."""
-    judged = robust(side(-4.0, -4.0), side(-4.0, -4.0), beta=0.1, label_smoothing=0.1)
-    assert judged.loss.item() == pytest.approx(LN2, abs=1e-7)
+    losses = robust(completion(-4.0, -4.0), completion(-4.0, -4.0), beta=0.1, label_smoothing=0.1)
+    assert losses.loss.item() == pytest.approx(LN2, abs=1e-7)
 
 
 def test_ipo_is_0_where_the_mean_log_ratios_differ_by_one_over_two_beta():
     """h_c/|c| = (-10 + 22)/2 = 6, h_r/|r| = (-12 + 16)/4 = 1: (6 - 1 - 1/0.2)² = 0."""
-    judged = ipo(side(-10.0, -22.0, 2.0), side(-12.0, -16.0, 4.0), beta=0.1)
-    assert numbers(judged) == pytest.approx((0.0, 0.6, 0.1), abs=1e-12)
+    losses = ipo(completion(-10.0, -22.0, 2.0), completion(-12.0, -16.0, 4.0), beta=0.1)
+    assert numbers(losses) == pytest.approx((0.0, 0.6, 0.1), abs=1e-12)
 
 
 def test_ipo_at_the_reference_is_the_square_of_its_target():
     """(0 - 1/0.2)² = 25."""
-    assert ipo(side(-4.0, -4.0, 2.0), side(-9.0, -9.0, 3.0), beta=0.1).loss.item() == pytest.approx(25.0)
+    assert ipo(completion(-4.0, -4.0, 2.0), completion(-9.0, -9.0, 3.0), beta=0.1).loss.item() == pytest.approx(25.0)
 
 
 def test_hinge_is_what_the_margin_lacks_to_1():
     """β (h_c - h_r) = 0.1 · (6 - 2) = 0.4: 1 - 0.4 = 0.6; with 0.1 · (16 - 2) = 1.4 it is 0."""
-    assert hinge(side(-14.0, -20.0), side(-3.0, -5.0), beta=0.1).loss.item() == pytest.approx(0.6)
-    assert hinge(side(-4.0, -20.0), side(-3.0, -5.0), beta=0.1).loss.item() == 0.0
+    assert hinge(completion(-14.0, -20.0), completion(-3.0, -5.0), beta=0.1).loss.item() == pytest.approx(0.6)
+    assert hinge(completion(-4.0, -20.0), completion(-3.0, -5.0), beta=0.1).loss.item() == 0.0
 
 
 def test_simpo_compares_token_means_with_a_target_margin():
     """β (-3/3 - -8/4) - γ = 2 · (-1 + 2) - 1 = 1: -log σ(1) = 0.3132617; rewards 2 · -1 and 2 · -2."""
-    judged = simpo(side(-3.0, None, 3.0), side(-8.0, None, 4.0), beta=2.0, target_margin=1.0)
-    assert numbers(judged) == pytest.approx((0.3132617, -2.0, -4.0), abs=1e-7)
+    losses = simpo(completion(-3.0, None, 3.0), completion(-8.0, None, 4.0), beta=2.0, target_margin=1.0)
+    assert numbers(losses) == pytest.approx((0.3132617, -2.0, -4.0), abs=1e-7)
 
 
 def test_orpo_adds_the_odds_ratio_to_the_likelihood_of_the_chosen():
@@ -78,8 +90,8 @@ def test_orpo_adds_the_odds_ratio_to_the_likelihood_of_the_chosen():
 
     -log σ(ln 3) = ln(1 + 1/3) = 0.2876821; NLL = ln 2; 0.6931472 + 0.1 · 0.2876821 = 0.7219154.
     """
-    judged = orpo(side(math.log(0.25), None, 2.0), side(3 * math.log(0.25), None, 3.0), orpo_lambda=0.1)
-    assert numbers(judged) == pytest.approx((0.7219154, 0.0, -math.log(3)), abs=1e-7)
+    losses = orpo(completion(math.log(0.25), None, 2.0), completion(3 * math.log(0.25), None, 3.0), orpo_lambda=0.1)
+    assert numbers(losses) == pytest.approx((0.7219154, 0.0, -math.log(3)), abs=1e-7)
 
 
 def one_sequence_each(logprobs: list[float], **columns) -> tuple[SequenceBatch, torch.Tensor]:
@@ -127,7 +139,7 @@ def test_kto_weighs_completions_on_the_wrong_side_of_the_baseline(tools):
 
 
 def test_kto_at_the_reference_is_half_of_its_weights(tools):
-    """r = z = 0: 1 - σ(0) = 1/2 on either side; (1 · 1/2 + 1.3 · 1/2) / 2 = 0.575."""
+    """r = z = 0: 1 - σ(0) = 1/2 for both kinds; (1 · 1/2 + 1.3 · 1/2) / 2 = 0.575."""
     batch, logprobs = one_sequence_each(
         [-5.0, -9.0], ref_logprob=[-5.0, -9.0], desirable=[True, False], kl_baseline=[0.0, 0.0]
     )
@@ -146,7 +158,7 @@ def test_kto_without_undesirable_completions_reports_no_margin(tools):
 
 
 def test_pairs_report_rewards_margin_accuracy_and_log_probs(tools):
-    """Pair 1: h = 6 and -4; pair 2: h = -2 and 2, wrong side up. β = 0.1, α = 0.5, NLL = (14 + 7) / 2."""
+    """Pair 1: h = 6 and -4; pair 2: h = -2 and 2, the wrong way round. β = 0.1, α = 0.5, NLL = (14 + 7) / 2."""
     batch, logprobs = one_sequence_each(
         [-14.0, -9.0, -7.0, -1.0],
         ref_logprob=[-20.0, -5.0, -5.0, -3.0],
@@ -319,7 +331,7 @@ def test_half_a_pair_is_an_error(missing, tools):
             tools.outputs_of(logprobs, halves), tools.columns_of(halves), Scale.of(batch), loss="sigmoid", beta=0.1
         )
     assert str(error.value) == (
-        "a micro-batch has a preference pair without its other side; "
+        "a micro-batch has a preference pair without its other completion; "
         "sequences that share a unit must stay in one micro-batch"
     )
 
@@ -327,7 +339,7 @@ def test_half_a_pair_is_an_error(missing, tools):
 def test_two_chosen_sides_are_no_pair(tools):
     batch = tools.ragged_pairs(1).with_columns(sequence={"chosen": np.array([True, True])})
     logprobs = torch.zeros(len(batch.tokens), dtype=torch.float64)
-    with pytest.raises(ValueError, match="preference pair without its other side"):
+    with pytest.raises(ValueError, match="preference pair without its other completion"):
         pair_loss(tools.outputs_of(logprobs, batch), tools.columns_of(batch), Scale.of(batch), loss="ipo", beta=0.1)
 
 

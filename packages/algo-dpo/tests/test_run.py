@@ -76,7 +76,7 @@ def test_kto_at_a_learning_rate_of_zero_changes_nothing(config, rl, tmp_path):
     assert [r["step"] for r in rows] == [0, 1, 2, 3]
     for row in rows:
         section = "train" if row["step"] else "eval"
-        assert row[f"{section}/loss"] == pytest.approx(0.5, abs=1e-6)  # π = π_ref: σ(0) on either side
+        assert row[f"{section}/loss"] == pytest.approx(0.5, abs=1e-6)  # π = π_ref: σ(0) for both kinds
         assert row["eval/loss"] == pytest.approx(0.5, abs=1e-6)
         assert row["eval/kl"] == pytest.approx(0.0, abs=1e-5)
 

@@ -78,7 +78,7 @@ def test_groups_may_be_interleaved_and_named_by_any_number():
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-def test_a_group_of_one_teaches_nothing(leave_one_out):
+def test_a_group_of_one_has_no_advantage(leave_one_out):
     assert group_advantages(np.array([3.0]), np.array([0]), leave_one_out=leave_one_out).tolist() == [0.0]
 
 
@@ -137,7 +137,7 @@ def test_groups_whose_rewards_differ_are_found_as_wholes():
     assert not varied_groups(np.full(8, 0.1, np.float32), np.zeros(8, np.int64)).any()
 
 
-def test_the_share_of_groups_that_teach_nothing_counts_groups_not_sequences():
+def test_the_share_of_groups_without_advantages_counts_groups_not_sequences():
     groups = np.array([0, 0, 1, 1, 2, 2, 2, 2])
     advantages = np.array([0, 0, 1, -1, 0, 0, 0, 0], np.float32)
     assert zero_group_fraction(advantages, groups) == pytest.approx(2 / 3)

@@ -285,7 +285,7 @@ def train_with_adapter(
     directory: str,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train an adapter beside its reference, save and export it in ``directory``, and restore it in a new role.
+    """Train an adapter together with its reference, save and export it in ``directory``, and restore it in a new role.
 
     ``config`` holds backend fields, ``role`` another role than the policy, ``loss`` its loss.
     """

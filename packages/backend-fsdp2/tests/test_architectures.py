@@ -38,13 +38,13 @@ SUITE = [
     ("dora", "gpt2"),
     ("lora", "falcon"),  # a linear class of its own
     ("lora", "phimoe"),  # a router that is a linear class
-    ("lora", "qwen3_moe"),  # dense layers beside fused experts
+    ("lora", "qwen3_moe"),  # dense layers and fused experts
     ("lora", "deepseek_v3"),  # and shared experts
     ("adalora", "deepseek_v3"),
 ]
 PADDED = {"packing": "padded"}
 CONFIGS: dict[str, dict[str, Any]] = {"opt": PADDED, "falcon": PADDED}
-BESIDE = ("bloom", "gpt_oss", "llama4_text", "jamba")
+EXPORT_ONLY = ("bloom", "gpt_oss", "llama4_text", "jamba")
 """Only their adapters are tested: transformers has them without SDPA, or the backend refuses to train them."""
 
 SAME = 1e-5
@@ -137,7 +137,7 @@ def test_an_adapter_is_the_same_in_generators_exports_checkpoints_and_peft(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("architecture", [name for name in FIELDS if name not in BESIDE])
+@pytest.mark.parametrize("architecture", [name for name in FIELDS if name not in EXPORT_ONLY])
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("world", [1, 2])
 def test_an_adapter_is_the_same_everywhere_on_every_architecture(
@@ -148,7 +148,7 @@ def test_an_adapter_is_the_same_everywhere_on_every_architecture(
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("architecture", BESIDE)
+@pytest.mark.parametrize("architecture", EXPORT_ONLY)
 def test_an_adapter_is_the_same_in_exports_and_peft_on_models_that_are_not_trained_here(
     single: Ranks, kind: str, architecture: str, tmp_path: Path
 ) -> None:

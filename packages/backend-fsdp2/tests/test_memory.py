@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rl_backend_fsdp2.config import Fsdp2Config
-from rl_backend_fsdp2.memory import Layout, estimate_memory, kept_per_token
+from rl_backend_fsdp2.memory import MemorySettings, estimate_memory, kept_per_token
 from rl_backend_fsdp2.rating import memory_per_rank
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.contracts.rating import JobRole, MemoryEstimate
@@ -118,8 +118,8 @@ def test_parameters_are_counted_exactly(architecture: str, tied: bool, head: Any
 def test_a_block_keeps_the_tensors_that_are_counted(architecture: str, packed: bool) -> None:
     init = {**SMALL, "architecture": architecture}
     kept = [_saved_bytes({**init, "layers": layers}, packed=packed) for layers in (1, 2)]
-    layout = Layout(row_tokens=64 if packed else 0)
-    assert (kept[1] - kept[0]) / (4 * 64) == kept_per_token(shape_of_init(init, 128), layout)
+    settings = MemorySettings(row_tokens=64 if packed else 0)
+    assert (kept[1] - kept[0]) / (4 * 64) == kept_per_token(shape_of_init(init, 128), settings)
 
 
 def _saved_bytes(init: dict[str, Any], *, packed: bool) -> int:
@@ -148,16 +148,16 @@ def roles(*given: Role) -> list[JobRole]:
 
 def test_states_of_a_trained_model_take_sixteen_bytes_a_parameter() -> None:
     count = shape_of_init(MEDIUM, 1000).parameters().total
-    found = estimate_memory(roles(POLICY), Layout(tokens=16))
+    found = estimate_memory(roles(POLICY), MemorySettings(tokens=16))
     assert (found.parameters, found.gradients, found.optimizer) == (4 * count, 4 * count, 8 * count)
-    with_reference = estimate_memory(roles(POLICY, REFERENCE), Layout(tokens=16))
+    with_reference = estimate_memory(roles(POLICY, REFERENCE), MemorySettings(tokens=16))
     assert with_reference.parameters - found.parameters == 4 * count
     assert with_reference.optimizer == found.optimizer
 
 
 def test_a_reference_that_is_the_policy_without_its_adapter_takes_nothing() -> None:
-    adapted = estimate_memory(roles(POLICY), Layout(tokens=16), adapter=LORA)
-    both = estimate_memory(roles(POLICY, replace(REFERENCE, base_of="policy")), Layout(tokens=16), adapter=LORA)
+    adapted = estimate_memory(roles(POLICY), MemorySettings(tokens=16), adapter=LORA)
+    both = estimate_memory(roles(POLICY, replace(REFERENCE, base_of="policy")), MemorySettings(tokens=16), adapter=LORA)
     assert both == adapted
     trained = adapter_parameters(shape_of_init(MEDIUM, 1000), LORA)
     assert (adapted.gradients, adapted.optimizer) == (4 * trained, 8 * trained)
@@ -180,7 +180,7 @@ def test_only_the_named_layers_get_an_adapter() -> None:
 
 
 def test_sharding_divides_what_lasts_and_adds_gathered_copies() -> None:
-    one, four = (estimate_memory(roles(POLICY), Layout(tokens=16, shards=n)) for n in (1, 4))
+    one, four = (estimate_memory(roles(POLICY), MemorySettings(tokens=16, shards=n)) for n in (1, 4))
     count = shape_of_init(MEDIUM, 1000).parameters()
     assert four.optimizer == one.optimizer // 4
     ends = count.total - count.layer * count.layers
@@ -188,7 +188,7 @@ def test_sharding_divides_what_lasts_and_adds_gathered_copies() -> None:
 
 
 def test_each_way_to_save_memory_saves_what_it_says() -> None:
-    base = Layout(tokens=4096)
+    base = MemorySettings(tokens=4096)
     plain = estimate_memory(roles(POLICY), base)
     selective, full = (estimate_memory(roles(POLICY), replace(base, recompute=how)) for how in ("selective", "full"))
     assert plain.activations > selective.activations > full.activations
@@ -203,7 +203,7 @@ def test_each_way_to_save_memory_saves_what_it_says() -> None:
 
 def test_logits_grow_with_a_chunk_and_not_with_the_micro_batch() -> None:
     def logits(tokens: int) -> int:
-        found = estimate_memory(roles(POLICY), Layout(tokens=tokens, chunk_tokens=512)).logits
+        found = estimate_memory(roles(POLICY), MemorySettings(tokens=tokens, chunk_tokens=512)).logits
         return found - tokens * MEDIUM["hidden_size"] * 4  # the gradient by the hidden states
 
     assert logits(2048) == logits(16384)
@@ -211,4 +211,4 @@ def test_logits_grow_with_a_chunk_and_not_with_the_micro_batch() -> None:
 
 def test_a_shape_that_is_unknown_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^the shape of role 'policy' is unknown$"):
-        estimate_memory([JobRole(POLICY, None)], Layout())
+        estimate_memory([JobRole(POLICY, None)], MemorySettings())

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from rl_backend_fsdp2.microbatches import Layout
+from rl_backend_fsdp2.microbatches import MicroBatcher
 from rl_core.batch import SequenceBatch
 from rl_torch.microbatch import Packing
 
@@ -19,32 +19,34 @@ def shard(tokens: int = 6, **columns: np.ndarray) -> SequenceBatch:
     return batch.with_columns(token=columns)
 
 
-def made(layout: Layout, batch: SequenceBatch, *, mesh: SimpleNamespace = MESH, packing: Packing | None = None) -> list:
-    return [micro for _, micro in layout.micro_batches(batch, mesh, packing=packing)]
+def made(
+    batcher: MicroBatcher, batch: SequenceBatch, *, mesh: SimpleNamespace = MESH, packing: Packing | None = None
+) -> list:
+    return [micro for _, micro in batcher.micro_batches(batch, mesh, packing=packing)]
 
 
-def test_the_layout_of_the_same_tokens_is_used_again_with_the_new_columns() -> None:
-    layout = Layout(max_tokens=100, packing="packed")
-    (first,) = made(layout, shard())
-    (second,) = made(layout, shard(advantages=np.arange(9, dtype=np.float32)))
-    assert second.cells is first.cells
+def test_the_micro_batch_of_the_same_tokens_is_used_again_with_the_new_columns() -> None:
+    batcher = MicroBatcher(max_tokens=100, packing="packed")
+    (first,) = made(batcher, shard())
+    (second,) = made(batcher, shard(advantages=np.arange(9, dtype=np.float32)))
+    assert second.indices is first.indices
     assert second.batch.token_columns["advantages"].tolist() == list(range(9))
 
 
 def test_a_layout_is_not_used_for_other_tokens_or_another_attention() -> None:
-    layout = Layout(max_tokens=100, packing="packed")
-    (first,) = made(layout, shard())
-    (other,) = made(layout, shard(7))
+    batcher = MicroBatcher(max_tokens=100, packing="packed")
+    (first,) = made(batcher, shard())
+    (other,) = made(batcher, shard(7))
     assert other.input_ids.tolist() != first.input_ids.tolist()
-    (ragged,) = made(layout, shard(7), packing="ragged")
+    (ragged,) = made(batcher, shard(7), packing="ragged")
     assert other.rows is None
     assert ragged.rows is not None
-    (again,) = made(layout, shard(7))
-    assert again.cells is other.cells  # each attention has its own
+    (again,) = made(batcher, shard(7))
+    assert again.indices is other.indices  # each attention has its own
 
 
 def test_a_shard_of_several_micro_batches_is_made_up_with_fillers() -> None:
-    layout = Layout(max_tokens=5, packing="packed")
-    found = made(layout, shard(), mesh=SimpleNamespace(device=MESH.device, maximum=lambda count: 3))
+    batcher = MicroBatcher(max_tokens=5, packing="packed")
+    found = made(batcher, shard(), mesh=SimpleNamespace(device=MESH.device, maximum=lambda count: 3))
     assert [micro.is_filler for micro in found] == [False, False, True]
     assert [len(micro.batch) for micro in found[:2]] == [1, 1]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.plugin import rate_backends
-from rl_backend_fsdp2.rating import layout_of, memory_per_rank, rate
+from rl_backend_fsdp2.rating import memory_per_rank, memory_settings_of, rate
 from rl_core.contracts.model import Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
 from rl_core.planning.model_shape import shape_of_config
@@ -138,7 +138,7 @@ def test_the_layout_is_read_from_config_and_job() -> None:
         cpu_offload=True,
         logprob_chunk_tokens=512,
     )
-    found = layout_of(config, job(nodes=2))
+    found = memory_settings_of(config, job(nodes=2))
     assert (found.shards, found.tp, found.cp, found.sequence) == (2 * 2, 2, 2, True)
     assert (found.compute_bytes, found.recompute, found.cpu_offload, found.chunk_tokens) == (2, "selective", True, 512)
     assert (found.tokens, found.row_tokens, found.several, found.watch_entropy) == (8192, 4096, True, True)
@@ -146,21 +146,21 @@ def test_the_layout_is_read_from_config_and_job() -> None:
 
 def test_a_micro_batch_is_no_larger_than_the_step() -> None:
     config = Fsdp2Config(name="fsdp2", max_tokens_per_microbatch=8192)
-    whole = layout_of(config, job(tokens_per_step=8 * 5000))
+    whole = memory_settings_of(config, job(tokens_per_step=8 * 5000))
     assert (whole.tokens, whole.several) == (5000, False)
-    many = layout_of(config, job(tokens_per_step=8 * 9000))
+    many = memory_settings_of(config, job(tokens_per_step=8 * 9000))
     assert (many.tokens, many.several) == (8192, True)
-    long = layout_of(config, job(max_length=10_000))
+    long = memory_settings_of(config, job(max_length=10_000))
     assert (long.tokens, long.several) == (10_000, True)
 
 
 def test_on_cpu_nothing_is_offloaded_and_packed_rows_have_a_mask() -> None:
     config = Fsdp2Config(name="fsdp2", cpu_offload=True, packing="packed")
-    found = layout_of(config, job(gpus=0, max_length=64))
+    found = memory_settings_of(config, job(gpus=0, max_length=64))
     assert (found.cpu_offload, found.row_tokens) == (False, 128)
     on_gpu = Fsdp2Config(name="fsdp2", packing="packed", precision="bf16")
-    assert layout_of(on_gpu, job(max_length=64)).row_tokens == 0  # flash attention needs no mask
-    assert layout_of(config, job(max_length=64)).row_tokens == config.max_tokens_per_microbatch
+    assert memory_settings_of(on_gpu, job(max_length=64)).row_tokens == 0  # flash attention needs no mask
+    assert memory_settings_of(config, job(max_length=64)).row_tokens == config.max_tokens_per_microbatch
 
 
 def test_advice_is_the_cheapest_setting_that_helps() -> None:

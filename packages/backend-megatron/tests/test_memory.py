@@ -12,7 +12,7 @@ from megatron_helpers import POLICY, backend, optimizer_spec, parameters_by_kind
 from ranks import Ranks
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.memory import (
-    Layout,
+    MemorySettings,
     estimate_memory,
     kept_per_token,
     stage_adapter_parameters,
@@ -99,8 +99,8 @@ def test_the_estimate_is_within_a_fifth_of_the_measured_peak(name: str, peaks: d
 def test_a_layer_keeps_the_tensors_that_are_counted(architecture: str, precision: str) -> None:
     init = {**SMALL, "architecture": architecture}
     kept = [_saved_bytes({**init, "layers": layers}, precision) for layers in (1, 2)]
-    layout = Layout(compute_bytes=4 if precision == "fp32" else 2)
-    assert (kept[1] - kept[0]) / 64 == kept_per_token(shape_of_init(init, 128), layout)
+    settings = MemorySettings(compute_bytes=4 if precision == "fp32" else 2)
+    assert (kept[1] - kept[0]) / 64 == kept_per_token(shape_of_init(init, 128), settings)
 
 
 def _saved_bytes(init: dict[str, Any], precision: str) -> int:
@@ -140,28 +140,28 @@ def test_parameters_gradients_and_optimizer_are_counted_exactly(
     spec = ModelSpec(init=init, vocab_size=200, max_length=64, adapter=adapter)
     role = replace(POLICY, head=head)
     found = ranks(parameters_by_kind, 4, spec=spec, role=role, config={"parallel": parallel})
-    shape, layout = shape_of_init(init, 200), Layout(**{"dp": 1, **parallel}, tokens=1)
+    shape, settings = shape_of_init(init, 200), MemorySettings(**{"dp": 1, **parallel}, tokens=1)
     for rank in found:
         stage = rank["stage"]
-        added = stage_adapter_parameters(shape, adapter, layout) if adapter else 0
-        expected = stage_parameters(shape, head, layout, stage).total + added
-        scored = shape.hidden_size if head == "scalar" and stage == layout.pp - 1 else 0
+        added = stage_adapter_parameters(shape, adapter, settings) if adapter else 0
+        expected = stage_parameters(shape, head, settings, stage).total + added
+        scored = shape.hidden_size if head == "scalar" and stage == settings.pp - 1 else 0
         trained = added + scored if adapter else expected
         assert (rank["parameters"], rank["trained"]) == (expected, trained)
         # Buffers are padded to whole cache lines.
         assert rank["gradients"] == pytest.approx(4 * trained, rel=0.02)
     whole = sum(rank["moments"] for rank in found)
-    copies = layout.dp if layout.distributed else 1
+    copies = settings.dp if settings.distributed else 1
     assert whole == sum(8 * rank["trained"] for rank in found) // copies
-    most = estimate_memory([JobRole(role, shape)], layout, adapter=adapter)
+    most = estimate_memory([JobRole(role, shape)], settings, adapter=adapter)
     assert most.parameters in {4 * rank["parameters"] for rank in found}
 
 
 def test_what_lasts_of_a_bf16_role_is_counted_by_copies() -> None:
     shape = shape_of_init(MEDIUM, 1024)
-    count = stage_parameters(shape, "lm", Layout(), 0)
+    count = stage_parameters(shape, "lm", MemorySettings(), 0)
     assert count.total == shape.parameters().total
-    roles, bf16 = [JobRole(POLICY, shape)], Layout(tokens=1, compute_bytes=2, dp=4)
+    roles, bf16 = [JobRole(POLICY, shape)], MemorySettings(tokens=1, compute_bytes=2, dp=4)
     split = estimate_memory(roles, bf16)
     assert split.parameters == 2 * count.total
     # Both moments and the float32 weights, a quarter each; and what stepping the largest tensor takes.
@@ -175,18 +175,21 @@ def test_a_first_stage_holds_as_many_micro_batches_as_there_are_stages() -> None
     shape = shape_of_init(LARGE, 1024)
 
     def activations(microbatches: int) -> int:
-        layout = Layout(tokens=2048, pp=3, microbatches=microbatches)
-        found = estimate_memory([JobRole(POLICY, shape)], layout).activations
-        forward = estimate_memory([JobRole(REFERENCE, shape)], layout).activations
+        settings = MemorySettings(tokens=2048, pp=3, microbatches=microbatches)
+        found = estimate_memory([JobRole(POLICY, shape)], settings).activations
+        forward = estimate_memory([JobRole(REFERENCE, shape)], settings).activations
         return found - forward - 2 * 512 * 1408 * 4  # the gradient of the layer's largest matrix
 
     assert activations(8) == activations(3)
     assert 2 * activations(3) == 3 * activations(2)
-    assert activations(2) == 2 * 2 * 2048 * kept_per_token(shape, Layout())
+    assert activations(2) == 2 * 2 * 2048 * kept_per_token(shape, MemorySettings())
 
 
 def test_each_way_to_save_memory_saves_what_it_says() -> None:
-    roles, base = [JobRole(POLICY, shape_of_init(MEDIUM, 1024)), JobRole(VALUE, shape_of_init(MEDIUM, 1024))], Layout()
+    roles, base = (
+        [JobRole(POLICY, shape_of_init(MEDIUM, 1024)), JobRole(VALUE, shape_of_init(MEDIUM, 1024))],
+        MemorySettings(),
+    )
     plain, recomputed = (estimate_memory(roles, replace(base, recompute=flag)) for flag in (False, True))
     assert plain.activations > 3 * recomputed.activations
     split = estimate_memory(roles, replace(base, tp=2))
@@ -198,4 +201,4 @@ def test_each_way_to_save_memory_saves_what_it_says() -> None:
 
 def test_a_shape_that_is_unknown_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^the shape of role 'policy' is unknown$"):
-        estimate_memory([JobRole(POLICY, None)], Layout())
+        estimate_memory([JobRole(POLICY, None)], MemorySettings())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.plugin import rate_backends
-from rl_backend_megatron.rating import layout_of, memory_per_rank, rate
+from rl_backend_megatron.rating import memory_per_rank, memory_settings_of, rate
 from rl_core.contracts.model import Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
 from rl_core.planning.model_shape import shape_of_config
@@ -147,13 +147,13 @@ def test_the_layout_is_read_from_config_and_job() -> None:
         distributed_optimizer=False,
         logprob_chunk_tokens=512,
     )
-    found = layout_of(config, job(nodes=2))
+    found = memory_settings_of(config, job(nodes=2))
     assert (found.tp, found.pp, found.dp, found.sequence) == (2, 2, 4, True)
     assert (found.compute_bytes, found.recompute, found.distributed, found.chunk_tokens) == (2, True, False, 512)
     assert (found.tokens, found.microbatches, found.watch_entropy, found.cuda) == (8192, 2, True, True)
-    step = layout_of(config, job(nodes=2, tokens_per_step=4 * 20_000))
+    step = memory_settings_of(config, job(nodes=2, tokens_per_step=4 * 20_000))
     assert (step.tokens, step.microbatches) == (8192, 3)
-    assert layout_of(MegatronConfig(name="megatron", parallel={"dp": 3}), job(gpus=0)).dp == 3
+    assert memory_settings_of(MegatronConfig(name="megatron", parallel={"dp": 3}), job(gpus=0)).dp == 3
 
 
 def test_advice_is_the_cheapest_setting_that_helps() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from rl_core.cluster.ports import free_port
 from rl_core.contracts.generator import SamplingParams
-from rl_core.contracts.transport import Meeting
+from rl_core.contracts.transport import WeightGroup
 from rl_torch.transports import collective, ipc
 from rl_torch.transports.buckets import plan_buckets
 
@@ -33,7 +33,7 @@ def update(request, generator, small, monkeypatch):
     monkeypatch.setattr(module, "plan_buckets", partial(plan_buckets, bucket_bytes=50_000))
     backend = Backend(small)
     sender, receiver = module.Sender(backend), module.Receiver(generator)
-    meeting = Meeting("127.0.0.1", free_port(), 2, "cpu", 60.0)
+    group = WeightGroup("127.0.0.1", free_port(), 2, "cpu", 60.0)
 
     def by_memory(version):
         backend.version = version
@@ -45,8 +45,8 @@ def update(request, generator, small, monkeypatch):
         backend.version = version
         plan = sender.plan("policy")
         with ThreadPoolExecutor(1) as thread:
-            sent = thread.submit(sender.send, "policy", meeting)
-            receiver.receive(meeting, 1, plan, version)
+            sent = thread.submit(sender.send, "policy", group)
+            receiver.receive(group, 1, plan, version)
             sent.result()
 
     yield by_memory if module is ipc else by_broadcast

@@ -57,7 +57,7 @@ def test_a_prefix_read_with_older_weights_would_be_wrong_and_does_not_survive_an
     generator.generate(requests, params)
     model, buckets = small.model(small.spec(seed=3)), small.buckets(small.spec(seed=3))
     loaded = generator._loaded
-    loaded.engine._llm.collective_rpc("rl_load_weights", args=(buckets, loaded.layout.renamed(buckets)))
+    loaded.engine._llm.collective_rpc("rl_load_weights", args=(buckets, loaded.parameters.renamed(buckets)))
     assert small.gap(generator.generate(requests, params), model) > 0.1
     generator.update_weights(buckets, 3)
     assert small.gap(generator.generate(requests, params), model) < TOLERANCE
@@ -85,7 +85,7 @@ def test_weights_that_vllm_does_not_find_are_named(generator, small):
     buckets = small.buckets(small.spec())
     renamed = {"model.norm.weight": None, "model.layers.1.mlp.down_proj.weight": None}
     with pytest.raises(RLError) as caught:
-        generator._loaded.engine.update_weights(buckets, generator._loaded.layout.renamed(buckets) | renamed)
+        generator._loaded.engine.update_weights(buckets, generator._loaded.parameters.renamed(buckets) | renamed)
     assert str(caught.value) == (
         "generator vllm: vLLM found no value for model.layers.1.mlp.down_proj.weight, model.norm.weight among the "
         "trained weights; it knows this architecture under other parameter names than transformers does\n"

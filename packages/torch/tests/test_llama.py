@@ -107,26 +107,26 @@ def test_attention_of_groups_is_that_of_each() -> None:
         begin = end
 
 
-def test_slots_hold_every_head_of_every_cell() -> None:
+def test_slots_hold_every_head_of_every_position() -> None:
     rows = MicroBatch.build(groups(), packing="ragged").rows
     assert rows is not None
-    slots, cells = Slots.of(rows, 3), len(rows.owners)
+    slots, positions = Slots.of(rows, 3), len(rows.owners)
     assert Slots.of(rows, 3) is slots, "made once"
-    states = random(cells, 3, 2)
+    states = random(positions, 3, 2)
     shown = slots.gather(states)
     begin = 0
     for count, width in rows.shapes:
         group = shown[begin * 3 : (begin + count * width) * 3].view(count, 3, width, 2)
-        cell = rows.cells[begin : begin + count * width].view(count, width)
-        assert torch.equal(group.transpose(1, 2), states[cell])
+        index = rows.indices[begin : begin + count * width].view(count, width)
+        assert torch.equal(group.transpose(1, 2), states[index])
         begin += count * width
-    assert torch.equal(slots.put_back(shown), states)
+    assert torch.equal(slots.scatter(shown), states)
     # Adjoint: <gather x, y> = <x, gather_backward y> where y is zero behind the ends of sequences.
     real = slots.gather(slots.gather_backward(torch.ones_like(shown)))
     assert real.min() == 1
     assert real.max() > 1, "some beginnings are shared"
-    y = random(cells, 3, 2, seed=1)
-    assert_agree([(slots.put_back(shown * 2) * y).sum()], [(shown * 2 * slots.put_back_backward(y)).sum()])
+    y = random(positions, 3, 2, seed=1)
+    assert_agree([(slots.scatter(shown * 2) * y).sum()], [(shown * 2 * slots.scatter_backward(y)).sum()])
 
 
 def model(architecture: str, *, head: str = "lm", layers: int = 3, **extra: object) -> torch.nn.Module:
@@ -227,7 +227,7 @@ def test_the_last_layer_is_computed_where_it_is_wanted() -> None:
         micro = MicroBatch.build(groups(scored=scored), packing="ragged")
         compute_outputs(wrapped, micro, ("logprobs",), rows=micro.rows)
         seen.append(torch.unique(micro.predictors).shape)
-    assert seen[0] == (1, *seen[1], 32), "some cells"
+    assert seen[0] == (1, *seen[1], 32), "some positions"
     assert seen[2] == (1, *seen[3], 32)
     everywhere = SequenceBatch.from_lists([[1, 2, 3] * 20])
     micro = MicroBatch.build(everywhere, packing="ragged")

@@ -43,13 +43,13 @@ def test_neither_layout_lets_sequences_see_each_other(architecture: str) -> None
             alone.append(body(ids, use_cache=False).last_hidden_state[0])
     expected = torch.cat(alone)
     packed, padded = (MicroBatch.build(batch, packing=p) for p in ("packed", "padded"))
-    assert packed.input_ids.shape == (3, 128)  # rows share sequences and end in unused cells
+    assert packed.input_ids.shape == (3, 128)  # rows share sequences and end in unused positions
     assert padded.input_ids.shape == (8, 120)
     for micro in (packed, padded):
         torch.testing.assert_close(hidden_states(body, micro), expected, rtol=0, atol=2e-5)
 
 
-def test_packed_positions_restart_and_unused_cells_stay_at_zero() -> None:
+def test_packed_positions_restart_and_unused_positions_stay_at_zero() -> None:
     micro = MicroBatch.build(ragged([100, 60, 20]), packing="packed")
     assert micro.position_ids.tolist() == [
         [*range(100), *range(20), *([0] * 0)],
@@ -57,7 +57,7 @@ def test_packed_positions_restart_and_unused_cells_stay_at_zero() -> None:
     ]
 
 
-def test_scored_tokens_are_predicted_from_the_cell_before_them() -> None:
+def test_scored_tokens_are_predicted_from_the_position_before_them() -> None:
     batch = SequenceBatch.from_lists(
         [[5, 6, 7], [8, 9]], token_columns={"loss_mask": [np.float32([1, 0, 1]), np.float32([0, 0.5])]}
     )
@@ -108,7 +108,7 @@ def test_a_plan_covers_every_sequence_once_and_keeps_units_together(packing: str
 
 def test_auto_starts_a_new_micro_batch_rather_than_pad_much() -> None:
     batch = ragged([100] * 20 + [10] * 20)
-    # 20 × 100 + 4 × 10 tokens in 24 × 100 cells: 15 % padding; one more would exceed it.
+    # 20 × 100 + 4 × 10 tokens in 24 × 100 positions: 15 % padding; one more would exceed it.
     assert [len(p) for p in plan(batch, 10**6)] == [24, 16]
     assert [len(p) for p in plan(batch, 10**6, packing="padded")] == [40]
 
@@ -139,7 +139,7 @@ def test_a_layout_serves_another_batch_of_the_same_tokens(packing: str) -> None:
     again, expected = made.of(second), MicroBatch.build(second, packing=packing)
     assert again is not None
     assert again.batch is second
-    for name in ("input_ids", "position_ids", "scored", "predictors", "targets", "cells", "last", "sequence_ids"):
+    for name in ("input_ids", "position_ids", "scored", "predictors", "targets", "indices", "last", "sequence_ids"):
         found, wanted = getattr(again, name), getattr(expected, name)
         assert (found is None and wanted is None) or found.equal(wanted), name
 

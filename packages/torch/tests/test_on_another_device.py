@@ -1,4 +1,4 @@
-"""Log-probs and losses that are not on the CPU: what is made on the way is made beside them.
+"""Log-probs and losses that are not on the CPU: intermediate tensors are made on the same device.
 
 PyTorch's meta device stands for a GPU here: its tensors have no numbers, and most operations refuse to mix it with the
 CPU as a GPU's do (all but reading at CPU indices).

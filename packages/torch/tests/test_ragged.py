@@ -9,7 +9,7 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import ModelSpec
 from rl_torch.microbatch import MicroBatch
 from rl_torch.models import build_model
-from rl_torch.policy import compute_outputs, score_cells, wrap_model
+from rl_torch.policy import compute_outputs, score_indices, wrap_model
 from rl_torch.ragged import ATTENTION, attention, supports_ragged_attention, use_ragged_attention
 
 torch.set_num_threads(1)
@@ -74,12 +74,12 @@ def test_values_and_scores_are_those_of_padded_rows(multiple: int) -> None:
         assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_a_prompt_has_its_cells_once() -> None:
+def test_a_shared_prompt_is_in_the_row_once() -> None:
     rows = [[7, 8, 9, 1], [7, 8, 9, 2, 2], [4, 5, 6]]
     micro = MicroBatch.build(SequenceBatch.from_lists(rows), packing="ragged")
     assert micro.input_ids.tolist() == [[4, 5, 6, 7, 8, 9, 1, 2, 2]]
     assert micro.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 3, 4]]
-    assert micro.cells.tolist() == [3, 4, 5, 6, 3, 4, 5, 7, 8, 0, 1, 2]
+    assert micro.indices.tolist() == [3, 4, 5, 6, 3, 4, 5, 7, 8, 0, 1, 2]
     assert micro.last.tolist() == [6, 8, 2]
     assert micro.predictors.tolist() == [3, 4, 5, 3, 4, 5, 7, 0, 1]
     assert micro.targets.tolist() == [8, 9, 1, 8, 9, 2, 2, 5, 6]
@@ -95,9 +95,9 @@ def test_sequences_of_very_different_length_are_attended_to_in_groups() -> None:
 def test_a_score_stands_at_the_last_token_that_is_no_padding() -> None:
     rows = [[7, 8, PAD, 1, PAD], [7, 8, PAD, PAD], [PAD, PAD]]
     wrapped = wrap_model(model(head="scalar"), "scalar")
-    for packing, cells in (("ragged", [5, 3, 0]), ("padded", [3, 6, 10])):
+    for packing, indices in (("ragged", [5, 3, 0]), ("padded", [3, 6, 10])):
         micro = MicroBatch.build(SequenceBatch.from_lists(rows), packing=packing)
-        assert score_cells(wrapped, micro).tolist() == cells
+        assert score_indices(wrapped, micro).tolist() == indices
 
 
 def test_it_is_known_which_models_let_their_attention_be_chosen() -> None:

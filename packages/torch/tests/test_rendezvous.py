@@ -9,8 +9,8 @@ import sockets
 import torch.distributed as dist
 from rl_core.cluster.meeting_places import MeetingPlaces
 from rl_core.contracts.rendezvous import Rendezvous
-from rl_core.contracts.transport import Meeting
-from rl_torch.rendezvous import meet, open_store
+from rl_core.contracts.transport import WeightGroup
+from rl_torch.rendezvous import open_store, store_of
 
 PATIENCE = timedelta(seconds=20)
 
@@ -86,10 +86,10 @@ def test_a_plugin_that_makes_its_own_store_at_the_address_and_port_of_its_contex
         assert_shared(server, client)
 
 
-def test_a_rank_that_does_not_come_is_waited_for_as_long_as_the_meeting_allows(places):
+def test_a_rank_that_does_not_come_is_waited_for_until_the_timeout_of_the_group(places):
     for one_machine in (True, False):
         place = places.open("weights", address="127.0.0.1", one_machine=one_machine)
-        store = meet(Meeting(place.address, place.port, 2, "cpu", 0.5, place), 0)
+        store = store_of(WeightGroup(place.address, place.port, 2, "cpu", 0.5, place), 0)
         with pytest.raises(RuntimeError):
             store.get("what the other would set")
     with pytest.raises(RuntimeError):

@@ -1,4 +1,4 @@
-"""The balancing loss of routers, beside that of transformers."""
+"""The balancing loss of routers against that of transformers."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 from rl_core.cluster.ports import free_port
-from rl_core.contracts.transport import Meeting, WeightTransferFailed
+from rl_core.contracts.transport import WeightGroup, WeightTransferFailed
 from rl_core.errors import RLError
 from rl_torch.transports import collective, ipc
 from rl_torch.transports.buckets import fill, plan_buckets
@@ -77,16 +77,16 @@ def assert_same_bits(generator, backend, version):
         assert torch.equal(generator.weights[name], tensor), name
 
 
-def meeting_of(size, *, timeout_s=60.0):
-    return Meeting("127.0.0.1", free_port(), size, "cpu", timeout_s)
+def group_of(size, *, timeout_s=60.0):
+    return WeightGroup("127.0.0.1", free_port(), size, "cpu", timeout_s)
 
 
-def exchange(threads, backend, sender, receivers, meeting, version):
+def exchange(threads, backend, sender, receivers, group, version):
     """New weights to everybody; what each end raised."""
     backend.version = version
     plan = sender.plan("policy")
-    calls = [threads.submit(sender.send, "policy", meeting)]
-    calls += [threads.submit(r.receive, meeting, rank, plan, version) for rank, r in enumerate(receivers, start=1)]
+    calls = [threads.submit(sender.send, "policy", group)]
+    calls += [threads.submit(r.receive, group, rank, plan, version) for rank, r in enumerate(receivers, start=1)]
     return [call.exception() for call in calls]
 
 
@@ -109,14 +109,14 @@ def test_parameters_that_are_not_those_of_the_plan_are_named():
 def test_a_broadcast_brings_the_same_bits_update_after_update_and_to_those_that_join_later(threads):
     backend, generators = Backend(), [Generator(), Generator(), Generator()]
     sender, receivers = collective.Sender(backend), [collective.Receiver(g) for g in generators]
-    meeting = meeting_of(3)
+    group = group_of(3)
     for version in (1, 2, 3):
-        assert exchange(threads, backend, sender, receivers[:2], meeting, version) == [None] * 3
+        assert exchange(threads, backend, sender, receivers[:2], group, version) == [None] * 3
         for generator in generators[:2]:
             assert_same_bits(generator, backend, version)
-    group = sender._group
-    assert exchange(threads, backend, sender, receivers, meeting_of(4), 4) == [None] * 4
-    assert sender._group is not group
+    joined = sender._group
+    assert exchange(threads, backend, sender, receivers, group_of(4), 4) == [None] * 4
+    assert sender._group is not joined
     for generator in generators:
         assert_same_bits(generator, backend, 4)
 
@@ -127,41 +127,41 @@ def test_ranks_that_do_not_send_only_gather():
     assert backend.gathered == 4
 
 
-def test_a_member_that_dies_ends_the_exchange_for_all_without_a_change_and_the_others_meet_again(threads):
+def test_a_member_that_dies_ends_the_exchange_for_all_without_a_change_and_the_others_form_a_new_group(threads):
     backend, generators = Backend(), [Generator(), Generator()]
     sender, receivers = collective.Sender(backend), [collective.Receiver(g) for g in generators]
-    meeting = meeting_of(3)
-    assert exchange(threads, backend, sender, receivers, meeting, 1) == [None] * 3
+    group = group_of(3)
+    assert exchange(threads, backend, sender, receivers, group, 1) == [None] * 3
     expected = backend.tensors()
 
     receivers[1].close()  # its connections end, as with a process
     gc.collect()
     backend.gathered = 0
-    failures = exchange(threads, backend, sender, receivers[:1], meeting, 2)
+    failures = exchange(threads, backend, sender, receivers[:1], group, 2)
     assert [type(failure) for failure in failures] == [WeightTransferFailed] * 2
     assert all(str(failure).startswith("an exchange of weights broke off: ") for failure in failures)
     assert backend.gathered == 2 * 4  # for the plan, and to the last parameter although nobody received them
     assert generators[0].version == 1
     assert all(torch.equal(generators[0].weights[name], tensor) for name, tensor in expected.items())
 
-    assert exchange(threads, backend, sender, receivers[:1], meeting_of(2), 3) == [None] * 2
+    assert exchange(threads, backend, sender, receivers[:1], group_of(2), 3) == [None] * 2
     assert_same_bits(generators[0], backend, 3)
 
 
 def test_a_member_that_does_not_come_or_stands_still_is_waited_for_no_longer_than_the_deadline(threads):
     backend, generator = Backend(), Generator()
     sender, receiver = collective.Sender(backend), collective.Receiver(generator)
-    (alone,) = exchange(threads, backend, sender, [], meeting_of(2, timeout_s=0.5), 1)
+    (alone,) = exchange(threads, backend, sender, [], group_of(2, timeout_s=0.5), 1)
     assert isinstance(alone, WeightTransferFailed)
-    assert str(alone).startswith("the group for weights did not meet: ")
+    assert str(alone).startswith("the group for weights did not form: ")
 
-    meeting = meeting_of(2)
-    assert exchange(threads, backend, sender, [receiver], meeting, 1) == [None] * 2
+    group = group_of(2)
+    assert exchange(threads, backend, sender, [receiver], group, 1) == [None] * 2
     plan = sender.plan("policy")
     # A short deadline once they have met, which may take longer on a busy machine.
-    receiver._group.meeting = meeting = replace(meeting, timeout_s=1.0)
+    receiver._group.spec = group = replace(group, timeout_s=1.0)
     receiver._group._group._set_default_timeout(timedelta(seconds=3))
-    late = threads.submit(receiver.receive, meeting, 1, plan, 2).exception()  # nobody sends
+    late = threads.submit(receiver.receive, group, 1, plan, 2).exception()  # nobody sends
     assert isinstance(late, WeightTransferFailed)
     assert str(late) == "an exchange of weights stood still for 1 s"
     assert receiver._group is None

@@ -31,9 +31,9 @@ def test_segments_begin_where_positions_restart(packing: str) -> None:
     rows, width = micro.input_ids.shape
     assert segments.bounds[0] == 0
     assert segments.bounds[-1] == rows * width
-    cells = set(segments.bounds[:-1].tolist())
+    begins = set(segments.bounds[:-1].tolist())
     firsts = micro.last - torch.from_numpy(batch().lengths) + 1
-    assert set(firsts.tolist()) <= cells
+    assert set(firsts.tolist()) <= begins
     assert segments.longest == int(segments.bounds.diff().max())
 
 

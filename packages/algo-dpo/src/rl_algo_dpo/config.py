@@ -14,7 +14,7 @@ LossName = Literal["sigmoid", "robust", "ipo", "hinge", "simpo", "orpo", "kto"]
 
 
 class ReferenceConfig(Section):
-    """Where the frozen reference model comes from."""
+    """Source of the frozen reference model."""
 
     path: ModelPath = Field(description="Hugging Face folder or hub id; its tokens must be the policy's.")
 
@@ -69,7 +69,7 @@ class DpoConfig(AlgorithmConfig):
         None,
         ge=0,
         lt=0.5,
-        description="Assumed share of pairs whose sides are swapped, for sigmoid (cDPO; default 0) and robust.",
+        description="Assumed share of pairs whose completions are swapped, for sigmoid (cDPO; default 0) and robust.",
     )
     target_margin: float | None = Field(
         None, ge=0, description="γ of simpo, the margin asked of the reward difference. Default: 1.0."
@@ -112,7 +112,7 @@ class DpoConfig(AlgorithmConfig):
         return {name: self.defaults[self.loss][name] if value is None else value for name, value in values.items()}
 
     def plan(self) -> BatchPlan:
-        """What one training step consists of."""
+        """The batch plan of one training step."""
         numbers = ", ".join(f"{name} {value:g}" for name, value in self.loss_options().items())
         reference = "no reference model"
         if self.needs_reference:

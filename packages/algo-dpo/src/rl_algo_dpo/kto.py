@@ -1,4 +1,4 @@
-"""What KTO needs besides its loss: labelled completions, and the KL baseline (Ethayarajh et al. 2024)."""
+"""Inputs of the KTO loss: labelled completions, and the KL baseline (Ethayarajh et al. 2024)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def kl_baseline(batch: SequenceBatch, models: Mapping[str, ModelHandle], beta: f
 def mismatched(batch: SequenceBatch) -> SequenceBatch:
     """Each prompt with the completion that follows it in the batch, desirable ones before the others.
 
-    In that order the two sides of a pair, which have one prompt, are not neighbours. Joins of equal
+    In that order the two completions of a pair, which have one prompt, are not neighbours. Joins of equal
     prompts are left out, and none is longer than the longest sequence of the batch: its end is cut off.
 
     Args:

@@ -24,8 +24,8 @@ _LARGEST_MEAN_LOGPROB = -1e-12
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of P pairs.
+class Completions:
+    """The chosen, or the rejected, completions of P pairs.
 
     Attributes:
         logprob: float64 [P], ``log π(x)``.
@@ -50,8 +50,8 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a loss makes of P pairs: ``loss`` [P], and the implicit rewards [P] whose difference it works on."""
+class PairLosses:
+    """``loss`` [P] of P pairs, and the implicit rewards [P] that it compares."""
 
     loss: Tensor
     chosen_reward: Tensor
@@ -68,7 +68,7 @@ def pair_loss(
 
     Args:
         outputs: ``logprobs`` float [T] and ``sum_per_sequence``.
-        batch: token column ``loss_mask``; sequence columns ``unit`` (int64, equal for the two sides
+        batch: token column ``loss_mask``; sequence columns ``unit`` (int64, equal for the two sequences
             of a pair), ``chosen`` (bool) and, unless the loss has no reference, ``ref_logprob``
             (``log π_ref`` of the completion).
         scale: ``units`` = pairs in the whole optimizer step.
@@ -76,8 +76,8 @@ def pair_loss(
         numbers: its keyword arguments.
 
     Returns:
-        the loss and means over pairs: ``accuracy`` (pairs with the larger implicit reward on the
-        chosen side), ``margin`` (difference of the implicit rewards), ``reward_chosen``,
+        the loss and means over pairs: ``accuracy`` (pairs whose chosen completion has the
+        larger implicit reward), ``margin`` (difference of the implicit rewards), ``reward_chosen``,
         ``reward_rejected``, ``logp_chosen``, ``logp_rejected``, and ``nll_chosen`` where it is part
         of the loss.
 
@@ -85,23 +85,23 @@ def pair_loss(
         ValueError: a pair is not whole.
     """
     chosen, rejected = pair_up(outputs, batch)
-    judged = LOSSES[loss](chosen, rejected, **numbers)
+    losses = LOSSES[loss](chosen, rejected, **numbers)
     nll = -chosen.mean_logprob
 
     def mean(values: Tensor) -> Tensor:
         return values.sum() / scale.units
 
     metrics = {
-        "preference_accuracy": mean((judged.chosen_reward > judged.rejected_reward).double()),
-        "margin": mean(judged.chosen_reward - judged.rejected_reward),
-        "reward_chosen": mean(judged.chosen_reward),
-        "reward_rejected": mean(judged.rejected_reward),
+        "preference_accuracy": mean((losses.chosen_reward > losses.rejected_reward).double()),
+        "margin": mean(losses.chosen_reward - losses.rejected_reward),
+        "reward_chosen": mean(losses.chosen_reward),
+        "reward_rejected": mean(losses.rejected_reward),
         "logp_chosen": mean(chosen.logprob),
         "logp_rejected": mean(rejected.logprob),
     }
     if sft_coefficient > 0 or loss == "orpo":
         metrics["nll_chosen"] = mean(nll)
-    return mean(judged.loss + sft_coefficient * nll), {name: value.detach() for name, value in metrics.items()}
+    return mean(losses.loss + sft_coefficient * nll), {name: value.detach() for name, value in metrics.items()}
 
 
 def kto_loss(
@@ -128,7 +128,7 @@ def kto_loss(
         desirable, undesirable: how many of them there are of each kind.
 
     Returns:
-        the loss; ``kl`` = z / β; ``accuracy``: completions with r on the right side of z; of the
+        the loss; ``kl`` = z / β; ``accuracy``: desirable completions with r > z and undesirable ones with r < z; of the
         kinds that the step has: ``reward_chosen``, ``logp_chosen`` (desirable), ``reward_rejected``,
         ``logp_rejected`` (undesirable), and with both ``margin``, the difference of the mean rewards.
     """
@@ -140,27 +140,27 @@ def kto_loss(
     weight = desirable_weight * wanted.double() + undesirable_weight * (~wanted).double()
 
     metrics = {"kl": baseline.sum() / scale.sequences / beta, "preference_accuracy": (over > 0).sum() / scale.sequences}
-    for side, members, count in (("chosen", wanted, desirable), ("rejected", ~wanted, undesirable)):
+    for kind, members, count in (("chosen", wanted, desirable), ("rejected", ~wanted, undesirable)):
         if count:
-            metrics[f"reward_{side}"] = torch.where(members, reward, 0.0).sum() / count
-            metrics[f"logp_{side}"] = torch.where(members, logprob, 0.0).sum() / count
+            metrics[f"reward_{kind}"] = torch.where(members, reward, 0.0).sum() / count
+            metrics[f"logp_{kind}"] = torch.where(members, logprob, 0.0).sum() / count
     if desirable and undesirable:
         metrics["margin"] = metrics["reward_chosen"] - metrics["reward_rejected"]
     loss = (weight * torch.sigmoid(-over)).sum() / scale.sequences
     return loss, {name: value.detach() for name, value in metrics.items()}
 
 
-def sigmoid(chosen: Side, rejected: Side, *, beta: float, label_smoothing: float = 0.0) -> Judged:
+def sigmoid(chosen: Completions, rejected: Completions, *, beta: float, label_smoothing: float = 0.0) -> PairLosses:
     """DPO: ``- log σ(z)``, z = β (h_c - h_r) (Rafailov et al. 2023, eq. 7).
 
     With label smoothing ε, cDPO: ``- (1-ε) log σ(z) - ε log σ(-z)`` (Mitchell 2023).
     """
     c, r = beta * chosen.log_ratio, beta * rejected.log_ratio
     z = c - r
-    return Judged(-(1 - label_smoothing) * logsigmoid(z) - label_smoothing * logsigmoid(-z), c, r)
+    return PairLosses(-(1 - label_smoothing) * logsigmoid(z) - label_smoothing * logsigmoid(-z), c, r)
 
 
-def robust(chosen: Side, rejected: Side, *, beta: float, label_smoothing: float) -> Judged:
+def robust(chosen: Completions, rejected: Completions, *, beta: float, label_smoothing: float) -> PairLosses:
     """Robust DPO: ``(- (1-ε) log σ(z) + ε log σ(-z)) / (1 - 2ε)`` (Chowdhury et al. 2024).
 
     An unbiased estimate of DPO's loss on clean labels, where a share ε of them was swapped.
@@ -168,37 +168,37 @@ def robust(chosen: Side, rejected: Side, *, beta: float, label_smoothing: float)
     c, r = beta * chosen.log_ratio, beta * rejected.log_ratio
     z = c - r
     difference = -(1 - label_smoothing) * logsigmoid(z) + label_smoothing * logsigmoid(-z)
-    return Judged(difference / (1 - 2 * label_smoothing), c, r)
+    return PairLosses(difference / (1 - 2 * label_smoothing), c, r)
 
 
-def ipo(chosen: Side, rejected: Side, *, beta: float) -> Judged:
+def ipo(chosen: Completions, rejected: Completions, *, beta: float) -> PairLosses:
     """IPO: ``(h_c/|c| - h_r/|r| - 1/(2β))²`` (Azar et al. 2023, eq. 17, on token means)."""
     c, r = chosen.log_ratio / chosen.length, rejected.log_ratio / rejected.length
-    return Judged((c - r - 1 / (2 * beta)).square(), beta * c, beta * r)
+    return PairLosses((c - r - 1 / (2 * beta)).square(), beta * c, beta * r)
 
 
-def hinge(chosen: Side, rejected: Side, *, beta: float) -> Judged:
+def hinge(chosen: Completions, rejected: Completions, *, beta: float) -> PairLosses:
     """Hinge: ``max(0, 1 - β (h_c - h_r))`` (Zhao et al. 2023, SLiC-HF; Liu et al. 2023, RSO)."""
     c, r = beta * chosen.log_ratio, beta * rejected.log_ratio
-    return Judged(torch.relu(1 - (c - r)), c, r)
+    return PairLosses(torch.relu(1 - (c - r)), c, r)
 
 
-def simpo(chosen: Side, rejected: Side, *, beta: float, target_margin: float) -> Judged:
+def simpo(chosen: Completions, rejected: Completions, *, beta: float, target_margin: float) -> PairLosses:
     """SimPO: ``- log σ(β (log π(c)/|c| - log π(r)/|r|) - γ)`` (Meng et al. 2024)."""
     c, r = beta * chosen.mean_logprob, beta * rejected.mean_logprob
-    return Judged(-logsigmoid(c - r - target_margin), c, r)
+    return PairLosses(-logsigmoid(c - r - target_margin), c, r)
 
 
-def orpo(chosen: Side, rejected: Side, *, orpo_lambda: float) -> Judged:
+def orpo(chosen: Completions, rejected: Completions, *, orpo_lambda: float) -> PairLosses:
     """ORPO: ``- log π(c)/|c| - λ log σ(log odds(c) - log odds(r))`` (Hong et al. 2024).
 
     The odds are p / (1 - p) with p = exp(log π(x) / |x|); log odds are the implicit reward.
     """
     c, r = log_odds(chosen.mean_logprob), log_odds(rejected.mean_logprob)
-    return Judged(-chosen.mean_logprob - orpo_lambda * logsigmoid(c - r), c, r)
+    return PairLosses(-chosen.mean_logprob - orpo_lambda * logsigmoid(c - r), c, r)
 
 
-LOSSES: dict[str, Callable[..., Judged]] = {
+LOSSES: dict[str, Callable[..., PairLosses]] = {
     "sigmoid": sigmoid,
     "robust": robust,
     "ipo": ipo,
@@ -224,29 +224,30 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
-def pair_up(outputs: Any, batch: Any) -> tuple[Side, Side]:
-    """The chosen and the rejected sides of a micro-batch's pairs, matched by ``unit`` in any order.
+def pair_up(outputs: Any, batch: Any) -> tuple[Completions, Completions]:
+    """The chosen and the rejected completions of a micro-batch's pairs, matched by ``unit`` in any order.
 
     Raises:
         ValueError: a pair is not whole.
     """
     chosen = batch["chosen"]
-    # Sorted by pair, and in a pair the chosen side first.
+    # Sorted by pair, and in a pair the chosen one first.
     order = torch.argsort(2 * batch["unit"] + (~chosen).long())
     first, second = order[0::2], order[1::2]
     units = batch["unit"]
     whole = len(order) % 2 == 0 and torch.equal(units[first], units[second])
     if not whole or not bool((chosen[first] & ~chosen[second]).all()):
         raise ValueError(
-            "a micro-batch has a preference pair without its other side; "
+            "a micro-batch has a preference pair without its other completion; "
             "sequences that share a unit must stay in one micro-batch"
         )
     logprob, length = completion_sums(outputs, batch)
     reference = batch["ref_logprob"].double() if "ref_logprob" in batch else None
-    chosen_side, rejected_side = (
-        Side(logprob[part], None if reference is None else reference[part], length[part]) for part in (first, second)
-    )
-    return chosen_side, rejected_side
+
+    def pick(indices: Tensor) -> Completions:
+        return Completions(logprob[indices], None if reference is None else reference[indices], length[indices])
+
+    return pick(first), pick(second)
 
 
 def completion_sums(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:

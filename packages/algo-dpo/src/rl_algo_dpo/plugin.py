@@ -1,4 +1,4 @@
-"""What this package adds: the ``dpo`` algorithm."""
+"""Components of this package: the ``dpo`` algorithm."""
 
 from __future__ import annotations
 

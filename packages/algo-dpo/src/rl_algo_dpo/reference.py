@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILE = Path("reference_logprobs") / "logprobs.bin"
-"""Where the values are, below the stage's folder."""
+"""File of the values, below the stage's folder."""
 
 _PROBE_SEQUENCES, _PROBE_TOKENS = 4, 16
 _PROBE_TOLERANCE = 1e-6  # relative; float32 sums of the same model differ by less on other numbers of ranks

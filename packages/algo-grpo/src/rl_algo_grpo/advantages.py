@@ -77,7 +77,7 @@ def varied_groups(rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def zero_group_fraction(advantages: np.ndarray, groups: np.ndarray) -> float:
-    """Share of groups with no advantage other than 0, which therefore teach nothing (both [T], or both [B])."""
+    """Share of groups in which every advantage is 0, so that they have no gradient (both [T], or both [B])."""
     names, group = np.unique(groups, return_inverse=True)
     return float(np.mean(np.bincount(group, weights=advantages != 0) == 0)) if len(names) else 0.0
 

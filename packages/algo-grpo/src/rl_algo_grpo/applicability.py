@@ -1,4 +1,4 @@
-"""Which fields do something, given the others; the config refuses those that were given and do not."""
+"""Rules for fields that have no effect because of other fields; the config refuses them if they are given."""
 
 from __future__ import annotations
 

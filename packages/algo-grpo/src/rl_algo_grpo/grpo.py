@@ -15,8 +15,8 @@ from rl_core.contracts.model import Role
 from rl_core.statistics import kl_estimate
 
 from rl_algo_grpo.advantages import group_advantages, varied_groups, whitened_advantages, zero_group_fraction
+from rl_algo_grpo.minibatches import Minibatch, skipped_fraction, with_logprobs
 from rl_algo_grpo.shaping import completion_lengths, overlong_penalty, without_truncated
-from rl_algo_grpo.updates import Update, skipped_fraction, with_logprobs
 
 if TYPE_CHECKING:
     from rl_core.contracts.model_handle import ModelHandle
@@ -60,23 +60,23 @@ class Grpo(AlgorithmBase):
         penalties, kl_metrics = self.kl_penalties(batch)
         advantages = self.advantages(batch, rewards, penalties)
         batch = batch.with_columns(token={"advantages": advantages})
-        teaches = any_per_row(advantages != 0, batch.offsets)
-        teaches_nothing = zero_group_fraction(teaches, batch.sequence_columns["group"])
+        has_advantage = any_per_row(advantages != 0, batch.offsets)
+        zero_fraction = zero_group_fraction(has_advantage, batch.sequence_columns["group"])
         if config.overlong.mode == "mask":
             batch = without_truncated(batch)
 
-        updates = with_logprobs(self.updates(batch), sources, temperature=temperature)
+        minibatches = with_logprobs(self.minibatches(batch), sources, temperature=temperature)
         loss, reports = self.loss(temperature), []
         for _ in range(config.epochs):
-            for update in updates:
-                metrics = policy.train(update.batch, loss, scale=update.scale)
-                reports.append(update.over_trained_tokens(metrics, zero_where_skipped=config.zero_where_skipped))
+            for minibatch in minibatches:
+                metrics = policy.train(minibatch.batch, loss, scale=minibatch.scale)
+                reports.append(minibatch.over_trained_tokens(metrics, zero_where_skipped=config.zero_where_skipped))
         return {
             **mean_metrics(reports),
             **length_metrics,
             **kl_metrics,
-            "rollout/advantage_zero_fraction": teaches_nothing,
-            "train/skipped_sequences_fraction": skipped_fraction(updates),
+            "rollout/advantage_zero_fraction": zero_fraction,
+            "train/skipped_sequences_fraction": skipped_fraction(minibatches),
         }
 
     def logprob_sources(self, models: Mapping[str, ModelHandle]) -> dict[str, ModelHandle]:
@@ -88,14 +88,14 @@ class Grpo(AlgorithmBase):
             sources["old_logprobs"] = models["policy"]
         return sources
 
-    def updates(self, batch: SequenceBatch) -> list[Update]:
+    def minibatches(self, batch: SequenceBatch) -> list[Minibatch]:
         """The minibatches of one epoch, without what has no gradient (``skip_zero_gradient``)."""
         config = self.config
         always_on = config.kl_in_loss or config.entropy_coefficient > 0
         return [
-            Update.of(minibatch, skip=config.skip_zero_gradient, always_on=always_on)
-            for minibatch in batch.minibatches(config.minibatches)
-            if len(minibatch)  # dynamic sampling may leave fewer sequences than minibatches
+            Minibatch.of(part, skip=config.skip_zero_gradient, always_on=always_on)
+            for part in batch.minibatches(config.minibatches)
+            if len(part)  # dynamic sampling may leave fewer sequences than minibatches
         ]
 
     def shaped_rewards(self, batch: SequenceBatch) -> tuple[np.ndarray, Metrics]:

@@ -1,4 +1,4 @@
-"""What this package adds: the ``grpo`` algorithm."""
+"""Components of this package: the ``grpo`` algorithm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is taken off the rewards, and which completions stay out of the loss."""
+"""Length penalties on rewards, and completions that are left out of the loss."""
 
 from __future__ import annotations
 

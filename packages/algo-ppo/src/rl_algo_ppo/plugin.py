@@ -1,4 +1,4 @@
-"""What this package adds: the ``ppo`` algorithm."""
+"""Components of this package: the ``ppo`` algorithm."""
 
 from __future__ import annotations
 

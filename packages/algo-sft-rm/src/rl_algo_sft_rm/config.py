@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _RowsConfig(AlgorithmConfig):
-    """What both do with rows that are too long."""
+    """Options of both algorithms for rows that are too long."""
 
     max_tokens: int | None = Field(
         None,
@@ -45,7 +45,7 @@ class SftConfig(_RowsConfig):
     )
 
     def plan(self) -> BatchPlan:
-        """What one training step consists of."""
+        """The batch plan of one training step."""
         return BatchPlan(input="examples", rows_per_step=self.sequences_per_step)
 
 
@@ -72,7 +72,7 @@ class RmConfig(_RowsConfig):
         return self
 
     def plan(self) -> BatchPlan:
-        """What one training step consists of."""
+        """The batch plan of one training step."""
         return BatchPlan(
             input="examples",
             rows_per_step=self.pairs_per_step,

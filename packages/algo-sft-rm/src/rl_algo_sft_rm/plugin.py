@@ -1,4 +1,4 @@
-"""What this package adds: the algorithms ``sft`` and ``rm``."""
+"""Components of this package: the algorithms ``sft`` and ``rm``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdaLoRA's budget (Zhang et al. 2023): ranks that matter little are pruned while training goes on."""
+"""AdaLoRA's budget (Zhang et al. 2023): ranks that matter little are pruned while training continues."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rl_backend_fsdp2.placement import gather, write
+from rl_backend_fsdp2.dtensors import gather, write
 from rl_backend_fsdp2.targets import choose_targets, peft_targets
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ NAME = "default"
 BASE = ".base_layer"
 
 HEAD = "score"
-"""The scalar head, which is trained whole beside an adapter."""
+"""The scalar head, which is trained whole even with an adapter."""
 
 _WRAPPER = "base"
 

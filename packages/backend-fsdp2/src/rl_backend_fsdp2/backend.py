@@ -24,7 +24,7 @@ from rl_torch.weights import to_buckets
 from rl_backend_fsdp2 import checkpoint, export
 from rl_backend_fsdp2.build import build_role
 from rl_backend_fsdp2.mesh import Mesh, Sizes
-from rl_backend_fsdp2.microbatches import Layout
+from rl_backend_fsdp2.microbatches import MicroBatcher
 from rl_backend_fsdp2.step import LoadedModel, evaluate_shard, forward_shard, train_shard
 
 if TYPE_CHECKING:  # what computes needs no pydantic: it runs wherever PyTorch and transformers do
@@ -36,7 +36,7 @@ class Fsdp2Backend:
 
     def __init__(self, config: Fsdp2Config) -> None:
         self._config = config
-        self._layout = Layout(max_tokens=config.max_tokens_per_microbatch, packing=config.packing)
+        self._batcher = MicroBatcher(max_tokens=config.max_tokens_per_microbatch, packing=config.packing)
         self._roles: dict[str, LoadedModel] = {}
         self._mesh: Mesh | None = None
         self._profiler = Profiler()
@@ -55,7 +55,7 @@ class Fsdp2Backend:
             tp=parallel.tp,
         )
         self._mesh = Mesh(context, sizes)
-        self._layout = Layout(
+        self._batcher = MicroBatcher(
             max_tokens=self._config.max_tokens_per_microbatch,
             packing=self._config.packing,
             width_multiple=(2 * sizes.cp if sizes.cp > 1 else 1) * (sizes.tp if parallel.sequence else 1),
@@ -91,7 +91,7 @@ class Fsdp2Backend:
     ) -> dict[str, np.ndarray]:
         """``outputs`` without gradients, in shard order."""
         return forward_shard(
-            self._role(role), shard, tuple(outputs), temperature=temperature, layout=self._layout, mesh=self._joined()
+            self._role(role), shard, tuple(outputs), temperature=temperature, batcher=self._batcher, mesh=self._joined()
         )
 
     def train(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
@@ -101,14 +101,14 @@ class Fsdp2Backend:
             shard,
             loss,
             scale,
-            layout=self._layout,
+            batcher=self._batcher,
             mesh=self._joined(),
             profiler=self._profiler,
         )
 
     def evaluate(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
         """Loss and metrics without a step."""
-        return evaluate_shard(self._role(role), shard, loss, scale, layout=self._layout, mesh=self._joined())
+        return evaluate_shard(self._role(role), shard, loss, scale, batcher=self._batcher, mesh=self._joined())
 
     def weights(self, role: str) -> Iterator[WeightBucket]:
         """Stream parameters under Hugging Face names, adapters merged; one is gathered at a time, rank 0 yields."""
@@ -127,7 +127,7 @@ class Fsdp2Backend:
         checkpoint.save(self._role(role), Path(directory), self._joined(), background=self._config.async_save)
 
     def is_saving(self) -> bool:
-        """Whether a background write goes on, of any role."""
+        """Whether a background write of any role is running."""
         return any(checkpoint.is_saving(loaded) for loaded in self._roles.values())
 
     def finish_saving(self) -> None:

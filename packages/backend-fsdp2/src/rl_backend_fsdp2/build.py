@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RowLayout:
-    """What a model's architecture allows.
+class Capabilities:
+    """Features that a model's architecture supports.
 
     Attributes:
         ragged: it is trained in ragged rows.
         own_layers: its layers are those of :mod:`rl_torch.llama` there.
         varlen: packed rows are attended to without a dense mask.
-        packing: the layout it has for itself; None for what the config says.
+        packing: the packing it needs; None for what the config says.
         transform: see :class:`rl_torch.policy.Support`.
     """
 
@@ -65,7 +65,7 @@ def build_role(
     role: Role, spec: ModelSpec, optimizer: OptimizerSpec | None, *, config: Fsdp2Config, mesh: Mesh
 ) -> LoadedModel:
     """See :meth:`rl_backend_fsdp2.backend.Fsdp2Backend.load`."""
-    model, plan, layout = _open(role, spec, config=config, mesh=mesh)
+    model, plan, capabilities = _open(role, spec, config=config, mesh=mesh)
     if spec.adapter is not None:
         adapters.attach(model, spec.adapter)
     else:
@@ -76,13 +76,13 @@ def build_role(
     if role.trainable:
         check_writable(model, dtype=torch.float32)
         recompute_activations(model, config.activation_checkpointing)
-    wrapped = wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens, transform=layout.transform)
-    if layout.ragged:
+    wrapped = wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens, transform=capabilities.transform)
+    if capabilities.ragged:
         use_ragged_attention(model)
-    if layout.own_layers and spec.adapter is None:
+    if capabilities.own_layers and spec.adapter is None:
         use_own_layers(model)
         wrapped.has_own_layers = True
-    _split(wrapped, spec, config, mesh, varlen=layout.varlen)
+    _split(wrapped, spec, config, mesh, varlen=capabilities.varlen)
     if plan is not None:
         kept_on = torch.device("cpu") if config.cpu_offload else mesh.device
         with foreign(str(spec.path)):
@@ -90,7 +90,9 @@ def build_role(
     if spec.adapter is not None:
         adapters.initialise(model, spec.adapter)
     balancing = balancing_of(model.config) if role.trainable and role.head == "lm" else None
-    loaded = LoadedModel(role=role, model=wrapped, adapter=spec.adapter, packing=layout.packing, balancing=balancing)
+    loaded = LoadedModel(
+        role=role, model=wrapped, adapter=spec.adapter, packing=capabilities.packing, balancing=balancing
+    )
     if role.trainable and optimizer is not None:
         loaded.optimizer, loaded.spec = build_adamw(wrapped.parameters(), optimizer), optimizer
         if config.precision == "fp16":
@@ -104,7 +106,7 @@ def build_role(
 
 def _open(
     role: Role, spec: ModelSpec, *, config: Fsdp2Config, mesh: Mesh
-) -> tuple[PreTrainedModel, WeightPlan | None, RowLayout]:
+) -> tuple[PreTrainedModel, WeightPlan | None, Capabilities]:
     """The model; without storage, and with what to read it from, where each rank reads its own part."""
     sample = None if is_plain(mesh, config) else small_sample(spec, role.head)
     found = None if sample is None else loading.empty_model(spec, role.head)
@@ -137,14 +139,14 @@ def _open(
         raise EnvironmentProblem(
             f"{name} has an attention of its own, which ragged rows cannot replace\n    remove backend.packing"
         )
-    layout = RowLayout(
+    capabilities = Capabilities(
         ragged=ragged,
         own_layers=may_replace and supports_own_layers(sample),
         varlen=varlen,
         packing="ragged" if ragged else None if support.packed or varlen else "padded",
         transform=support.transform,
     )
-    return model, plan, layout
+    return model, plan, capabilities
 
 
 def _uses_varlen(sample: PreTrainedModel, config: Fsdp2Config, *, packed: bool, cuda: bool) -> bool:

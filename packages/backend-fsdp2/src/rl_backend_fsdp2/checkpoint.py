@@ -26,8 +26,8 @@ from rl_torch.shards import BackgroundWrite, Shard, load_tensors, read_shards, s
 from torch import Tensor
 
 from rl_backend_fsdp2.adapters import is_adapter, outside_name
+from rl_backend_fsdp2.dtensors import is_written_here, local, own_slice
 from rl_backend_fsdp2.mesh import Mesh
-from rl_backend_fsdp2.placement import is_written_here, local, own_slice
 from rl_backend_fsdp2.sharding import release, stored_tensors
 from rl_backend_fsdp2.step import LoadedModel
 

@@ -15,7 +15,7 @@ Recompute = Literal["none", "selective", "full"]
 
 
 class ParallelConfig(Section):
-    """How the ranks divide the work: replicate × dp × cp × tp is their number."""
+    """Parallelism; the number of ranks is replicate × dp × cp × tp."""
 
     dp: int | None = Field(
         None,
@@ -79,7 +79,7 @@ class Fsdp2Config(BackendConfig):
         False, description="torch.compile every layer; the first step takes a minute, later runs use a cache on disk."
     )
     async_save: bool = Field(
-        False, description="Write checkpoints in the background; training goes on after a copy to host memory."
+        False, description="Write checkpoints in the background; training continues after a copy to host memory."
     )
     logprob_chunk_tokens: int | None = Field(
         None, ge=1, description="Tokens whose logits exist at once; default: as many as fit 64 MB in float32."

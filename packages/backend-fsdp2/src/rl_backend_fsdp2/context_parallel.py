@@ -1,9 +1,9 @@
 """Context parallelism: a row's tokens are spread over ranks, which exchange keys and values in attention.
 
 Each layer gathers the keys and values of the whole row (as in Llama 3 training, Dubey et al. 2024, section 3.3.2),
-which costs little beside attention itself where key/value heads are few; every other activation exists for a rank's
-own tokens only. A rank takes one piece from the front of the row and one from the back, so that all have equally
-much to look at. PyTorch's own ring attention works on CUDA only and without packed rows.
+which costs little compared with attention itself where key/value heads are few. Every other activation exists for
+a rank's own tokens only. A rank takes one piece from the front of the row and one from the back, which balances the
+work of causal attention. PyTorch's own ring attention works on CUDA only and without packed rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ATTENTION = "rl_context_parallel"
 
 @dataclass(frozen=True)
 class ContextSplit:
-    """A micro-batch's R × L cells divided by columns over the ranks of ``group``.
+    """A micro-batch's R × L positions divided by columns over the ranks of ``group``.
 
     Attributes:
         columns: int64 [L / ranks], this rank's columns.
@@ -54,20 +54,20 @@ class ContextSplit:
         )
         return cls(group=group, columns=mine, mask=allowed[:, None], width=width)
 
-    def take(self, cells: Tensor) -> Tensor:
+    def take(self, grid: Tensor) -> Tensor:
         """[R, L] → [R, L / ranks]: this rank's columns."""
-        return cells[:, self.columns].contiguous()
+        return grid[:, self.columns].contiguous()
 
-    def local(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Of cells (row · L + column): which are this rank's (indices into ``cells``), and where they are here."""
-        place = torch.full((self.width,), -1, dtype=torch.int64, device=cells.device)
-        place[self.columns] = torch.arange(len(self.columns), device=cells.device)
-        row, column = cells // self.width, place[cells % self.width]
+    def local(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of ``indices`` (row · L + column) are this rank's, as places in it, and their local indices."""
+        place = torch.full((self.width,), -1, dtype=torch.int64, device=indices.device)
+        place[self.columns] = torch.arange(len(self.columns), device=indices.device)
+        row, column = indices // self.width, place[indices % self.width]
         mine = (column >= 0).nonzero().squeeze(1)
         return mine, row[mine] * len(self.columns) + column[mine]
 
     def collect(self, values: Tensor, mine: Tensor, count: int) -> Tensor:
-        """The values of all ``count`` cells on every rank, from each rank's own at ``mine``."""
+        """The values of all ``count`` positions on every rank, from each rank's own at ``mine``."""
         return _Collect.apply(values, mine, count, self.group)
 
 
@@ -77,7 +77,7 @@ def split_forward(
     """A forward pass over this rank's tokens; returns ``outputs`` of the whole micro-batch.
 
     Args:
-        scores: int64 [B], the cells of ``scores``.
+        scores: int64 [B], the positions of ``scores``.
     """
     positions = micro.position_ids
     if positions is None:
@@ -169,7 +169,7 @@ class _GatherTokens(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Every rank goes on with the whole and computes the same loss, so it keeps the gradient of its own part."""
+    """Every rank continues with the whole and computes the same loss, so it keeps the gradient of its own part."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, mine: Tensor, count: int, group: dist.ProcessGroup) -> Tensor:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rl_backend_fsdp2.adapters import BASE, HEAD, is_adapter, merge, outside_name, saved_config, saved_name
+from rl_backend_fsdp2.dtensors import gather
 from rl_backend_fsdp2.mesh import Mesh
-from rl_backend_fsdp2.placement import gather
 from rl_backend_fsdp2.sharding import stored_tensors
 from rl_backend_fsdp2.step import LoadedModel
 

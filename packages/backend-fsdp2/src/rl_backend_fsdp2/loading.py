@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from rl_backend_fsdp2.adapters import is_adapter, outside_name
-from rl_backend_fsdp2.placement import local, own_slice
+from rl_backend_fsdp2.dtensors import local, own_slice
 
 
 def empty_model(spec: ModelSpec, head: Head) -> tuple[PreTrainedModel, WeightPlan] | None:

@@ -45,7 +45,7 @@ class Mesh:
         self.device = torch.device("cuda", 0) if context.device == "cuda" else torch.device("cpu")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        # gloo beside nccl: checkpoints are written from host memory.
+        # gloo as well as nccl: checkpoints are written from host memory.
         join(context, "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
         shape = (self.sizes.replicate, self.sizes.dp * self.sizes.cp, self.sizes.tp)
         self._ranks: DeviceMesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))

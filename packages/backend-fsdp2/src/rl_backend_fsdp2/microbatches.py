@@ -13,8 +13,8 @@ from rl_backend_fsdp2.mesh import Mesh
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How shards become micro-batches.
+class MicroBatcher:
+    """Cuts shards into micro-batches.
 
     The micro-batch of a shard that is one is remembered: the policy is trained on the tokens that its reference was
     asked for just before.

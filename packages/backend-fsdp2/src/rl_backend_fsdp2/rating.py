@@ -1,4 +1,4 @@
-"""How well FSDP2 runs a job, with which settings, and what a rank then needs. Imports neither torch nor transformers.
+"""FSDP2's rating of a job: score, settings and memory of a rank. Imports neither torch nor transformers.
 
 Proposals change speed and memory, never results: activation checkpointing and CPU offload where the job would not fit
 otherwise. Precision and the division of work stay as they are given.
@@ -15,7 +15,7 @@ from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate
 from rl_torch.estimates import CPU_ROW_TOKENS, FP32, Settings, first_that_fits, microbatch_tokens, savings
 
 from rl_backend_fsdp2.config import Fsdp2Config
-from rl_backend_fsdp2.memory import Layout, estimate_memory
+from rl_backend_fsdp2.memory import MemorySettings, estimate_memory
 
 NAME = "fsdp2"
 
@@ -42,8 +42,8 @@ def memory_per_rank(config: Fsdp2Config, job: BackendJob) -> MemoryEstimate | No
     """The estimate for a config, with advice on what would lower it; None where a model's size is unknown."""
     if job.unknown:
         return None
-    layout = layout_of(config, job)
-    memory = estimate_memory(job.roles, layout, adapter=job.adapter)
+    settings = memory_settings_of(config, job)
+    memory = estimate_memory(job.roles, settings, adapter=job.adapter)
     changes: dict[str, dict[str, Any]] = {
         f"activation_checkpointing: {how}": {"activation_checkpointing": how} for how in ("selective", "full")
     }
@@ -53,18 +53,18 @@ def memory_per_rank(config: Fsdp2Config, job: BackendJob) -> MemoryEstimate | No
         config,
         changes,
         peak=memory.peak,
-        estimate=lambda changed: estimate_memory(job.roles, layout_of(changed, job), adapter=job.adapter),
+        estimate=lambda changed: estimate_memory(job.roles, memory_settings_of(changed, job), adapter=job.adapter),
     )
     return replace(memory, advice=next(helpful, ""))
 
 
-def layout_of(config: Fsdp2Config, job: BackendJob) -> Layout:
-    """What memory depends on, from the config and the job."""
+def memory_settings_of(config: Fsdp2Config, job: BackendJob) -> MemorySettings:
+    """The memory settings of a config and a job."""
     sizes = config.parallel.sizes(job.total_gpus)
     tokens, count = microbatch_tokens(
         job, limit=config.max_tokens_per_microbatch, data_ranks=sizes["replicate"] * sizes["dp"]
     )
-    return Layout(
+    return MemorySettings(
         shards=sizes["dp"] * sizes["cp"],
         tp=sizes["tp"],
         sequence=config.parallel.sequence,

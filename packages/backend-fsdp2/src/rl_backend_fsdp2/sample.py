@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 def small_sample(spec: ModelSpec, head: Head) -> PreTrainedModel | None:
     """Two layers, or one of each kind, of ``spec``'s model with random weights and a small vocabulary.
 
-    In float32, whatever the file's dtype: 16 bits differ by more than what is told apart. The weights are the same on
-    all ranks, which so find the same.
+    In float32, whatever the file's dtype, because 16-bit rounding hides the differences. All ranks have the
+    same weights and so come to the same result.
 
     Returns:
         None for a model from scratch, or where the architecture cannot be made smaller in this way.

@@ -16,7 +16,7 @@ from rl_torch.gradients import squared_norms
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
 from rl_torch.microbatch import MicroBatch, Packing
 from rl_torch.optim import learning_rate, set_learning_rate
-from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_cells
+from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_indices
 from rl_torch.profiling import Profiler
 from rl_torch.ragged import ATTENTION as RAGGED
 from rl_torch.routing import Balancing
@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from rl_backend_fsdp2.adapters import sum_replicated_gradients, switched_off
 from rl_backend_fsdp2.context_parallel import ContextSplit, split_forward
+from rl_backend_fsdp2.dtensors import copies, local
 from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.mesh import Mesh
-from rl_backend_fsdp2.microbatches import Layout
-from rl_backend_fsdp2.placement import copies, local
+from rl_backend_fsdp2.microbatches import MicroBatcher
 from rl_backend_fsdp2.sharding import Wrapped, release
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ def forward_shard(
     outputs: tuple[str, ...],
     *,
     temperature: float,
-    layout: Layout,
+    batcher: MicroBatcher,
     mesh: Mesh,
 ) -> dict[str, np.ndarray]:
     """``outputs`` of every sequence in shard order: float32 [T], or [B] for ``scores``."""
     result = {n: np.zeros(len(shard) if n == "scores" else len(shard.tokens), np.float32) for n in outputs}
-    for part, micro in layout.micro_batches(shard, mesh, packing=loaded.packing):
+    for part, micro in batcher.micro_batches(shard, mesh, packing=loaded.packing):
         computed = _outputs(loaded, micro, outputs, temperature=temperature, mesh=mesh)
         if micro.is_filler:
             continue
@@ -101,7 +101,7 @@ def train_shard(
     loss: LossSpec,
     scale: Scale,
     *,
-    layout: Layout,
+    batcher: MicroBatcher,
     mesh: Mesh,
     profiler: Profiler,
 ) -> TrainResult:
@@ -115,7 +115,7 @@ def train_shard(
         raise ValueError(f"role {loaded.role.name!r} was loaded without an optimizer, so it cannot be trained")
     while True:
         with profiler.section(FORWARD_BACKWARD):
-            metrics = _accumulate(loaded, shard, loss, scale, layout=layout, mesh=mesh, backward=True)
+            metrics = _accumulate(loaded, shard, loss, scale, batcher=batcher, mesh=mesh, backward=True)
             norm, losses_finite = _finish_gradients(loaded, metrics["loss"], mesh)
         finite = losses_finite and math.isfinite(norm)
         too_large = losses_finite and not finite and loaded.loss_scale is not None and loaded.loss_scale.overflowed()
@@ -161,10 +161,10 @@ def _state(loaded: LoadedModel) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate_shard(
-    loaded: LoadedModel, shard: SequenceBatch, loss: LossSpec, scale: Scale, *, layout: Layout, mesh: Mesh
+    loaded: LoadedModel, shard: SequenceBatch, loss: LossSpec, scale: Scale, *, batcher: MicroBatcher, mesh: Mesh
 ) -> TrainResult:
     """The same loss and metrics without a backward pass."""
-    metrics = _accumulate(loaded, shard, loss, scale, layout=layout, mesh=mesh, backward=False)
+    metrics = _accumulate(loaded, shard, loss, scale, batcher=batcher, mesh=mesh, backward=False)
     release(loaded.model)
     return TrainResult(partial=metrics, shared={}, finite=math.isfinite(metrics["loss"]))
 
@@ -175,7 +175,7 @@ def _accumulate(
     loss: LossSpec,
     scale: Scale,
     *,
-    layout: Layout,
+    batcher: MicroBatcher,
     mesh: Mesh,
     backward: bool,
 ) -> dict[str, float]:
@@ -188,7 +188,7 @@ def _accumulate(
     sums = MetricSums()
     sums.add({"loss": 0.0})
     factor = loaded.loss_scale.value if loaded.loss_scale is not None else 1.0
-    for _, micro in layout.micro_batches(shard, mesh, packing=loaded.packing):
+    for _, micro in batcher.micro_batches(shard, mesh, packing=loaded.packing):
         outputs = _outputs(
             loaded, micro, loss.outputs, temperature=loss.temperature, mesh=mesh, balancing=loaded.balancing
         )
@@ -233,7 +233,7 @@ def _outputs(
             ContextSplit.of(micro, mesh.cp_group),
             outputs=outputs,
             temperature=temperature,
-            scores=score_cells(loaded.model, micro),
+            scores=score_indices(loaded.model, micro),
         )
         return in_batch_order(results, micro)
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rl_backend_megatron.layout import ARCHITECTURES, ParallelConfig, Shape, layout_problems, padded_vocabulary
+from rl_backend_megatron.parallelism import ARCHITECTURES, ParallelConfig, Shape, division_problems, padded_vocabulary
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a decoder consists of.
+    """Parts of a decoder.
 
     Attributes:
         config: the Hugging Face config it came from, which exports write again.
@@ -63,7 +63,7 @@ class Architecture:
         """
         _check(config)
         shape = Shape.of_config(config.to_dict(), source=f"the {config.model_type} model")
-        problems = list(layout_problems(parallel, shape))
+        problems = list(division_problems(parallel, shape))
         if problems:
             raise ConfigError("\n".join(str(p) for p in problems))
         return cls(

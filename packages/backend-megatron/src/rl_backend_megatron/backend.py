@@ -20,7 +20,7 @@ from rl_backend_megatron import checkpoint
 from rl_backend_megatron.build import build_role, share_base
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.export import export
-from rl_backend_megatron.microbatches import Layout
+from rl_backend_megatron.microbatches import MicroBatcher
 from rl_backend_megatron.modules import has_packed_kernels
 from rl_backend_megatron.runtime import Runtime
 from rl_backend_megatron.step import LoadedModel, evaluate_shard, forward_shard, train_shard
@@ -31,7 +31,7 @@ class MegatronBackend:
 
     def __init__(self, config: MegatronConfig) -> None:
         self._config = config
-        self._layout = Layout(max_tokens=config.max_tokens_per_microbatch)
+        self._batcher = MicroBatcher(max_tokens=config.max_tokens_per_microbatch)
         self._roles: dict[str, LoadedModel] = {}
         self._runtime: Runtime | None = None
         self._profiler = Profiler()
@@ -41,7 +41,7 @@ class MegatronBackend:
         if self._runtime is not None:
             raise RuntimeError("the backend is set up already; close() it first")
         self._runtime = Runtime(context, self._config.parallel)
-        self._layout = layout_of(self._config, self._runtime.device)
+        self._batcher = micro_batcher_of(self._config, self._runtime.device)
         return self._runtime.topology()
 
     def load(self, role: Role, model: ModelSpec, optimizer: OptimizerSpec | None) -> ModelInfo:
@@ -70,7 +70,7 @@ class MegatronBackend:
         loaded, runtime = self._role(role), self._joined()
         with runtime.active():
             return forward_shard(
-                loaded, shard, tuple(outputs), temperature=temperature, layout=self._layout, runtime=runtime
+                loaded, shard, tuple(outputs), temperature=temperature, batcher=self._batcher, runtime=runtime
             )
 
     def train(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
@@ -78,14 +78,14 @@ class MegatronBackend:
         loaded, runtime = self._role(role), self._joined()
         with runtime.active():
             return train_shard(
-                loaded, shard, loss, scale, layout=self._layout, runtime=runtime, profiler=self._profiler
+                loaded, shard, loss, scale, batcher=self._batcher, runtime=runtime, profiler=self._profiler
             )
 
     def evaluate(self, role: str, shard: SequenceBatch, loss: LossSpec, scale: Scale) -> TrainResult:
         """Loss and metrics without a step."""
         loaded, runtime = self._role(role), self._joined()
         with runtime.active():
-            return evaluate_shard(loaded, shard, loss, scale, layout=self._layout, runtime=runtime)
+            return evaluate_shard(loaded, shard, loss, scale, batcher=self._batcher, runtime=runtime)
 
     def weights(self, role: str) -> Iterator[WeightBucket]:
         """Stream parameters under Hugging Face names, LoRA merged in; rank 0 yields, the others take part."""
@@ -103,7 +103,7 @@ class MegatronBackend:
             checkpoint.save(loaded, Path(directory), runtime, background=self._config.async_save)
 
     def is_saving(self) -> bool:
-        """Whether a background write goes on, of any role."""
+        """Whether a background write of any role is running."""
         return any(checkpoint.is_saving(loaded) for loaded in self._roles.values())
 
     def finish_saving(self) -> None:
@@ -166,10 +166,10 @@ class MegatronBackend:
         return self._roles[name]
 
 
-def layout_of(config: MegatronConfig, device: torch.device) -> Layout:
+def micro_batcher_of(config: MegatronConfig, device: torch.device) -> MicroBatcher:
     """How shards become micro-batches; ``auto`` packs where attention has a kernel for it."""
     packing = config.packing
     if packing == "auto":
         packing = "packed" if has_packed_kernels(device) else "padded"
     split = config.parallel.tp if config.parallel.sequence else 1
-    return Layout(max_tokens=config.max_tokens_per_microbatch, multiple=split, packing=packing)
+    return MicroBatcher(max_tokens=config.max_tokens_per_microbatch, multiple=split, packing=packing)

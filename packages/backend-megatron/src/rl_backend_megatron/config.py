@@ -10,7 +10,7 @@ from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig
 from rl_torch.quant_checks import stage_problems
 
-from rl_backend_megatron.layout import ParallelConfig, Shape, layout_problems, ranks_problems
+from rl_backend_megatron.parallelism import ParallelConfig, Shape, division_problems, ranks_problems
 
 
 class MegatronConfig(BackendConfig):
@@ -36,7 +36,7 @@ class MegatronConfig(BackendConfig):
         True, description="Split the optimizer's state over data-parallel ranks (ZeRO-1): less memory, same result."
     )
     async_save: bool = Field(
-        False, description="Write checkpoints in the background; training goes on after a copy to host memory."
+        False, description="Write checkpoints in the background; training continues after a copy to host memory."
     )
     logprob_chunk_tokens: int | None = Field(
         None, ge=1, description="Tokens whose logits exist at once; default: as many as fit 64 MB in float32."
@@ -52,4 +52,4 @@ class MegatronConfig(BackendConfig):
         yield from stage_problems(stage)
         shape = Shape.of(stage.model)
         if shape is not None:
-            yield from layout_problems(self.parallel, shape)
+            yield from division_problems(self.parallel, shape)

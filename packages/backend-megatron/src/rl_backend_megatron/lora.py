@@ -181,7 +181,7 @@ def add_adapters(
     *,
     shapes: Mapping[str, torch.Size],
 ) -> Adapters:
-    """Freeze ``stage`` but for a scalar head, and put pairs beside the linear layers ``spec`` names.
+    """Freeze ``stage`` but for a scalar head, and put low-rank pairs next to the linear layers ``spec`` names.
 
     Raises:
         ConfigError: a kind other than LoRA, or a layer that does not exist.

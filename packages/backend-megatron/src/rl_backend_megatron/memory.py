@@ -1,4 +1,4 @@
-"""How much memory a rank needs, counted tensor by tensor from the shapes of its models. Imports no torch.
+"""Memory of a rank, counted tensor by tensor from the shapes of its models. Imports no torch.
 
 Nothing here is fitted to measurements: every number is the size of a tensor that exists while Megatron Core runs the
 layers of :mod:`rl_backend_megatron.modules`. What is left out is small (token ids, what stages send each other) or
@@ -18,15 +18,15 @@ from rl_core.contracts.model import AdapterSpec, Head
 from rl_core.contracts.rating import JobRole, MemoryEstimate, ModelShape
 from rl_torch.estimates import FP32, adapter_layers, logits_bytes
 
-from rl_backend_megatron.layout import padded_vocabulary
+from rl_backend_megatron.parallelism import padded_vocabulary
 
 ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
 """Layers that tensor parallelism splits by their inputs; the others are split by their outputs."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What of the backend's settings memory depends on.
+class MemorySettings:
+    """The settings that memory depends on.
 
     Attributes:
         tp, pp, dp: extents of the grid.
@@ -34,7 +34,7 @@ class Layout:
         compute_bytes: of a number in the forward and backward pass: 4, or 2 for bf16.
         distributed: the optimizer's state is split over the data-parallel ranks.
         recompute: blocks are computed again in the backward pass.
-        tokens: cells of a full micro-batch.
+        tokens: positions of a full micro-batch.
         microbatches: of an optimizer step; a stage holds the activations of several.
         chunk_tokens: tokens whose logits exist at once; None for the default.
         watch_entropy: the loss looks at the entropy as well.
@@ -70,62 +70,64 @@ class StageParameters:
     largest: int
 
 
-def estimate_memory(roles: Sequence[JobRole], layout: Layout, *, adapter: AdapterSpec | None = None) -> MemoryEstimate:
+def estimate_memory(
+    roles: Sequence[JobRole], settings: MemorySettings, *, adapter: AdapterSpec | None = None
+) -> MemoryEstimate:
     """Bytes on the rank that needs most, for all ``roles``, whose shapes must be known.
 
     The groups are counted at their own largest moment, ``peak`` at the step's.
     """
-    return max((_stage_memory(roles, layout, adapter, stage) for stage in range(layout.pp)), key=lambda m: m.peak)
+    return max((_stage_memory(roles, settings, adapter, stage) for stage in range(settings.pp)), key=lambda m: m.peak)
 
 
-def stage_parameters(shape: ModelShape, head: Head, layout: Layout, stage: int) -> StageParameters:
+def stage_parameters(shape: ModelShape, head: Head, settings: MemorySettings, stage: int) -> StageParameters:
     """Count what pipeline stage ``stage`` holds: its part of the layers, embedding, last norm and output projection.
 
     A tied output projection is the embedding itself on a single stage, and a copy of it on the last of several.
     """
-    first, last = stage == 0, stage == layout.pp - 1
+    first, last = stage == 0, stage == settings.pp - 1
     hidden = shape.hidden_size
-    table = padded_vocabulary(shape.vocab_size, layout.tp) // layout.tp * hidden
+    table = padded_vocabulary(shape.vocab_size, settings.tp) // settings.tp * hidden
     whole = shape.parameters(head).layer
     split = sum(inputs * outputs for inputs, outputs in shape.linears().values())
     if shape.attention_bias:
         split += shape.query_width + 2 * shape.key_width
-    layer = split // layout.tp + whole - split
+    layer = split // settings.tp + whole - split
     output = 0
     if last:
-        output = hidden if head == "scalar" else 0 if shape.tie_embeddings and layout.pp == 1 else table
+        output = hidden if head == "scalar" else 0 if shape.tie_embeddings and settings.pp == 1 else table
     embedding = table if first else 0
-    total = embedding + layer * (shape.layers // layout.pp) + (hidden if last else 0) + output
-    fused = hidden * max(2 * shape.ffn, shape.query_width + 2 * shape.key_width) // layout.tp
+    total = embedding + layer * (shape.layers // settings.pp) + (hidden if last else 0) + output
+    fused = hidden * max(2 * shape.ffn, shape.query_width + 2 * shape.key_width) // settings.tp
     return StageParameters(total, embedding, output, largest=max(fused, embedding, output))
 
 
-def stage_adapter_parameters(shape: ModelShape, adapter: AdapterSpec, layout: Layout) -> int:
+def stage_adapter_parameters(shape: ModelShape, adapter: AdapterSpec, settings: MemorySettings) -> int:
     """Numbers that LoRA trains on one rank: of each pair, one matrix is split like its layer, the other repeated."""
     per_layer = 0
     for name, (inputs, outputs) in adapter_layers(shape, adapter).items():
         split, repeated = (inputs, outputs) if name in ROW_PARALLEL else (outputs, inputs)
-        per_layer += adapter.rank * (split // layout.tp + repeated)
-    return per_layer * (shape.layers // layout.pp)
+        per_layer += adapter.rank * (split // settings.tp + repeated)
+    return per_layer * (shape.layers // settings.pp)
 
 
-def kept_per_token(shape: ModelShape, layout: Layout, *, weights_trained: bool = True) -> float:
+def kept_per_token(shape: ModelShape, settings: MemorySettings, *, weights_trained: bool = True) -> float:
     """Bytes of one token that one decoder layer keeps for its backward pass.
 
     Two norms: each keeps its input in float32, what its weight multiplies, and its output, which the next linear
     layers keep as their input. Attention keeps the fused product (values are a part of it), queries and keys after
     the rotation with its cosines and sines, the kernel's sums, and its result as the next layer's input. The gated
-    feed-forward part keeps both products side by side, the second one again, the activation function's result, and
+    feed-forward part keeps both products in one tensor, the second one again, the activation function's result, and
     what the last matrix multiplies.
     """
-    small, query, key = layout.compute_bytes, shape.query_width, shape.key_width
+    small, query, key = settings.compute_bytes, shape.query_width, shape.key_width
     norms = 2 * shape.hidden_size * (FP32 + small * (2 if weights_trained else 1)) + 2 * FP32
     attention = (3 * query + 3 * key) * small + shape.heads * FP32
     if shape.qk_norm:
         copied = query * FP32 + (0 if small == FP32 else key * FP32)
         attention += copied + (query + key) * small + (shape.heads + shape.kv_heads) * FP32
     feed_forward = 5 * shape.ffn * small
-    return norms / layout.between + (attention + feed_forward) / layout.tp + 4 * shape.head_dim * small
+    return norms / settings.between + (attention + feed_forward) / settings.tp + 4 * shape.head_dim * small
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,10 @@ class _RoleMemory:
     trainable: bool
 
 
-def _stage_memory(roles: Sequence[JobRole], layout: Layout, adapter: AdapterSpec | None, stage: int) -> MemoryEstimate:
-    parts = [_role_memory(role, layout, adapter, stage) for role in roles]
+def _stage_memory(
+    roles: Sequence[JobRole], settings: MemorySettings, adapter: AdapterSpec | None, stage: int
+) -> MemoryEstimate:
+    parts = [_role_memory(role, settings, adapter, stage) for role in roles]
     stored, optimizer = sum(p.stored for p in parts), sum(p.optimizer for p in parts)
     # Megatron keeps the sums of gradients of every role it trains, all the time.
     gradients = sum(p.gradients for p in parts)
@@ -179,82 +183,82 @@ def _peak(role: _RoleMemory) -> int:
     return max(role.kept + role.logits, block, end, role.stepping)
 
 
-def _role_memory(part: JobRole, layout: Layout, adapter: AdapterSpec | None, stage: int) -> _RoleMemory:
+def _role_memory(part: JobRole, settings: MemorySettings, adapter: AdapterSpec | None, stage: int) -> _RoleMemory:
     shape, role = part.shape, part.role
     if shape is None:
         raise ValueError(f"the shape of role {role.name!r} is unknown")
-    small, last = layout.compute_bytes, stage == layout.pp - 1
-    count = stage_parameters(shape, role.head, layout, stage)
+    small, last = settings.compute_bytes, stage == settings.pp - 1
+    count = stage_parameters(shape, role.head, settings, stage)
     adapted = adapter is not None and role.trainable
-    added = stage_adapter_parameters(shape, adapter, layout) if adapter is not None and adapted else 0
+    added = stage_adapter_parameters(shape, adapter, settings) if adapter is not None and adapted else 0
     if adapted and role.head == "scalar" and last:
         trained = added + shape.hidden_size
     else:
         trained = added if adapted else count.total * role.trainable
     stored = 0 if role.base_of else (count.total + added) * small
-    shards = layout.dp if layout.distributed else 1
+    shards = settings.dp if settings.distributed else 1
     state = (2 if small == FP32 else 3) * FP32
     whole = role.trainable and not adapted
-    tied = shape.tie_embeddings and role.head == "lm" and layout.pp == 1
+    tied = shape.tie_embeddings and role.head == "lm" and settings.pp == 1
     projected = last and role.head == "lm"
     return _RoleMemory(
         stored=stored,
         optimizer=state * trained // shards,
         gradients=FP32 * trained,
-        kept=_kept(shape, layout, stage, weights_trained=whole) if role.trainable else 0,
-        block_temporaries=_block_temporaries(shape, layout, trainable=role.trainable, weights_trained=whole),
-        logits=_logits(shape, layout, trainable=role.trainable, weights_trained=whole) if projected else 0,
+        kept=_kept(shape, settings, stage, weights_trained=whole) if role.trainable else 0,
+        block_temporaries=_block_temporaries(shape, settings, trainable=role.trainable, weights_trained=whole),
+        logits=_logits(shape, settings, trainable=role.trainable, weights_trained=whole) if projected else 0,
         embedding_gradient=count.embedding * small if whole else 0,
         pending=count.embedding * small if whole and tied else 0,
-        stepping=FP32 * (trained // shards if layout.cuda else 2 * min(trained, count.largest) // shards),
+        stepping=FP32 * (trained // shards if settings.cuda else 2 * min(trained, count.largest) // shards),
         # The distributed optimizer moves parameters into a buffer of its own.
-        building=stored + FP32 * trained + (trained * small if layout.distributed else 0),
+        building=stored + FP32 * trained + (trained * small if settings.distributed else 0),
         trainable=role.trainable,
     )
 
 
-def _kept(shape: ModelShape, layout: Layout, stage: int, *, weights_trained: bool) -> int:
+def _kept(shape: ModelShape, settings: MemorySettings, stage: int, *, weights_trained: bool) -> int:
     """Activations at their most: of the micro-batches in flight in a 1F1B schedule (Narayanan et al. 2021)."""
-    small = layout.compute_bytes
-    layers = shape.layers // layout.pp
-    per_token = layers * kept_per_token(shape, layout, weights_trained=weights_trained)
-    if layout.recompute:
-        per_token = layers * shape.hidden_size * small / layout.between
-    in_flight = min(layout.microbatches, layout.pp - stage)
-    total = layout.tokens * per_token * in_flight
-    if stage == layout.pp - 1:
+    small = settings.compute_bytes
+    layers = shape.layers // settings.pp
+    per_token = layers * kept_per_token(shape, settings, weights_trained=weights_trained)
+    if settings.recompute:
+        per_token = layers * shape.hidden_size * small / settings.between
+    in_flight = min(settings.microbatches, settings.pp - stage)
+    total = settings.tokens * per_token * in_flight
+    if stage == settings.pp - 1:
         # The last norm, its result, and the scored tokens' part of it.
-        total += layout.tokens * shape.hidden_size * ((FP32 + small) / layout.between + 2 * small)
+        total += settings.tokens * shape.hidden_size * ((FP32 + small) / settings.between + 2 * small)
     return int(total)
 
 
-def _block_temporaries(shape: ModelShape, layout: Layout, *, trainable: bool, weights_trained: bool) -> int:
+def _block_temporaries(shape: ModelShape, settings: MemorySettings, *, trainable: bool, weights_trained: bool) -> int:
     """Tensors that exist only while a layer is worked on.
 
     Backward: the gradients of the layer's output and of the feed-forward part's products, and of its first matrix;
     with recomputation also what the layer keeps. Forward: the residual stream, and the feed-forward part's tensors.
     """
-    small = layout.compute_bytes
-    per_token = 2 * shape.hidden_size * small + 4 * shape.ffn * small / layout.tp
+    small = settings.compute_bytes
+    per_token = 2 * shape.hidden_size * small + 4 * shape.ffn * small / settings.tp
     matrix = 0
-    if trainable and layout.recompute:
-        per_token += kept_per_token(shape, layout, weights_trained=weights_trained)
+    if trainable and settings.recompute:
+        per_token += kept_per_token(shape, settings, weights_trained=weights_trained)
     if trainable and weights_trained:
-        matrix = 2 * shape.hidden_size * shape.ffn // layout.tp * small
-    return int(layout.tokens * per_token) + matrix
+        matrix = 2 * shape.hidden_size * shape.ffn // settings.tp * small
+    return int(settings.tokens * per_token) + matrix
 
 
-def _logits(shape: ModelShape, layout: Layout, *, trainable: bool, weights_trained: bool) -> int:
+def _logits(shape: ModelShape, settings: MemorySettings, *, trainable: bool, weights_trained: bool) -> int:
     """Everything as wide as the vocabulary of one chunk, and the gradients by the output projection's sides."""
-    rows = padded_vocabulary(shape.vocab_size, layout.tp) // layout.tp
+    rows = padded_vocabulary(shape.vocab_size, settings.tp) // settings.tp
     chunk = logits_bytes(
-        layout.tokens,
+        settings.tokens,
         rows,
-        chunk_tokens=layout.chunk_tokens,
-        compute_bytes=layout.compute_bytes,
+        chunk_tokens=settings.chunk_tokens,
+        compute_bytes=settings.compute_bytes,
         trainable=trainable,
-        entropy=layout.watch_entropy,
+        entropy=settings.watch_entropy,
     )
-    by_hidden = layout.tokens * shape.hidden_size * layout.compute_bytes if trainable else 0
+    by_hidden = settings.tokens * shape.hidden_size * settings.compute_bytes if trainable else 0
     # By the weights: the sum over chunks, and one chunk's part of it.
     return chunk + by_hidden + (2 * rows * shape.hidden_size * FP32 if trainable and weights_trained else 0)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How shards become micro-batches.
+class MicroBatcher:
+    """Cuts shards into micro-batches.
 
     Attributes:
-        max_tokens: cells (padding included) of a micro-batch.
+        max_tokens: positions (padding included) of a micro-batch.
         multiple: row lengths are rounded up to a multiple of this.
         packing: ``packed`` puts all sequences of a micro-batch into one row, ``padded`` each into its own.
     """
@@ -55,8 +55,8 @@ def pack(micro: MicroBatch) -> MicroBatch:
     device, width = micro.input_ids.device, micro.input_ids.shape[1]
     offsets = torch.from_numpy(micro.batch.offsets).to(device)
 
-    def moved(cells: Tensor) -> Tensor:
-        return offsets[cells // width] + cells % width
+    def moved(indices: Tensor) -> Tensor:
+        return offsets[indices // width] + indices % width
 
     positions = torch.arange(len(micro.sequence_ids), device=device) - offsets[micro.sequence_ids]
     rows = micro.sequence_ids * width + positions
@@ -65,30 +65,30 @@ def pack(micro: MicroBatch) -> MicroBatch:
         input_ids=micro.input_ids.flatten()[rows][None],
         position_ids=positions[None],
         predictors=moved(micro.predictors),
-        cells=moved(micro.cells),
+        indices=moved(micro.indices),
         last=moved(micro.last),
     )
 
 
 def widen(micro: MicroBatch, multiple: int) -> MicroBatch:
-    """``micro`` with its rows padded at the right to a multiple of ``multiple`` cells."""
+    """``micro`` with its rows padded at the right to a multiple of ``multiple`` positions."""
     width = micro.input_ids.shape[1]
     wider = -(-width // multiple) * multiple
     if wider == width:
         return micro
 
-    def moved(cells: Tensor) -> Tensor:
-        return cells // width * wider + cells % width
+    def moved(indices: Tensor) -> Tensor:
+        return indices // width * wider + indices % width
 
-    def padded(cells: Tensor | None) -> Tensor | None:
-        return None if cells is None else torch.nn.functional.pad(cells, (0, wider - width))
+    def padded(ids: Tensor | None) -> Tensor | None:
+        return None if ids is None else torch.nn.functional.pad(ids, (0, wider - width))
 
     return replace(
         micro,
         input_ids=padded(micro.input_ids),
         position_ids=padded(micro.position_ids),
         predictors=moved(micro.predictors),
-        cells=moved(micro.cells),
+        indices=moved(micro.indices),
         last=moved(micro.last),
     )
 

@@ -126,7 +126,7 @@ def _moments(optimizer: MegatronOptimizer, main: Tensor) -> Mapping[str, Tensor]
 def _assembled(
     trainer: Trainer, parameter: nn.Parameter, start: int, values: Tensor | None, runtime: Runtime
 ) -> Tensor:
-    """float32, of the parameter's shape: the data-parallel ranks' parts side by side."""
+    """float32, of the parameter's shape: the data-parallel ranks' parts, concatenated."""
     group = runtime.groups.expt_dp if _is_expert(parameter) else runtime.groups.dp
     if group.size() == 1 or not isinstance(_inner(trainer.optimizer, parameter), DistributedOptimizer):
         return values.detach().view(parameter.shape)

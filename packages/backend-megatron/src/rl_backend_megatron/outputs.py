@@ -51,11 +51,11 @@ class OutputHead:
         Args:
             hidden: [R, L, H], as the last stage returns it.
         """
-        cells = hidden.flatten(0, 1)
+        states = hidden.flatten(0, 1)
         if self.stage.head == "lm":
-            results = self._language(micro, cells, outputs, temperature)
+            results = self._language(micro, states, outputs, temperature)
         else:
-            results = self._scalar(micro, cells, outputs)
+            results = self._scalar(micro, states, outputs)
         per_token = {
             name: values.new_zeros(len(micro.batch.tokens)).index_copy(0, micro.scored, values)
             for name, values in results.items()
@@ -73,11 +73,11 @@ class OutputHead:
         )
 
     def _language(
-        self, micro: MicroBatch, cells: Tensor, outputs: tuple[str, ...], temperature: float
+        self, micro: MicroBatch, states: Tensor, outputs: tuple[str, ...], temperature: float
     ) -> dict[str, Tensor]:
         weight, shard = vocab_part(self.stage.head_weight(), self.vocab, group=self.stage.pg_collection.tp)
         return token_outputs(
-            cells.index_select(0, micro.predictors).to(weight.dtype),
+            states.index_select(0, micro.predictors).to(weight.dtype),
             weight,
             micro.targets,
             outputs=outputs,
@@ -86,10 +86,10 @@ class OutputHead:
             shard=shard,
         )
 
-    def _scalar(self, micro: MicroBatch, cells: Tensor, outputs: tuple[str, ...]) -> dict[str, Tensor]:
+    def _scalar(self, micro: MicroBatch, states: Tensor, outputs: tuple[str, ...]) -> dict[str, Tensor]:
         where = {"values": micro.predictors, "scores": last_unpadded(micro, self.pad)}
         weight = self.stage.head_weight().float()
-        return {name: F.linear(cells.index_select(0, where[name]).float(), weight).squeeze(-1) for name in outputs}
+        return {name: F.linear(states.index_select(0, where[name]).float(), weight).squeeze(-1) for name in outputs}
 
 
 def vocab_part(weight: Tensor, vocab: int, *, group: dist.ProcessGroup) -> tuple[Tensor, VocabShard | None]:
@@ -102,7 +102,7 @@ def vocab_part(weight: Tensor, vocab: int, *, group: dist.ProcessGroup) -> tuple
 
 
 def last_unpadded(micro: MicroBatch, pad: int | None) -> Tensor:
-    """[B]: each sequence's last cell that does not hold ``pad``, as in transformers; its first if all of them do."""
+    """[B]: each sequence's last position without ``pad``, as in transformers; its first if all are ``pad``."""
     if pad is None:
         return micro.last
     rows, width = micro.input_ids.shape

@@ -1,4 +1,4 @@
-"""How well Megatron runs a job, with which settings, and what a rank then needs. Imports neither torch nor Megatron.
+"""Megatron's rating of a job: score, settings and memory of a rank. Imports neither torch nor Megatron.
 
 Proposals change speed and memory, never results: layers computed twice, or the model split over more GPUs, where the
 job would not fit otherwise. Precision stays as it is given, and so does a division of work that is given.
@@ -15,8 +15,8 @@ from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate, 
 from rl_torch.estimates import FP32, Settings, first_that_fits, microbatch_tokens, savings
 
 from rl_backend_megatron.config import MegatronConfig
-from rl_backend_megatron.layout import ARCHITECTURES
-from rl_backend_megatron.memory import Layout, estimate_memory
+from rl_backend_megatron.memory import MemorySettings, estimate_memory
+from rl_backend_megatron.parallelism import ARCHITECTURES
 
 NAME = "megatron"
 
@@ -44,7 +44,7 @@ def rate(job: BackendJob) -> BackendRating:
 
     def estimate(fields: Mapping[str, Any]) -> MemoryEstimate:
         config = MegatronConfig.model_validate({"name": NAME, **fields})
-        return estimate_memory(job.roles, layout_of(config, job), adapter=job.adapter)
+        return estimate_memory(job.roles, memory_settings_of(config, job), adapter=job.adapter)
 
     try:
         fit = first_that_fits(job, list(_settings(job, shape)), estimate)
@@ -65,7 +65,7 @@ def memory_per_rank(config: MegatronConfig, job: BackendJob) -> MemoryEstimate |
         return None
 
     def estimate(config: MegatronConfig) -> MemoryEstimate:
-        return estimate_memory(job.roles, layout_of(config, job), adapter=job.adapter)
+        return estimate_memory(job.roles, memory_settings_of(config, job), adapter=job.adapter)
 
     memory, parallel = estimate(config), config.parallel
     changes: dict[str, dict[str, Any]] = {
@@ -82,14 +82,14 @@ def _has_experts(job: BackendJob) -> bool:
     return any(part.shape is not None and part.shape.experts for part in job.roles)
 
 
-def layout_of(config: MegatronConfig, job: BackendJob) -> Layout:
-    """What memory depends on, from the config and the job."""
+def memory_settings_of(config: MegatronConfig, job: BackendJob) -> MemorySettings:
+    """The memory settings of a config and a job."""
     parallel = config.parallel
     copies = parallel.copies(job.total_gpus)
     tokens, count = microbatch_tokens(job, limit=config.max_tokens_per_microbatch, data_ranks=copies)
     if job.tokens_per_step is None:
         count = parallel.pp  # many: as many as the pipeline holds at once
-    return Layout(
+    return MemorySettings(
         tp=parallel.tp,
         pp=parallel.pp,
         dp=copies,

@@ -18,7 +18,7 @@ from rl_torch.seeding import prepare_process
 from torch import Tensor
 
 from rl_backend_megatron.cpu import cpu_devices
-from rl_backend_megatron.layout import ParallelConfig
+from rl_backend_megatron.parallelism import ParallelConfig
 
 
 class Runtime:

@@ -1,4 +1,4 @@
-"""Where a model's weights come from: a safetensors folder, read tensor by tensor, or a model built in memory."""
+"""Sources of a model's weights: a safetensors folder, read tensor by tensor, or a model built in memory."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from rl_torch.shards import BackgroundWrite
 from torch import Tensor, nn
 
 from rl_backend_megatron.lora import Adapters
-from rl_backend_megatron.microbatches import Layout, packed_sequences
+from rl_backend_megatron.microbatches import MicroBatcher, packed_sequences
 from rl_backend_megatron.model import StageModel
 from rl_backend_megatron.optimizer import Trainer
 from rl_backend_megatron.outputs import OutputHead
@@ -73,7 +73,7 @@ def forward_shard(
     outputs: tuple[str, ...],
     *,
     temperature: float,
-    layout: Layout,
+    batcher: MicroBatcher,
     runtime: Runtime,
 ) -> dict[str, np.ndarray]:
     """``outputs`` of every sequence in shard order: float32 [T], or [B] for ``scores``; 0 before the last stage."""
@@ -81,7 +81,7 @@ def forward_shard(
     result = {n: np.zeros(len(shard) if n == "scores" else len(shard.tokens), np.float32) for n in outputs}
     if not len(shard) and runtime.ep_size == 1:
         return result
-    parts, micros = zip(*layout.micro_batches(shard, runtime.device, agree=runtime.most), strict=True)
+    parts, micros = zip(*batcher.micro_batches(shard, runtime.device, agree=runtime.most), strict=True)
 
     def compute(micro: MicroBatch, hidden: Tensor) -> tuple[Tensor, TokenOutputs]:
         computed = loaded.head(micro, hidden, outputs, temperature=temperature)
@@ -102,7 +102,7 @@ def train_shard(
     loss: LossSpec,
     scale: Scale,
     *,
-    layout: Layout,
+    batcher: MicroBatcher,
     runtime: Runtime,
     profiler: Profiler,
 ) -> TrainResult:
@@ -116,7 +116,7 @@ def train_shard(
         raise ValueError(f"role {loaded.role.name!r} was loaded without an optimizer, so it cannot be trained")
     with profiler.section(FORWARD_BACKWARD):
         trainer.clear()
-        metrics = _losses(loaded, shard, loss, scale, layout=layout, runtime=runtime, forward_only=False)
+        metrics = _losses(loaded, shard, loss, scale, batcher=batcher, runtime=runtime, forward_only=False)
     with profiler.section(OPTIMIZER):
         norm, rate, finite = trainer.step(loss_is_finite=math.isfinite(metrics["loss"]))
     return TrainResult(partial=metrics, shared={"grad_norm": norm, "learning_rate": rate}, finite=finite)
@@ -124,10 +124,10 @@ def train_shard(
 
 @torch.no_grad()
 def evaluate_shard(
-    loaded: LoadedModel, shard: SequenceBatch, loss: LossSpec, scale: Scale, *, layout: Layout, runtime: Runtime
+    loaded: LoadedModel, shard: SequenceBatch, loss: LossSpec, scale: Scale, *, batcher: MicroBatcher, runtime: Runtime
 ) -> TrainResult:
     """The same loss and metrics without a backward pass."""
-    metrics = _losses(loaded, shard, loss, scale, layout=layout, runtime=runtime, forward_only=True)
+    metrics = _losses(loaded, shard, loss, scale, batcher=batcher, runtime=runtime, forward_only=True)
     return TrainResult(partial=metrics, shared={}, finite=math.isfinite(metrics["loss"]))
 
 
@@ -171,7 +171,7 @@ def _losses(
     loss: LossSpec,
     scale: Scale,
     *,
-    layout: Layout,
+    batcher: MicroBatcher,
     runtime: Runtime,
     forward_only: bool,
 ) -> dict[str, float]:
@@ -184,7 +184,7 @@ def _losses(
         value, metrics = _loss(function, loss, outputs, micro, scale)
         return value, {**metrics, "loss": value.detach()}
 
-    micros = [micro for _, micro in layout.micro_batches(shard, runtime.device, agree=runtime.most)]
+    micros = [micro for _, micro in batcher.micro_batches(shard, runtime.device, agree=runtime.most)]
     sums = MetricSums()
     sums.add({"loss": 0.0})
     for metrics in run_schedule(loaded, micros, compute, forward_only=forward_only):

@@ -1,4 +1,4 @@
-"""What a data row gives the chat template besides its messages: ``tools`` and ``chat_template_kwargs``."""
+"""Columns of a row for the chat template, in addition to its messages: ``tools`` and ``chat_template_kwargs``."""
 
 from __future__ import annotations
 

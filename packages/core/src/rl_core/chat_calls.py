@@ -1,6 +1,6 @@
 """Tool calls in the form that a chat template takes.
 
-Data has a call's ``arguments`` as an object or as JSON text (OpenAI), and beside calls a ``content`` that is null or
+Data has a call's ``arguments`` as an object or as JSON text (OpenAI), and next to calls a ``content`` that is null or
 empty. Templates take some of these forms: Llama's and Mistral's write text as a string within a string, DeepSeek-V3's
 refuses objects, and leaves out the calls of a message whose content is empty. Which forms work is found by rendering
 one call in each of them. For plugins that render conversations: the policy's tokenizer, and reward models.
@@ -30,7 +30,7 @@ Render = Callable[[list[dict[str, Any]]], str | None]
 
 @dataclass(frozen=True)
 class CallForms:
-    """What a template does with calls.
+    """How a template renders tool calls.
 
     Attributes:
         taken: pairs of a content (``null``, ``empty``, ``text``) and arguments (``object``, ``text``) whose call it
@@ -45,7 +45,7 @@ class CallForms:
         """``message``, which has calls, in a form that the template takes; as it is where that is one.
 
         Raises:
-            DataError: the template takes no call beside a text, or its arguments cannot become an object.
+            DataError: the template takes no call together with text, or its arguments cannot become an object.
         """
         content = _content_form(message.get("content"))
         contents = [content, *([] if content == "text" else [_OTHER[content]])]

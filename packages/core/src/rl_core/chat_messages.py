@@ -43,7 +43,7 @@ def is_trained(message: Mapping[str, Any]) -> bool:
 
 
 def continues(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a prompt's last message is one that the model goes on with: the assistant's, with a text."""
+    """Whether a prompt's last message is one that the model continues with: the assistant's, with a text."""
     last = messages[-1] if messages else {}
     content = last.get("content")
     return last.get("role") == "assistant" and isinstance(content, str) and bool(content) and not last.get("tool_calls")

@@ -1,4 +1,4 @@
-"""What a plugin offers: a named implementation of one kind, described without importing it."""
+"""A component: a named implementation of one kind, described without importing it."""
 
 from __future__ import annotations
 

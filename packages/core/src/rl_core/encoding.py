@@ -104,7 +104,7 @@ class RowEncoder:
                     "    map the columns in the data section, e.g. chosen: better, rejected: worse"
                 )
             values = {name: _number(row, column, where) for name, column in (numbers or {}).items()}
-            both = [self._side(row, side, tokenizer, where) for side in ("chosen", "rejected")]
+            both = [self._completion(row, column, tokenizer, where) for column in ("chosen", "rejected")]
             if None not in both:
                 sequences += [pair[0] for pair in both if pair]
                 masks += [pair[1] for pair in both if pair]
@@ -121,11 +121,11 @@ class RowEncoder:
             },
         )
 
-    def _side(
-        self, row: Mapping[str, Any], side: str, tokenizer: Tokenizer, where: str
+    def _completion(
+        self, row: Mapping[str, Any], column: str, tokenizer: Tokenizer, where: str
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        where = f"{where} ({side})"
-        example = {**row, "completion": row[side], "__where__": where}
+        where = f"{where} ({column})"
+        example = {**row, "completion": row[column], "__where__": where}
         return self._encode(example, tokenizer, "completion", where)
 
     def _encode(

@@ -49,7 +49,7 @@ class WorkerDied(RLError):
 class StorageError(RLError):
     """A file could not be written: the disk is full, over quota or read-only. Exit code 1.
 
-    A backend whose ``save`` or ``finish_saving`` raises it can go on training; the run loop then tries to save
+    A backend whose ``save`` or ``finish_saving`` raises it can continue training; the run loop then tries to save
     again later.
     """
 

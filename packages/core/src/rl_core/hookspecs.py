@@ -115,7 +115,7 @@ def on_step_end(stage: str, step: int, metrics: Mapping[str, float]) -> None:
 
 @hookspec
 def on_checkpoint(stage: str, step: int, path: str) -> None:
-    """Called in the driver after a checkpoint became complete. A failure is logged; the run goes on."""
+    """Called in the driver after a checkpoint became complete. A failure is logged; the run continues."""
 
 
 @hookspec

@@ -78,7 +78,7 @@ def test_a_build_without_gloo_fails():
 
 
 @pytest.mark.parametrize(("free", "status"), [(0.5, "fail"), (5, "warn"), (50, "ok")])
-def test_disk_space_is_judged_by_what_is_free(monkeypatch, free, status):
+def test_disk_space_is_checked_by_what_is_free(monkeypatch, free, status):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 * GIB, 0, int(free * GIB)))
     assert {finding.status for finding in machine_checks.disk()} == {status}
 
@@ -141,10 +141,10 @@ def test_the_address_of_a_cluster_is_tried():
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         for spelled in (address, f"ray://{address}"):
             assert list(software_checks.ray_cluster(spelled)) == [
-                Finding("Ray cluster", "ok", f"somebody answers at RAY_ADDRESS {spelled}")
+                Finding("Ray cluster", "ok", f"a cluster answers at RAY_ADDRESS {spelled}")
             ]
     assert list(software_checks.ray_cluster(address)) == [
-        Finding("Ray cluster", "fail", f"nobody answers at RAY_ADDRESS {address}: Connection refused", fix)
+        Finding("Ray cluster", "fail", f"no cluster answers at RAY_ADDRESS {address}: Connection refused", fix)
     ]
     assert list(software_checks.ray_cluster("head-node")) == [
         Finding("Ray cluster", "fail", "RAY_ADDRESS 'head-node' is not of the form HOST:PORT", fix)
@@ -192,7 +192,7 @@ def test_a_check_that_fails_itself_is_a_warning():
     assert examine("disk", look) == [Finding("disk", "warn", detail, fix)]
 
 
-def test_plugins_are_judged_one_by_one(install, monkeypatch):
+def test_plugins_are_checked_one_by_one(install, monkeypatch):
     install("rl-x-ok", PLUGIN, version="1.5")
     install("rl-x-broken", "raise ValueError('no')")
     install("rl-x-off", PLUGIN)

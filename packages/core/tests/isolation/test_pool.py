@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from rl_core.isolation.outcome import Answered, Ended, Late
+from rl_core.isolation.outcome import ProcessEnded, Returned, TimedOut
 from rl_core.isolation.pool import Pool
 
 
@@ -25,9 +25,9 @@ def pool(service):
 def test_a_task_that_hangs_or_dies_takes_no_other_with_it(pool):
     tasks = [("echo", 1), ("sleep", 600), ("echo", 2), ("leave", 5), ("echo", 3)]
     one, late, two, gone, three = pool(2).map(tasks, timeout_s=1.0)
-    assert [one, two, three] == [Answered(1), Answered(2), Answered(3)]
-    assert isinstance(late, Late)
-    assert gone == Ended("exit code 5")
+    assert [one, two, three] == [Returned(1), Returned(2), Returned(3)]
+    assert isinstance(late, TimedOut)
+    assert gone == ProcessEnded("exit code 5")
 
 
 def test_cancelling_kills_the_process_at_work(pool, ends):
@@ -37,7 +37,7 @@ def test_cancelling_kills_the_process_at_work(pool, ends):
     time.sleep(0.2)
     assert running.cancel()
     assert ends(answer.value)
-    assert one.map([("echo", 1)], timeout_s=60) == [Answered(1)]
+    assert one.map([("echo", 1)], timeout_s=60) == [Returned(1)]
 
 
 def test_a_coroutine_that_is_cancelled_kills_the_process(pool, ends):
@@ -58,15 +58,15 @@ def test_processes_are_added_only_where_tasks_wait(pool):
     quick.map([("echo", n) for n in range(50)], timeout_s=60)
     assert len(quick.pids) == 1
     slow = pool(2, patience_s=0.1)
-    assert slow.map([("meet",)] * 2, timeout_s=60) == [Answered(True)] * 2
+    assert slow.map([("meet",)] * 2, timeout_s=60) == [Returned(True)] * 2
 
 
 def test_close_ends_tasks_under_way_and_a_pool_works_again(pool, ends):
     one = pool(2)
     running = [one.submit(("sleep", 600), timeout_s=600) for _ in range(2)]
     threading.Timer(0.5, one.close).start()
-    assert [type(r.result(30)) for r in running] == [Ended, Ended]
-    assert one.map([("echo", 1)] * 3, timeout_s=60) == [Answered(1)] * 3
+    assert [type(r.result(30)) for r in running] == [ProcessEnded, ProcessEnded]
+    assert one.map([("echo", 1)] * 3, timeout_s=60) == [Returned(1)] * 3
 
 
 def test_a_dropped_pool_ends_its_processes(service, ends):

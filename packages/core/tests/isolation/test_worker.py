@@ -8,7 +8,7 @@ import time
 
 import pytest
 from rl_core.errors import EnvironmentProblem, RLError
-from rl_core.isolation.outcome import Answered, Ended, Late, Raised
+from rl_core.isolation.outcome import ProcessEnded, Raised, Returned, TimedOut
 from rl_core.isolation.worker import Limits, Service, Worker
 
 
@@ -31,10 +31,10 @@ def do(worker, *task, timeout_s=60.0):
 
 def test_tasks_of_any_size_are_answered_by_one_process(worker):
     one = worker()
-    assert do(one, "echo", "a") == Answered("a")
-    assert do(one, "echo", "long " * 500_000) == Answered("long " * 500_000)
-    assert do(one, "echo", ["short", 1, None]) == Answered(["short", 1, None])
-    assert do(one, "pid") == Answered(one.pid)
+    assert do(one, "echo", "a") == Returned("a")
+    assert do(one, "echo", "long " * 500_000) == Returned("long " * 500_000)
+    assert do(one, "echo", ["short", 1, None]) == Returned(["short", 1, None])
+    assert do(one, "pid") == Returned(one.pid)
 
 
 @pytest.mark.parametrize("task", [("sleep", 600), ("spin",)])
@@ -43,20 +43,20 @@ def test_a_late_task_is_killed_and_says_where_it_was(worker, task):
     do(one, "echo", 1)
     began = time.monotonic()
     late = do(one, *task, timeout_s=0.5)
-    assert isinstance(late, Late)
+    assert isinstance(late, TimedOut)
     assert "isolated_code.py:" in late.place
     assert f"in {task[0]}" in late.stacks
     assert time.monotonic() - began < 10
-    assert do(one, "echo", 2) == Answered(2)
+    assert do(one, "echo", 2) == Returned(2)
 
 
 def test_how_it_ended_is_told_and_the_next_task_is_answered(worker):
     one = worker()
-    assert do(one, "leave", 3) == Ended("exit code 3")
-    assert do(one, "echo", 1) == Answered(1)
+    assert do(one, "leave", 3) == ProcessEnded("exit code 3")
+    assert do(one, "echo", 1) == Returned(1)
     os.kill(one.pid, signal.SIGSEGV)
     time.sleep(0.5)
-    assert do(one, "echo", 2) == Answered(2), "nothing was lost with a process that died between tasks"
+    assert do(one, "echo", 2) == Returned(2), "nothing was lost with a process that died between tasks"
 
 
 def test_what_is_raised_is_told_with_its_place(worker):
@@ -88,7 +88,7 @@ def test_exceptions_that_lie_or_never_end_are_cut(worker):
 def test_prints_and_logs_are_logged_here_and_do_not_disturb_the_answer(worker, caplog):
     one = worker()
     for task in (("write", "hello\nwor"), ("program",), ("log",), ("write", "\x1b[2Jred")):
-        assert do(one, *task) == Answered(None)
+        assert do(one, *task) == Returned(None)
     said = [(r.name, r.getMessage()) for r in caplog.records]
     printed = "".join(text.removeprefix("the code printed: ") + "\n" for name, text in said if name != "mood")
     assert printed == "hello\nworto stderr\nby a program\n�[2Jredto stderr\n"
@@ -97,7 +97,7 @@ def test_prints_and_logs_are_logged_here_and_do_not_disturb_the_answer(worker, c
 
 def test_what_is_printed_without_end_is_cut(worker, caplog):
     one = worker(output_bytes=1000)
-    assert do(one, "write", "x" * 100_000) == Answered(None)
+    assert do(one, "write", "x" * 100_000) == Returned(None)
     text = "\n".join(record.getMessage() for record in caplog.records)
     assert text.count("x") <= 1000
     assert "(99,010 more bytes are not shown)" in text
@@ -112,8 +112,8 @@ def test_memory_is_limited(worker):
 
 def test_a_task_that_forks_and_returns_twice_answers_once(worker):
     one = worker()
-    assert do(one, "forks") == Answered("once")
-    assert do(one, "echo", 1) == Answered(1)
+    assert do(one, "forks") == Returned("once")
+    assert do(one, "echo", 1) == Returned(1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a subreaper")
@@ -135,7 +135,7 @@ def test_a_closed_process_closes_what_it_holds(worker, tmp_path):
     do(one, "echo", 1)
     one.close()
     assert (tmp_path / "closed").read_text() == "by the process"
-    assert do(one, "echo", 2) == Answered(2)
+    assert do(one, "echo", 2) == Returned(2)
 
 
 PROGRAM = """
@@ -181,4 +181,4 @@ def test_what_cannot_be_pickled_is_an_error_before_anything_is_sent(worker):
     one = worker()
     with pytest.raises(RLError, match="the code runs in a process of its own, and cannot be sent there"):
         do(one, "echo", lambda: 0)
-    assert do(one, "echo", 1) == Answered(1)
+    assert do(one, "echo", 1) == Returned(1)

@@ -98,7 +98,7 @@ def test_components_that_know_only_the_object_store_keep_it(config_of, text):
         (
             ["run.gpus=4", "generator.replicas=6", "generator.weight_transport=ipc"],
             "command line: generator.weight_transport: weights cannot go by ipc: each generator must be on a GPU with "
-            "a training worker; there are 6 beside 4\n    weight_transport: auto",
+            "a training worker; there are 6 generators and 4 workers\n    weight_transport: auto",
         ),
         (
             ["run.gpus=4", "generator.weight_transport=collective"],

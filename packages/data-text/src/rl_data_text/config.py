@@ -48,7 +48,7 @@ ChatTemplate = Annotated[str, BeforeValidator(_template_source)]
 
 
 class TextSourceConfig(ComponentConfig):
-    """What every text source understands."""
+    """Options of all text sources."""
 
     location_fields: ClassVar[tuple[str, ...]] = ("path",)
 
@@ -141,7 +141,7 @@ class PythonConfig(TextSourceConfig):
 
 
 class TextTokenizerConfig(ComponentConfig):
-    """What every tokenizer here understands."""
+    """Options of all tokenizers of this package."""
 
     chat_template: ChatTemplate | None = Field(
         None, description="Jinja chat template, or the path of a file with one; default: the tokenizer's own."

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _ProcessesConfig(EnvironmentConfig):
-    """What runs in processes."""
+    """Options of code that runs in processes."""
 
     workers: int | None = Field(
         None,

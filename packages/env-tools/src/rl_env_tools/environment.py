@@ -77,7 +77,7 @@ class ToolEnvironment:
         return bracket_calls(text, parameters, raw=raw)
 
     def _refusal(self, call: Call) -> str:
-        """What the model reads of a call that cannot be made; empty where it can."""
+        """The error text for a call that cannot be made; empty if it can."""
         if call.error:
             return f"error: {call.error}"
         if call.tool not in self._described:

@@ -14,12 +14,12 @@ from rl_core.contracts.environment import CallFailed, Turn
 from rl_core.contracts.tokenizer import Message
 from rl_core.errors import ConfigError, RLError
 from rl_core.isolation.describe import cut, one_line, shown
-from rl_core.isolation.outcome import Answered, Ended, Late, Outcome, Raised
+from rl_core.isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
 from rl_core.isolation.pool import Pool
 from rl_core.isolation.worker import Limits, Service, as_error
 
 from rl_env_tools.config import PythonConfig
-from rl_env_tools.turns import NotATurn, turn_from_json
+from rl_env_tools.turns import InvalidTurn, turn_from_json
 
 _DESCRIBE_S = 60.0
 
@@ -85,7 +85,7 @@ class HostedEnvironment:
         self._ends = told["ends"] is True
         self.tools = self._checked_tools(told["tools"])
         if not self.asynchronous:
-            # All of them now: processes that come one by one would let conversations go on in several rounds.
+            # All of them now: processes that come one by one would let conversations continue in several rounds.
             self._described(self._processes[1:])
 
     async def start(self, row: Row, seed: int) -> Hosted:
@@ -114,7 +114,7 @@ class HostedEnvironment:
             try:
                 if told is not None:
                     return turn_from_json(told.get("turn"))
-            except NotATurn as refused:
+            except InvalidTurn as refused:
                 raise CallFailed(str(refused)) from None
         raise CallFailed("has lost the conversation", f": {state.lost}")
 
@@ -141,7 +141,7 @@ class HostedEnvironment:
         outcome = await asyncio.wrap_future(
             process.pool.submit((over, method, conversation.number, *arguments), timeout_s=self._timeout_s)
         )
-        if isinstance(outcome, Late | Ended):
+        if isinstance(outcome, TimedOut | ProcessEnded):
             self._lose(conversation, outcome, method)
         told = _value(outcome)
         if told.get("lost") is True:
@@ -152,10 +152,10 @@ class HostedEnvironment:
             raise CallFailed(one_line(cut(refused)))
         return told
 
-    def _lose(self, culprit: Hosted, outcome: Late | Ended, method: str) -> None:
-        """Tell the conversations whose state was in the process that ended what became of them."""
-        did = outcome.reason if isinstance(outcome, Ended) else f"took longer than {outcome.timeout_s:g} s"
-        place = "" if isinstance(outcome, Ended) else outcome.place
+    def _lose(self, culprit: Hosted, outcome: TimedOut | ProcessEnded, method: str) -> None:
+        """Tell the conversations whose state was in the process that ended what happened to them."""
+        did = outcome.reason if isinstance(outcome, ProcessEnded) else f"took longer than {outcome.timeout_s:g} s"
+        place = "" if isinstance(outcome, ProcessEnded) else outcome.place
         why = f"its state was in the same process as the conversation of {culprit.where}, whose {method} {did}{place}"
         for conversation in culprit.process.living:
             conversation.lost = why
@@ -186,11 +186,11 @@ class HostedEnvironment:
 
 def _value(outcome: Outcome) -> dict[str, Any]:
     match outcome:
-        case Answered(value) if isinstance(value, dict):
+        case Returned(value) if isinstance(value, dict):
             return value
-        case Answered(value):
+        case Returned(value):
             raise CallFailed(f"gave an answer that is none, {shown(value)},")
-        case Late() as late:
+        case TimedOut() as late:
             raise TimeoutError(late.place.strip(" ()"))
         case Raised(explained=True) as raised:
             raise as_error(raised)
@@ -199,6 +199,6 @@ def _value(outcome: Outcome) -> dict[str, Any]:
         case Raised() as raised:
             detail = f": {one_line(raised.message)} ({raised.place or 'no traceback'})"
             raise CallFailed(f"raised {raised.type}", detail)
-        case Ended() as ended:
+        case ProcessEnded() as ended:
             raise CallFailed(ended.reason)
     raise RLError("an outcome that is none")

@@ -1,4 +1,4 @@
-"""What this package offers, as references; imported at discovery, so it stays light."""
+"""Components of this package, as references; imported at discovery, so it stays light."""
 
 from __future__ import annotations
 

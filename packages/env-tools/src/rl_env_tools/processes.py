@@ -11,7 +11,7 @@ from typing import Any
 from rl_core.contracts.environment import CallFailed
 from rl_core.errors import ConfigError
 from rl_core.functions import load_function
-from rl_core.isolation.outcome import Answered, Ended, Late, Outcome, Raised
+from rl_core.isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
 from rl_core.isolation.pool import Pool
 from rl_core.isolation.worker import Limits, Service, as_error
 
@@ -55,7 +55,7 @@ class ToolProcesses:
         return [Description(**{**told, "parameters": tuple(told["parameters"])}) for told in described]
 
     async def call(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """What the tools ``(name, arguments)`` return, run one after the other; cancelling kills the process.
+        """Results of the tools ``(name, arguments)``, run one after the other; cancelling kills the process.
 
         Raises:
             TimeoutError: they took longer than ``step_timeout_s``.
@@ -70,7 +70,7 @@ class ToolProcesses:
 
 
 class LoadedTools:
-    """What answers in such a process: None with the tools' descriptions, calls with their results."""
+    """The service in such a process: answers None with the tools' descriptions, calls with their results."""
 
     def __init__(self, references: Sequence[str]) -> None:
         self._tools = [Tool(load_function(reference), reference=reference) for reference in references]
@@ -94,14 +94,14 @@ class LoadedTools:
 
 def _value(outcome: Outcome) -> Any:
     match outcome:
-        case Answered(value) if isinstance(value, list):
+        case Returned(value) if isinstance(value, list):
             return value
-        case Late() as late:
+        case TimedOut() as late:
             raise TimeoutError(late.place.strip(" ()"))
         case Raised(explained=True) as raised:
             raise as_error(raised)
         case Raised() as raised:
             raise CallFailed(f"has a tool that {raised.reason}")
-        case Ended() as ended:
+        case ProcessEnded() as ended:
             raise CallFailed(f"has a tool that {ended.reason}")
     raise CallFailed("has a tool that gave an answer that is none")

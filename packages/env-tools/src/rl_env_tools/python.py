@@ -55,7 +55,7 @@ def build(reference: str, arguments: Mapping[str, Any], *, name: str) -> Environ
 
 
 class Host:
-    """What answers in such a process: the instance, and the states of the conversations that were started here.
+    """The service in such a process: the instance, and the states of the conversations that were started here.
 
     A class with coroutines is not built: it will not run here. A task is ``(ended, method, *arguments)``: numbers of
     conversations that are over, and what to call. A conversation that is not here is answered with ``{"lost": true}``.

@@ -18,7 +18,7 @@ _HEADING = re.compile(r"^[A-Z]\w*:$")
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a tool where its function is not.
+    """A tool as seen from outside its process.
 
     Attributes:
         schema: ``{"type": "function", "function": {…}}``.
@@ -53,7 +53,7 @@ class Tool:
 
     @property
     def description(self) -> Description:
-        """What an environment knows of it."""
+        """Its description for the environment."""
         return Description(
             name=self.name,
             schema=self.schema,
@@ -89,7 +89,7 @@ class Tool:
         }
 
     def call(self, arguments: Mapping[str, Any]) -> str | Awaitable[str]:
-        """What the function returns, as text; ``error: …`` where it raises or the arguments do not fit."""
+        """The function's result as text; ``error: …`` if it raises or the arguments do not fit."""
         try:
             checked = self._arguments.model_validate(dict(arguments))
         except ValidationError as error:
@@ -108,7 +108,7 @@ def as_text(result: Any) -> str:
 
 
 def failure(error: Exception) -> str:
-    """What the model reads of an exception."""
+    """The text of an exception for the model."""
     text = " ".join(str(error).split())
     return f"error: {type(error).__name__}: {text}" if text else f"error: {type(error).__name__}"
 

@@ -14,8 +14,8 @@ from rl_core.isolation.describe import shown
 _WRITE_A_MESSAGE = "a message is {'role': 'tool', 'content': 'text'}"
 
 
-class NotATurn(Exception):
-    """What was answered is no turn; the message says what it is, to stand after the environment's name."""
+class InvalidTurn(Exception):
+    """An answer that is not a turn; the message describes it and follows the environment's name."""
 
 
 def turn_as_json(turn: Any) -> dict[str, Any]:
@@ -38,25 +38,25 @@ def turn_from_json(told: Any) -> Turn:
     """The turn, checked: code in the process may have written anything.
 
     Raises:
-        NotATurn: it is none.
+        InvalidTurn: it is not one.
     """
     if not isinstance(told, dict) or set(told) != {"messages", "done", "reward"}:
-        raise NotATurn(f"gave an answer that is no turn: {shown(told)}")
+        raise InvalidTurn(f"gave an answer that is no turn: {shown(told)}")
     messages, done, reward = told["messages"], told["done"], told["reward"]
     if not isinstance(done, bool):
-        raise NotATurn(f"gave a turn with done={shown(done)}, which is neither true nor false")
+        raise InvalidTurn(f"gave a turn with done={shown(done)}, which is neither true nor false")
     if isinstance(reward, bool) or not isinstance(reward, int | float):
-        raise NotATurn(f"returned the reward {shown(reward)}, which is no number")
+        raise InvalidTurn(f"returned the reward {shown(reward)}, which is no number")
     if not _finite(reward):
-        raise NotATurn(f"returned the reward {shown(reward)}, which is not finite")
+        raise InvalidTurn(f"returned the reward {shown(reward)}, which is not finite")
     if not isinstance(messages, list):
-        raise NotATurn(f"returned the messages {shown(messages)}, which are no list")
+        raise InvalidTurn(f"returned the messages {shown(messages)}, which are no list")
     for message in messages:
         parts = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None,)
         if not all(isinstance(part, str) for part in parts):
-            raise NotATurn(f"returned the message {shown(message)}; {_WRITE_A_MESSAGE}")
+            raise InvalidTurn(f"returned the message {shown(message)}; {_WRITE_A_MESSAGE}")
         if not _is_unicode(message):
-            raise NotATurn(f"returned the message {shown(message)}, which is no valid Unicode")
+            raise InvalidTurn(f"returned the message {shown(message)}, which is no valid Unicode")
     return Turn(messages=messages, done=done, reward=float(reward))
 
 

@@ -1,4 +1,4 @@
-"""How often completions of held-out prompts are right, by the configured rewards."""
+"""Accuracy of completions of held-out prompts, by the configured rewards."""
 
 from __future__ import annotations
 

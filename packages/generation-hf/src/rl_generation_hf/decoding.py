@@ -33,7 +33,7 @@ _PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
 
 @dataclass(frozen=True)
 class Completions:
-    """What was sampled: row ``b·n + k`` is sample ``k`` of request ``b``.
+    """Sampled tokens: row ``b·n + k`` is sample ``k`` of request ``b``.
 
     Attributes:
         tokens: int32 [B·n, max_new_tokens], valid up to ``lengths``.
@@ -101,7 +101,7 @@ class Decoder:
 
         Args:
             new_weights: called between steps; may replace the model's weights and :attr:`version`, and says so.
-            restart: begin unfinished completions anew with new weights. Without it they go on from the tokens they
+            restart: begin unfinished completions anew with new weights. Without it they continue from the tokens they
                 have, and keep the keys and values that the old weights computed for these.
         """
         schedule = Schedule(
@@ -121,7 +121,7 @@ class Decoder:
             if run.count:
                 run.step()
             if new_weights() and restart:
-                schedule.put_back(*run.give_up())
+                schedule.requeue(*run.preempt())
         return run.result
 
     def _fit_cache(self, schedule: Schedule, run: _Run) -> None:
@@ -180,7 +180,7 @@ class _Run:
             setattr(self, name, new)
         self.slots = slots
 
-    def give_up(self) -> tuple[np.ndarray, np.ndarray]:
+    def preempt(self) -> tuple[np.ndarray, np.ndarray]:
         """Drop what runs; returns the requests and samples (int64 [R] each) that are to be begun anew."""
         rows = self._row[: self.count]
         self.result.lengths[rows] = 0

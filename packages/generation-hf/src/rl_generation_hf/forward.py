@@ -1,4 +1,4 @@
-"""How a model is called while decoding: prompts at once, then one token per running completion."""
+"""Forward passes of decoding: whole prompts (prefill), then one token per running completion."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class HfGenerator:
         return batch
 
     def update_weights(self, buckets: list[WeightBucket], version: int) -> None:
-        """Replace all parameters by name; the next tokens carry ``version``, also those of completions under way."""
+        """Replace all parameters by name; the next tokens carry ``version``, also those of completions in progress."""
         decoder = self._require().decoder
 
         def replace() -> None:
@@ -164,7 +164,7 @@ class HfGenerator:
 
 
 class _Loaded:
-    """What belongs to one loaded model."""
+    """State of one loaded model."""
 
     def __init__(self, decoder: Decoder, spec: ModelSpec, tokenizer_path: str | None) -> None:
         self.decoder = decoder

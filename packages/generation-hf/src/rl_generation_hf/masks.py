@@ -18,7 +18,7 @@ Mask = Tensor | dict[str, Tensor | None] | None
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Which keys a model's layers may see.
+    """The attention pattern of a model's layers.
 
     Attributes:
         window: width of the sliding window in tokens (its own position included), or None.

@@ -1,4 +1,4 @@
-"""Which prompts are read next, and how many completions run at once."""
+"""The scheduler: which prompts to prefill next, and how many completions run at once."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class Schedule:
         self._prompts = np.zeros(0, np.int64)  # of the completions that wait, in their order
         self._samples = np.zeros(0, np.int64)
         self._next = 0  # into both
-        self.put_back(np.repeat(np.arange(len(lengths)), n), np.tile(np.arange(n), len(lengths)))
+        self.requeue(np.repeat(np.arange(len(lengths)), n), np.tile(np.arange(n), len(lengths)))
 
     @property
     def waiting(self) -> int:
         """Completions that have not started."""
         return len(self._prompts) - self._next
 
-    def put_back(self, prompts: np.ndarray, samples: np.ndarray) -> None:
+    def requeue(self, prompts: np.ndarray, samples: np.ndarray) -> None:
         """Let completions wait (again); int64 [R] each."""
         prompts = np.concatenate([self._prompts[self._next :], prompts])
         samples = np.concatenate([self._samples[self._next :], samples])

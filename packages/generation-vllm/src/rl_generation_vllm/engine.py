@@ -39,7 +39,7 @@ PREFILL_TOKENS_CPU = 4096
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine is started with.
+    """Options of an engine.
 
     Attributes:
         folder: a Hugging Face folder or hub id.
@@ -149,8 +149,8 @@ class Engine:
 
         Args:
             buckets: weights that were found to fit.
-            renamed: see :meth:`rl_generation_vllm.layout.ParameterLayout.renamed`.
-            published_as: see :class:`rl_generation_vllm.layout.ParameterLayout`.
+            renamed: see :meth:`rl_generation_vllm.parameters.ModelParameters.renamed`.
+            published_as: see :class:`rl_generation_vllm.parameters.ModelParameters`.
 
         Raises:
             RLError: vLLM did not take some of the weights, which keep their old values.

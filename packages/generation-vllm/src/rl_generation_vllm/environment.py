@@ -1,4 +1,4 @@
-"""What must hold in a process before vLLM is imported, and what vLLM changes there that must not stay."""
+"""Settings of a process before vLLM is imported, and changes by vLLM that are undone."""
 
 from __future__ import annotations
 

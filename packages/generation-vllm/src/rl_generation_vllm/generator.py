@@ -26,7 +26,7 @@ from transformers import CONFIG_NAME, AutoModelForCausalLM, PretrainedConfig
 from rl_generation_vllm.batches import to_batch
 from rl_generation_vllm.config import VllmConfig
 from rl_generation_vllm.environment import prepare
-from rl_generation_vllm.layout import ParameterLayout
+from rl_generation_vllm.parameters import ModelParameters
 from rl_generation_vllm.shapes import cpu_cache_bytes, shape_finding, shape_of_config
 
 if TYPE_CHECKING:
@@ -68,16 +68,16 @@ class VllmGenerator:
         self.close()
         config = build_config(model)
         self._check_shape(config)
-        layout = ParameterLayout.of(config, trust_remote_code=model.trust_remote_code)
+        parameters = ModelParameters.of(config, trust_remote_code=model.trust_remote_code)
         if model.path is not None:
             _check_weights(model.path, config, trust_remote_code=model.trust_remote_code)
         context, context_from = _context(config, model)
         folder = tempfile.TemporaryDirectory(prefix="rl-vllm-")
-        _write_folder(folder.name, config, layout, tokenizer_path)
+        _write_folder(folder.name, config, parameters, tokenizer_path)
         self._loaded = _Loaded(
             engine=self._start(model, config, folder.name, tokenizer_path, context),
             folder=folder,
-            layout=layout,
+            parameters=parameters,
             has_tokenizer=tokenizer_path is not None,
             has_weights=model.path is not None,
             context=context,
@@ -85,7 +85,7 @@ class VllmGenerator:
             vocab_size=config.get_text_config(decoder=True).vocab_size,
         )
         self._version = 0
-        logger.info("started vLLM for %s on %s, context %d", layout.architecture, self._device, context)
+        logger.info("started vLLM for %s on %s, context %d", parameters.architecture, self._device, context)
 
     def generate(self, requests: SequenceBatch, sampling: SamplingParams) -> SequenceBatch:
         """Sample completions.
@@ -116,12 +116,12 @@ class VllmGenerator:
         Names and shapes are checked before the engine is touched. While completions are sampled it waits for their end.
         """
         loaded = self._require()
-        loaded.layout.check(buckets)
+        loaded.parameters.check(buckets)
 
         def replace() -> None:
             loaded.has_weights = False  # should it fail half-way
-            layout = loaded.layout
-            loaded.engine.update_weights(buckets, layout.renamed(buckets), layout.published_as)
+            parameters = loaded.parameters
+            loaded.engine.update_weights(buckets, parameters.renamed(buckets), parameters.published_as)
             loaded.has_weights = True
             self._version = version
 
@@ -223,11 +223,11 @@ class VllmGenerator:
 
 @dataclass
 class _Loaded:
-    """What belongs to one loaded model."""
+    """State of one loaded model."""
 
     engine: Engine
     folder: tempfile.TemporaryDirectory[str]
-    layout: ParameterLayout
+    parameters: ModelParameters
     has_tokenizer: bool
     has_weights: bool
     context: int
@@ -260,14 +260,16 @@ def _context(config: PretrainedConfig, model: ModelSpec) -> tuple[int, str]:
     return model.max_length, "model.max_length"
 
 
-def _write_folder(folder: str, config: PretrainedConfig, layout: ParameterLayout, tokenizer_path: str | None) -> None:
+def _write_folder(
+    folder: str, config: PretrainedConfig, parameters: ModelParameters, tokenizer_path: str | None
+) -> None:
     """A model folder without weights for vLLM, which chooses its own class by the architecture's name.
 
-    It also holds the tokenizer's files, because vLLM looks for ``config.json`` beside them.
+    It also holds the tokenizer's files, because vLLM looks for ``config.json`` next to them.
     """
     for file in Path(tokenizer_path).iterdir() if tokenizer_path else ():
         (Path(folder) / file.name).symlink_to(file.resolve())
-    config.architectures = [layout.architecture]
+    config.architectures = [parameters.architecture]
     own = Path(folder) / CONFIG_NAME
     own.unlink(missing_ok=True)
     config.save_pretrained(folder)

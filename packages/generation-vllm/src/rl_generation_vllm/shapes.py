@@ -1,4 +1,4 @@
-"""What of a model's shape decides whether vLLM can serve it, and how much memory its cache takes."""
+"""Sizes of a model that decide whether vLLM can serve it, and the memory of its cache."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def cpu_cache_bytes(shape: ModelShape, *, sequences: int, length: int, dtype: st
 
 
 def shape_finding(shape: ModelShape, *, device: str, tensor_parallel: int) -> tuple[str, str] | None:
-    """What about ``shape`` an engine on ``device`` (``cpu`` or ``cuda``) cannot serve: a message and what to do."""
+    """Why an engine on ``device`` (``cpu`` or ``cuda``) cannot serve ``shape``: a message and what to do."""
     if device == "cpu" and shape.head_size not in CPU_HEAD_SIZES:
         return (
             f"vLLM on the CPU has no attention for heads of size {shape.head_size}; "

@@ -1,4 +1,4 @@
-"""What the generator adds to vLLM's workers: the sampling temperature, and loading weights in place.
+"""Extension of vLLM's workers: the sampling temperature, and loading weights in place.
 
 vLLM mixes the class into its own worker class and calls the methods by name in every process of
 an engine, so they start with ``rl_`` and take plain values.
@@ -17,7 +17,7 @@ from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rl_generation_vllm.environment import quiet
-from rl_generation_vllm.layout import as_published
+from rl_generation_vllm.parameters import as_published
 
 
 class WorkerExtension:
@@ -52,7 +52,7 @@ class WorkerExtension:
         Args:
             buckets: every parameter once, except those ``renamed`` to None.
             renamed: names that vLLM knows under another name, or (None) must not be given.
-            published_as: see :class:`rl_generation_vllm.layout.ParameterLayout`.
+            published_as: see :class:`rl_generation_vllm.parameters.ModelParameters`.
 
         Returns:
             parameters of the model that got no value; empty when all is well.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by colour-blind readers, and in this order of contrast.
+# Okabe and Ito's colours: colour-blind readers can distinguish them. They are in this order of contrast.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
 _FAINT = "#8a8a8a"
@@ -183,7 +183,7 @@ def _style(axis: Axes, panel: Panel) -> None:
 
 
 def _name_last(axis: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    """Write the last value beside its point."""
+    """Write the last value next to its point."""
     finite = np.flatnonzero(np.isfinite(y))
     if len(finite):
         last = finite[-1]

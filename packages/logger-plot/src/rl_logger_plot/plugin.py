@@ -1,4 +1,4 @@
-"""What this package adds: the ``plot`` logger."""
+"""Components of this package: the ``plot`` logger."""
 
 from __future__ import annotations
 

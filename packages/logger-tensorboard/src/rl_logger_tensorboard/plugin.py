@@ -1,4 +1,4 @@
-"""What this package adds: the ``tensorboard`` logger."""
+"""Components of this package: the ``tensorboard`` logger."""
 
 from __future__ import annotations
 

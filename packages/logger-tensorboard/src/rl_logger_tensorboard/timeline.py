@@ -1,4 +1,4 @@
-"""One step axis for a run of several stages: each goes on where the one before it ended."""
+"""One step axis for a run of several stages: each continues where the one before it ended."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 class Timeline:
-    """Remembers the length of every stage in a small file beside the event files.
+    """Remembers the length of every stage in a small file next to the event files.
 
-    The file is needed after a resume, which may start in a later stage without meeting the earlier ones.
+    The file is needed after a resume, which may start in a later stage without the earlier ones.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Mathematical answers judged by math-verify in killable processes."""
+"""Mathematical answers checked by math-verify in killable processes."""

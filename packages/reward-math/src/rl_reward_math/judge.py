@@ -36,7 +36,7 @@ class _Gold:
 
 
 class Judge:
-    """What answers questions in a process; ``float_rounding`` as in :func:`judge`."""
+    """The service in a process; ``float_rounding`` as in :func:`judge`."""
 
     def __init__(self, float_rounding: int | None) -> None:
         warnings.simplefilter("ignore")
@@ -110,7 +110,7 @@ def _gold(gold: str) -> _Gold:
 
 
 def _read(text: str, targets: list[Any]) -> list[Any]:
-    """What math-verify reads in ``text``: expressions, and last the text they were read from."""
+    """math-verify's parse of ``text``: expressions, and last the text they were read from."""
     try:
         return parse(text, targets, parsing_timeout=None, raise_on_error=True)
     except MemoryError:

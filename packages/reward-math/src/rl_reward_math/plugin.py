@@ -1,4 +1,4 @@
-"""What this package offers, as references; imported at discovery, so it stays light."""
+"""Components of this package, as references; imported at discovery, so it stays light."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def register_rewards() -> list[Component]:
             name="math",
             factory="rl_reward_math.reward:Math",
             config="rl_reward_math.config:MathConfig",
-            summary="1 where the completion's mathematical answer equals the row's, judged by math-verify.",
+            summary="1 where the completion's mathematical answer equals the row's, checked by math-verify.",
             imports=("math_verify",),
         )
     ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rl_core.contracts.reward import Sample, Score
 from rl_core.errors import DataError
-from rl_core.isolation.outcome import Answered, Late, Outcome
+from rl_core.isolation.outcome import Outcome, Returned, TimedOut
 from rl_core.isolation.pool import Pool
 from rl_core.isolation.worker import Limits, Service
 
@@ -59,14 +59,14 @@ class Math:
                 questions[position] = Question(gold=gold, answer=answer)
             elif not self.config.require_marker and sample.completion.strip():
                 questions[position] = Question(gold=gold, answer=None, completion=sample.completion)
-        verdicts = dict(zip(questions, self._judged(list(questions.values())), strict=True))
+        verdicts = dict(zip(questions, self._verdicts(list(questions.values())), strict=True))
         return [self._score(verdicts.get(position, Verdict.UNPARSED)) for position in range(len(samples))]
 
     def close(self) -> None:
         """End the worker processes; the end of the program does the same."""
         self._pool.close()
 
-    def _judged(self, questions: Sequence[Question]) -> list[Verdict]:
+    def _verdicts(self, questions: Sequence[Question]) -> list[Verdict]:
         outcomes = self._pool.map(questions, timeout_s=self.config.timeout_s)
         verdicts = [_verdict(outcome) for outcome in outcomes]
         late, lost = verdicts.count(Verdict.TIMEOUT), verdicts.count(Verdict.CRASHED)
@@ -82,9 +82,9 @@ class Math:
         return verdicts
 
     def _score(self, verdict: Verdict) -> dict[str, float]:
-        judged = verdict not in (Verdict.TIMEOUT, Verdict.CRASHED)
+        has_verdict = verdict not in (Verdict.TIMEOUT, Verdict.CRASHED)
         return {
-            "reward": float(verdict is Verdict.EQUAL) if judged else self.config.timeout_reward,
+            "reward": float(verdict is Verdict.EQUAL) if has_verdict else self.config.timeout_reward,
             "timeout": float(verdict is Verdict.TIMEOUT),
             "crashed": float(verdict is Verdict.CRASHED),
             "unparsed": float(verdict is Verdict.UNPARSED),
@@ -112,9 +112,9 @@ class Math:
 
 
 def _verdict(outcome: Outcome) -> Verdict:
-    if isinstance(outcome, Answered) and outcome.value in list(Verdict):
+    if isinstance(outcome, Returned) and outcome.value in list(Verdict):
         return Verdict(outcome.value)
-    return Verdict.TIMEOUT if isinstance(outcome, Late) else Verdict.CRASHED
+    return Verdict.TIMEOUT if isinstance(outcome, TimedOut) else Verdict.CRASHED
 
 
 def _shown(value: object) -> str:

@@ -105,7 +105,7 @@ def based(text: str) -> tuple[str, int] | None:
 
 
 def ambiguous(text: str) -> bool:
-    """Whether two numbers stand side by side, which math-verify would add (as in a mixed number)."""
+    """Whether two numbers are adjacent, which math-verify would add (as in a mixed number)."""
     return _NUMBERS_APART.search(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a worker, and what becomes of it."""
+"""Questions to a worker, and their outcomes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What became of one answer; the last two are no judgement of it."""
+    """The verdict on one answer; the last two say nothing about the answer."""
 
     EQUAL = "equal"
     UNEQUAL = "unequal"

@@ -1,4 +1,4 @@
-"""Which sequences are scored together: duplicates once, even shares, little padding. Pure numpy."""
+"""Batches of sequences to score: duplicates once, even shares, little padding. Pure numpy."""
 
 from __future__ import annotations
 

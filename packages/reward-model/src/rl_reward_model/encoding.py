@@ -1,6 +1,6 @@
 """From samples to token sequences, as reward models are trained on them.
 
-The prompt has the tokens it is sampled from; the completion goes on behind it and is closed with the end token (for
+The prompt has the tokens it is sampled from; the completion continues behind it and is closed with the end token (for
 messages the one that the chat template closes a turn with): what ``Tokenizer.encode_example`` gives for the same row in
 training.
 """
@@ -106,7 +106,7 @@ class Encoder:
         return ids if not isinstance(prompt, str) or ids[:1] == self._opening else [*self._opening, *ids]
 
     def _after(self, before: str, text: str) -> list[int]:
-        """The tokens of ``text`` where it goes on after ``before``: without the space that some put before a text."""
+        """The tokens of ``text`` where it continues after ``before``: without the space that some put before a text."""
         plain = self._tokens(text)
         if not before or not text or self._tokens("\n" + text)[-len(plain) :] == plain:
             return plain

@@ -1,4 +1,4 @@
-"""What a reward-model folder must hold, judged from its small files alone: nothing heavy is imported."""
+"""Checks of a reward-model folder that read only its small files and import nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRAIN_ONE = "give the export of a reward-model stage, or another sequence-class
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a folder, and what to do; ``str`` gives both lines."""
+    """A fault of a folder, and what to do; ``str`` gives both lines."""
 
     message: str
     fix: str

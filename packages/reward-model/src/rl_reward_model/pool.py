@@ -145,4 +145,4 @@ def _reason(dead: Mapping[int, Exception]) -> str:
     """The first death's reason in one line."""
     lines = [line.strip() for line in str(next(iter(dead.values()))).splitlines() if line.strip()]
     line = next((line for line in lines if "because" in line), lines[0] if lines else "no reason given")
-    return line.partition(" Some common causes")[0]  # Ray goes on with general advice
+    return line.partition(" Some common causes")[0]  # Ray continues with general advice

@@ -1,4 +1,4 @@
-"""What the comparing rewards share: the row's answer, and the part of a completion to compare."""
+"""Shared parts of the comparing rewards: the row's answer, and the part of a completion to compare."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every PyTorch plugin shares: packed micro-batches, token log-probs, model building."""
+"""Shared code of PyTorch plugins: packed micro-batches, token log-probs, model building."""

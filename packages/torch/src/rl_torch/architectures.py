@@ -1,4 +1,4 @@
-"""What has another name, or another implementation, from one architecture of transformers to the next."""
+"""Differences in names and implementation between the architectures of transformers."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class CheckpointFiles:
 
     @classmethod
     def of(cls, stored: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> CheckpointFiles:
-        """Of the tensors in files, and the ``config.json`` beside them.
+        """Of the tensors in files, and the ``config.json`` next to them.
 
         Raises:
             EnvironmentProblem: they are quantised in a way that cannot be undone.

@@ -1,4 +1,4 @@
-"""What this machine's CPU is good at; False where nobody knows."""
+"""Features of this machine's CPU; False if unknown."""
 
 from __future__ import annotations
 

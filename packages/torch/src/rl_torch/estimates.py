@@ -64,7 +64,7 @@ def logits_bytes(
 ) -> int:
     """Tensors of one chunk of tokens × vocabulary that :func:`rl_torch.logprobs.token_outputs` holds at once.
 
-    One chunk for everything: its log-probs are kept, beside probabilities and gradient. Several: the logits, and
+    One chunk for everything: its log-probs are kept, and probabilities and gradient. Several: the logits, and
     the gradient of the chunk before, as well. A loss with the entropy needs three more for its derivative.
     """
     chunk = min(chunk_tokens or max(16, CHUNK_ELEMENTS // vocabulary), tokens)
@@ -75,7 +75,7 @@ def logits_bytes(
 
 
 def microbatch_tokens(job: BackendJob, *, limit: int, data_ranks: int) -> tuple[int, int]:
-    """``(cells of a full micro-batch, micro-batches of an optimizer step)`` on a rank; 2 stands for unknown, many.
+    """``(positions of a full micro-batch, micro-batches of an optimizer step)`` on a rank; 2 stands for unknown, many.
 
     Args:
         limit: ``max_tokens_per_microbatch``.

@@ -1,4 +1,4 @@
-"""Writing Hugging Face folders: safetensors of limited size, and the config beside them."""
+"""Writing Hugging Face folders: safetensors of limited size, and the config next to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process that trains on the CPU keeps in memory: freed tensors, and compiled products.
+"""Memory that a process which trains on the CPU keeps: freed tensors, and compiled products.
 
 Left alone glibc's allocator returns the activations of a step to the kernel, which clears every page again in the next
 one: 5 to 10 % of a training step on the CPU. A process that trains takes as much in every step, so it may keep it.

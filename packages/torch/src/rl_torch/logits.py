@@ -1,4 +1,4 @@
-"""What a model does to ``hidden @ weight.T`` before it calls them logits."""
+"""Transformations of ``hidden @ weight.T`` into a model's logits."""
 
 from __future__ import annotations
 

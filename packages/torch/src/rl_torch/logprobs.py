@@ -35,7 +35,7 @@ def token_outputs(
     shard: VocabShard | None = None,
     transform: LogitTransform | None = None,
 ) -> dict[str, Tensor]:
-    """What the softmax over the vocabulary says about each token, differentiable, in chunks.
+    """Per-token outputs of the softmax over the vocabulary, differentiable, in chunks.
 
     With ``z = (hidden @ weight.T + bias) / temperature``, in float32 (float64 for float64 inputs),
     and ``log p_j = z_j - logsumexp(z)`` over the full vocabulary of V:

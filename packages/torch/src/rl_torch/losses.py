@@ -23,7 +23,7 @@ LossFunction = Callable[..., tuple[Tensor, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class TokenOutputs:
-    """What a model says about a micro-batch of T tokens in B sequences, in batch order.
+    """Outputs of a model for a micro-batch of T tokens in B sequences, in batch order.
 
     Attributes:
         logprobs: float32 [T], ``log π(tokens[t] | tokens[<t])``; 0 where ``loss_mask`` is 0 and at

@@ -19,13 +19,13 @@ from rl_core.batch.packing import best_fit_decreasing
 from torch import Tensor
 
 from rl_torch.estimates import CPU_ROW_TOKENS
-from rl_torch.prefixes import shared_cells
-from rl_torch.ragged import Rows
+from rl_torch.prefixes import shared_indices
+from rl_torch.ragged import RaggedRows
 
 Packing = Literal["auto", "packed", "padded", "ragged"]
 
 MAX_WASTE = 0.15
-"""``auto`` on CPU pads when at most this fraction of the cells is padding."""
+"""``auto`` on CPU pads when at most this fraction of the positions is padding."""
 
 # Below this many tokens a micro-batch no longer pays for its fixed cost (about 3 ms).
 _MIN_GROUP_TOKENS = 1024
@@ -33,7 +33,7 @@ _MIN_GROUP_TOKENS = 1024
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass. T tokens of B sequences stand in R × L cells; the rest is padding.
+    """One forward pass. T tokens of B sequences stand in R × L positions; the rest is padding.
 
     Attributes:
         batch: the sequences, in the order of all flat outputs.
@@ -41,10 +41,10 @@ class MicroBatch:
         position_ids: int64 [R, L], or None for positions 0..L-1 in every row.
         scored: int64 [N]: the tokens that get a log-prob, as positions in ``batch.tokens``: those
             with a non-zero ``loss_mask`` (all, without that column) that are not first in their sequence.
-        predictors: int64 [N]: cell (row · L + column) whose hidden state predicts each scored token.
+        predictors: int64 [N]: position whose hidden state predicts each scored token.
         targets: int64 [N]: the scored tokens' ids.
-        cells: int64 [T]: cell of every token.
-        last: int64 [B]: cell of each sequence's last token.
+        indices: int64 [T]: position (row · L + column) of every token.
+        last: int64 [B]: position of each sequence's last token.
         sequence_ids: int64 [T]: which sequence each token belongs to.
         rows: where ragged attention finds the sequences; None in the other layouts.
         is_filler: this is a stand-in on a rank that ran out of data; its loss must be 0.
@@ -56,10 +56,10 @@ class MicroBatch:
     scored: Tensor
     predictors: Tensor
     targets: Tensor
-    cells: Tensor
+    indices: Tensor
     last: Tensor
     sequence_ids: Tensor
-    rows: Rows | None = None
+    rows: RaggedRows | None = None
     is_filler: bool = False
 
     @classmethod
@@ -117,41 +117,41 @@ class MicroBatch:
         lengths, ids = batch.lengths, batch.sequence_ids
         width = -(-int((starts + lengths).max(initial=1)) // multiple) * multiple
         shape = (int(rows.max(initial=0)) + 1, width)
-        cells = rows[ids] * width + starts[ids] + _within(batch)
-        return cls._fill(batch, cells, shape, positions=packed, device=device)
+        indices = rows[ids] * width + starts[ids] + _within(batch)
+        return cls._fill(batch, indices, shape, positions=packed, device=device)
 
     @classmethod
     def _ragged(cls, batch: SequenceBatch, *, device: torch.device, multiple: int) -> MicroBatch:
-        """One row; tokens that end the same beginning of sequences have one cell."""
-        cells = shared_cells(batch)
-        used = int(cells.max(initial=-1)) + 1
+        """One row; sequences share the positions of a common prefix."""
+        indices = shared_indices(batch)
+        used = int(indices.max(initial=-1)) + 1
         width = -(-used // multiple) * multiple
-        # Unused cells are a sequence for attention: every cell has a place there.
-        seen, offsets = np.append(cells, np.arange(used, width)), batch.offsets
+        # Unused positions form one more sequence, so that every position has a slot in attention.
+        seen, offsets = np.append(indices, np.arange(used, width)), batch.offsets
         offsets = offsets if width == used else np.append(offsets, len(seen))
-        rows = Rows.of(seen, offsets, device=device)
-        return replace(cls._fill(batch, cells, (1, width), positions=True, device=device), rows=rows)
+        rows = RaggedRows.of(seen, offsets, device=device)
+        return replace(cls._fill(batch, indices, (1, width), positions=True, device=device), rows=rows)
 
     @classmethod
     def _fill(
         cls,
         batch: SequenceBatch,
-        cells: np.ndarray,
+        indices: np.ndarray,
         shape: tuple[int, int],
         *,
         positions: bool,
         device: torch.device,
     ) -> MicroBatch:
-        """Put every token into its cell, int64 [T]."""
+        """Put every token into its position, int64 [T]."""
         within = _within(batch)
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
         def placed(values: np.ndarray) -> Tensor:
-            # Unused cells are token 0 at position 0, which makes each a segment of its own.
+            # Unused positions are token 0 at position 0, which makes each a segment of its own.
             filled = np.zeros(shape[0] * shape[1], np.int64)
-            filled[cells] = values
+            filled[indices] = values
             return tensor(filled).view(shape)
 
         scored = _scored(batch, within)
@@ -160,11 +160,11 @@ class MicroBatch:
             input_ids=placed(batch.tokens),
             position_ids=placed(within) if positions else None,
             scored=tensor(scored),
-            # By tokens: a cell that several sequences share precedes the own tokens of each.
-            predictors=tensor(cells[scored - 1]),
+            # By tokens: a position that several sequences share precedes the own tokens of each.
+            predictors=tensor(indices[scored - 1]),
             targets=tensor(batch.tokens[scored].astype(np.int64)),
-            cells=tensor(cells),
-            last=tensor(cells[batch.offsets[1:] - 1]),
+            indices=tensor(indices),
+            last=tensor(indices[batch.offsets[1:] - 1]),
             sequence_ids=tensor(batch.sequence_ids),
         )
 
@@ -225,9 +225,9 @@ def _by_length(shard: SequenceBatch, max_tokens: int, *, max_waste: float) -> li
     for index in np.argsort(-longest, kind="stable"):
         unit, real = units[index], int(lengths[units[index]].sum())
         width = max(int(longest[index]), int(lengths[group[0]].max()) if group else 0)
-        cells = (rows + len(unit)) * width
-        wasteful = cells - (tokens + real) > max_waste * cells and tokens >= _MIN_GROUP_TOKENS
-        if group and (cells > max_tokens or wasteful):
+        padded = (rows + len(unit)) * width
+        wasteful = padded - (tokens + real) > max_waste * padded and tokens >= _MIN_GROUP_TOKENS
+        if group and (padded > max_tokens or wasteful):
             groups.append(np.sort(np.concatenate(group)))
             group, tokens, rows = [], 0, 0
         group.append(unit)
@@ -249,9 +249,9 @@ def _units(shard: SequenceBatch) -> list[np.ndarray]:
 
 
 def _waste(batch: SequenceBatch) -> float:
-    """Fraction of cells that would be padding with one sequence per row."""
-    cells = len(batch) * int(batch.lengths.max(initial=0))
-    return 1 - len(batch.tokens) / cells if cells else 0.0
+    """Fraction of positions that would be padding with one sequence per row."""
+    padded = len(batch) * int(batch.lengths.max(initial=0))
+    return 1 - len(batch.tokens) / padded if padded else 0.0
 
 
 def _one_per_row(batch: SequenceBatch) -> tuple[np.ndarray, np.ndarray]:

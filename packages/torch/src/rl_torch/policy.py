@@ -32,10 +32,10 @@ OUTPUTS: dict[Head, tuple[str, ...]] = {
     "lm": ("logprobs", "entropy", "mean_logprobs", "logsumexp"),
     "scalar": ("values", "scores"),
 }
-"""What each head can compute."""
+"""The outputs of each head."""
 
 _FEW = 0.9
-"""Of all cells; where more are wanted, leaving out the others costs as much as it saves."""
+"""Share of all positions; above it, leaving out the others costs as much as it saves."""
 
 
 class PolicyModel(nn.Module):
@@ -77,8 +77,8 @@ class PolicyModel(nn.Module):
     ) -> dict[str, Tensor]:
         """``outputs``, float32 [N] each; :class:`~rl_torch.microbatch.MicroBatch` has the arguments.
 
-        With ``balancing`` there is ``router_loss`` too, a scalar over the cells ``tokens``. ``attention`` is passed on
-        to the attention functions of the model's layers.
+        With ``balancing`` there is ``router_loss`` too, a scalar over the positions ``tokens``. ``attention`` is passed
+        on to the attention functions of the model's layers.
         """
         if balancing is not None:
             attention["output_router_logits"] = True
@@ -132,8 +132,8 @@ class ScalarModel(nn.Module):
         **attention: Any,
     ) -> dict[str, Tensor]:
         """``values`` float32 [N] at ``predictors`` and ``scores`` float32 [B] at ``last``."""
-        cells = {"values": predictors, "scores": last}
-        asked = [cells[name] for name in outputs]
+        indices = {"values": predictors, "scores": last}
+        asked = [indices[name] for name in outputs]
         hidden, _ = _hidden_at(self, torch.cat(asked), input_ids, position_ids, **attention)
         score: Any = self.model.score
         weight = score.weight.float()
@@ -174,13 +174,13 @@ def compute_outputs(
     """
     check_outputs(model, outputs)
     if balancing is not None:
-        attention |= {"balancing": balancing, "tokens": micro.cells}
+        attention |= {"balancing": balancing, "tokens": micro.indices}
     results = model(
         micro.input_ids,
         micro.position_ids,
         predictors=micro.predictors,
         targets=micro.targets,
-        last=score_cells(model, micro),
+        last=score_indices(model, micro),
         outputs=tuple(outputs),
         temperature=temperature,
         **attention,
@@ -201,8 +201,8 @@ def check_outputs(model: PolicyModel | ScalarModel, outputs: tuple[str, ...]) ->
         raise ValueError(f"a model with a {model.head!r} head computes {listed}, not {odd[0]!r}")
 
 
-def score_cells(model: PolicyModel | ScalarModel, micro: MicroBatch) -> Tensor:
-    """int64 [B]: the cell at which each sequence's score stands.
+def score_indices(model: PolicyModel | ScalarModel, micro: MicroBatch) -> Tensor:
+    """int64 [B]: the position at which each sequence's score stands.
 
     That is its last token that is not the config's padding token, as in transformers, which cannot tell an end
     token that is also the padding token from padding.
@@ -212,7 +212,7 @@ def score_cells(model: PolicyModel | ScalarModel, micro: MicroBatch) -> Tensor:
 
 
 def in_batch_order(results: dict[str, Tensor], micro: MicroBatch) -> TokenOutputs:
-    """What a forward pass gave at ``micro``'s cells ([N] or [B] per name), as the losses see it."""
+    """Outputs of a forward pass at ``micro``'s positions ([N] or [B] per name), in the form that losses take."""
 
     def per_token(name: str) -> Tensor | None:
         if name not in results:
@@ -235,7 +235,7 @@ def in_batch_order(results: dict[str, Tensor], micro: MicroBatch) -> TokenOutput
 
 @dataclass(frozen=True)
 class Support:
-    """What :func:`check_supported` finds out about an architecture.
+    """Result of :func:`check_supported` for an architecture.
 
     Attributes:
         packed: sequences that share a row do not see each other.
@@ -319,27 +319,27 @@ def _keeps_apart(body: Any, ids: Tensor, hidden: Tensor) -> bool:
 
 
 def _last_unpadded(micro: MicroBatch, pad: int) -> Tensor:
-    """[B]: the cell of each sequence's last token that is not ``pad``; its first one's if all of them are."""
+    """[B]: the position of each sequence's last token that is not ``pad``; its first one's if all of them are."""
     batch = micro.batch
     unpadded = np.maximum.accumulate(np.where(batch.tokens != pad, np.arange(len(batch.tokens)), -1))
     tokens = np.maximum(unpadded[batch.offsets[1:] - 1], batch.offsets[:-1])
-    return micro.cells[torch.from_numpy(tokens).to(micro.cells.device)]
+    return micro.indices[torch.from_numpy(tokens).to(micro.indices.device)]
 
 
 def _hidden_at(
     wrapped: PolicyModel | ScalarModel,
-    cells: Tensor,
+    indices: Tensor,
     input_ids: Tensor,
     position_ids: Tensor | None,
     **attention: Any,
 ) -> tuple[Tensor, Any]:
-    """[N, H]: the last hidden states of ``cells`` (int64 [N], of R · L); and what routers computed, where asked for."""
+    """[N, H]: the last hidden states at ``indices`` (int64 [N], of R · L); and the router logits, where asked for."""
     if wrapped.has_own_layers:
         attention = {**attention, "distinct": Distinct.of(input_ids)}
-        first, places = map(torch.from_numpy, distinct(cells.numpy(), input_ids.numel()))
+        first, places = map(torch.from_numpy, distinct(indices.numpy(), input_ids.numel()))
         if len(first) <= _FEW * input_ids.numel():
-            attention, cells = {**attention, "wanted": cells[first]}, places
+            attention, indices = {**attention, "wanted": indices[first]}, places
     if position_ids is not None:
         attention["position_ids"] = position_ids  # not None otherwise: some models know no positions
     found = body_of(wrapped.model)(input_ids=input_ids, use_cache=False, **attention)
-    return found.last_hidden_state.flatten(0, 1).index_select(0, cells), getattr(found, "router_logits", None)
+    return found.last_hidden_state.flatten(0, 1).index_select(0, indices), getattr(found, "router_logits", None)

@@ -1,4 +1,4 @@
-"""What policy-gradient losses share, on flat per-token tensors.
+"""Shared parts of policy-gradient losses, on flat per-token tensors.
 
 All log-probabilities are those of the sampled tokens at the sampling temperature. Exponents are
 held within ±20, so that a token far off the policy gives a large number instead of infinity. Every
@@ -87,7 +87,7 @@ def sequence_mean(values: Tensor, mask: Tensor, outputs: Any) -> Tensor:
 
 
 def mismatch_metrics(gap: Tensor, mask: Tensor, scale: Any) -> dict[str, Tensor]:
-    """How far the trainer's old policy is from what the generator reported.
+    """Difference between the trainer's old policy and the generator's log-probs.
 
     Args:
         gap: ``log π_old - log μ``, float [T], 0 where the mask is.

@@ -1,7 +1,7 @@
-"""What sequences begin with in common: a group's completions their prompt, all prompts an instruction before them.
+"""Common prefixes of sequences: the prompt of a group's completions, or an instruction before all prompts.
 
-What a causal model computes for a token depends on the tokens up to it alone, so a common beginning need be computed
-once. Nothing has to say which tokens are a prompt: they are compared.
+A causal model's output at a token depends only on the tokens up to it, so a common prefix is computed once. Prefixes
+are found by comparing tokens; nothing has to say which tokens are a prompt.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ _WORTH = 0.05
 """Fraction of a batch's tokens that sharing must save, for what it costs."""
 
 
-def shared_cells(batch: SequenceBatch) -> np.ndarray:
-    """The cell of every token, int64 [T]: the same for tokens that end the same beginning of sequences.
+def shared_indices(batch: SequenceBatch) -> np.ndarray:
+    """The index of every token in a row without repeated prefixes, int64 [T].
 
-    Cells are the nodes of the sequences' prefix tree (Fredkin 1960), numbered from 0 without gaps; or, where that would
-    save too little, a cell for each token in their order.
+    Tokens that end equal prefixes have one index. Indices number the nodes of the sequences' prefix tree (Fredkin 1960)
+    from 0 without gaps. Where sharing would save too little, they are 0..T-1.
     """
     order = _sorted(batch)
     common = _common(batch, order)
     if common.sum() < max(1.0, _WORTH * len(batch.tokens)):
         return np.arange(len(batch.tokens), dtype=np.int64)
-    cells = np.empty(len(batch.tokens), np.int64)
-    used, previous = 0, cells[:0]
+    indices = np.empty(len(batch.tokens), np.int64)
+    used, previous = 0, indices[:0]
     for sequence, shared in zip(order, common.tolist(), strict=True):
-        own = cells[batch.offsets[sequence] : batch.offsets[sequence + 1]]
+        own = indices[batch.offsets[sequence] : batch.offsets[sequence + 1]]
         own[:shared] = previous[:shared]
         further = len(own) - shared
         own[shared:] = np.arange(used, used + further)
         used, previous = used + further, own
-    return cells
+    return indices
 
 
 def _sorted(batch: SequenceBatch) -> list[int]:

@@ -86,7 +86,7 @@ def load_pretrained(
         new = set(info["missing_keys"])
         missing = sorted(new - {NEW_HEAD})
         if missing:
-            # transformers would go on with random values.
+            # transformers would continue with random values.
             raise EnvironmentProblem(
                 f"the folder lacks the weights {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}\n"
                 "    copy the model again, or give one with this head"
@@ -97,7 +97,7 @@ def load_pretrained(
 def _dequantised(
     auto: Any, path: str, files: CheckpointFiles, options: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """What ``from_pretrained`` makes of the float weights that the files stand for."""
+    """Load the float weights of the files as ``from_pretrained`` does."""
     kind: Any = type(empty_like(auto, options["config"]))
     model, info = kind.from_pretrained(None, state_dict={name: files.read(name) for name in files.names}, **options)
     model.config.name_or_path = path

@@ -1,4 +1,4 @@
-"""What a config check says about quantised models, before anything is loaded."""
+"""Config checks of quantised models, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def stage_problems(stage: StageConfig) -> Iterator[Problem]:
-    """What loading the models of a stage that a backend loads (the policy, the algorithm's own) would refuse."""
+    """Faults that loading the models of a stage (the policy, the algorithm's own) would report."""
     paths = [stage.model.path, *(path for _, path in model_paths(stage.algorithm.config))]
     for path in dict.fromkeys(paths):
         yield from folder_problems(path)
 
 
 def folder_problems(path: str | None) -> Iterator[Problem]:
-    """What loading a model would refuse about its quantisation, where it is a local folder."""
+    """Faults of a model's quantisation that loading would report, if it is a local folder."""
     if path is None or not os.path.isfile(os.path.join(path, CONFIG)):
         return
     try:

@@ -1,4 +1,4 @@
-"""Which quantised checkpoints can be dequantised, from ``config.json`` alone and without torch."""
+"""Quantisation methods that can be dequantised, from ``config.json`` alone and without torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def method_of(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None
 
 
 def _transforms(options: Mapping[str, Any]) -> bool:
-    """Whether weights are rotated or sparse besides, or quantised with offsets."""
+    """Whether weights are also rotated or sparse, or quantised with offsets."""
     groups = options.get("config_groups")
     uneven = any(
         isinstance(group, Mapping) and _of(group, "weights").get("symmetric") is False

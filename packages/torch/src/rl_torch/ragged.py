@@ -1,7 +1,7 @@
 """Training without padding on the CPU: all layers see one row of tokens, and attention alone gathers sequences from it.
 
-Attention is a small part of the work on short sequences, so padding costs little there. And a row of cells from which
-sequences are gathered can hold the beginning that several of them share once (:mod:`rl_torch.prefixes`).
+Attention is a small part of the work on short sequences, so padding costs little there. The row
+holds a prefix that several sequences share only once (:mod:`rl_torch.prefixes`).
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ UNKNOWN = ("position_bias", "cache")
 
 # Sequences this much shorter than the longest of a group are attended to in another one.
 _SHORTEST_SHARE = 0.8
-_FEWEST_CELLS = 128
+_MIN_GROUP_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class Rows:
-    """How B sequences are gathered from U cells for attention: C = Σ rows · width slots in groups of one width.
+class RaggedRows:
+    """How B sequences are gathered from U positions for attention: C = Σ rows · width slots in groups of one width.
 
     Attributes:
         shapes: rows and width of each group.
-        cells: int64 [C], the cell each slot shows; slots behind a sequence's end show any.
-        owners: int64 [U], the slot whose attention output is each cell's.
-        repeats: int64 [T-U], the slots that show the cell of another one, its owner, of a sequence that begins alike.
+        indices: int64 [C], the position that each slot reads; slots after a sequence's end read any.
+        owners: int64 [U], the slot whose attention output is each position's.
+        repeats: int64 [T-U], the slots that read a position owned by another slot (of a sequence with the same prefix).
         slots: what layers work out from this once for all of them, by number of heads.
     """
 
     shapes: tuple[tuple[int, int], ...]
-    cells: Tensor
+    indices: Tensor
     owners: Tensor
     repeats: Tensor
     slots: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, cells: np.ndarray, offsets: np.ndarray, *, device: torch.device) -> Rows:
+    def of(cls, indices: np.ndarray, offsets: np.ndarray, *, device: torch.device) -> RaggedRows:
         """Lay sequences out by length.
 
         Args:
-            cells: int64 [T], the cell of every token of every sequence; each of 0..U-1 is there.
+            indices: int64 [T], the position of every token of every sequence; each of 0..U-1 occurs.
             offsets: int64 [B+1], where sequences begin in it.
         """
         lengths = np.diff(offsets)
@@ -62,9 +62,9 @@ class Rows:
         shapes = tuple((len(group), int(lengths[group[0]])) for group in groups)
         order = np.concatenate(groups) if groups else np.zeros(0, np.int64)
         widths = np.repeat([width for _, width in shapes], [rows for rows, _ in shapes]).astype(np.int64)
-        starts = np.cumsum(widths) - widths  # slot of each row's first cell, in the order of rows
+        starts = np.cumsum(widths) - widths  # slot of each row's first position, in the order of rows
         slots = _ranges(starts, lengths[order])
-        shown = cells[_ranges(offsets[:-1][order], lengths[order])]
+        shown = indices[_ranges(offsets[:-1][order], lengths[order])]
         every = np.zeros(int(widths.sum()), np.int64)
         every[slots] = shown
         owners = slots[first_places(shown, int(shown.max(initial=-1)) + 1)]
@@ -72,34 +72,34 @@ class Rows:
         is_owner[owners] = True
         repeats = slots[~is_owner[slots]]
         shown_by, owned, repeated = (torch.from_numpy(found).to(device) for found in (every, owners, repeats))
-        return cls(shapes, cells=shown_by, owners=owned, repeats=repeated)
+        return cls(shapes, indices=shown_by, owners=owned, repeats=repeated)
 
 
 class _Gather(torch.autograd.Function):
-    """Cells [U, …] → slots [C, …]; the gradient of a cell is the sum of its slots'."""
+    """Positions [U, …] → slots [C, …]; the gradient of a position is the sum of its slots'."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, rows: Rows) -> Tensor:
+    def forward(ctx: Any, states: Tensor, rows: RaggedRows) -> Tensor:
         ctx.rows = rows
-        return states.index_select(0, rows.cells)
+        return states.index_select(0, rows.indices)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # Slots behind a sequence's end have no gradient: no token of it sees them.
-        return sum_by(ctx.rows.cells, gradient, len(ctx.rows.owners)), None
+        return sum_by(ctx.rows.indices, gradient, len(ctx.rows.owners)), None
 
 
-class _PutBack(torch.autograd.Function):
-    """Slots [C, …] → cells [U, …]; slots that own no cell have no gradient."""
+class _Scatter(torch.autograd.Function):
+    """Slots [C, …] → positions [U, …]; slots that own no position have no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, rows: Rows) -> Tensor:
+    def forward(ctx: Any, states: Tensor, rows: RaggedRows) -> Tensor:
         ctx.rows = rows
         return states.index_select(0, rows.owners)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        result = gradient.new_zeros(len(ctx.rows.cells), *gradient.shape[1:])
+        result = gradient.new_zeros(len(ctx.rows.indices), *gradient.shape[1:])
         return result.index_copy_(0, ctx.rows.owners, gradient), None
 
 
@@ -110,7 +110,7 @@ def attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    rows: Rows | None = None,
+    rows: RaggedRows | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -137,7 +137,7 @@ def attention(
         mask = _window(width, sliding_window, q)
         seen = attend(q, k, v, mask, scale=scaling, softcap=softcap, sinks=s_aux)
         outputs.append(seen.transpose(1, 2).flatten(0, 1))
-    return _PutBack.apply(torch.cat(outputs), rows)[None], None
+    return _Scatter.apply(torch.cat(outputs), rows)[None], None
 
 
 def missing_rows() -> RuntimeError:
@@ -174,8 +174,8 @@ def computes_the_same(model: PreTrainedModel, change: Callable[[PreTrainedModel]
     ids = torch.arange(1, 8, device=device).remainder(config.get_text_config(decoder=True).vocab_size)
     body, one, other = body_of(model), ids[:5], ids[[0, 1, 5, 6]]
     expected = torch.cat([body(input_ids=x[None], use_cache=False).last_hidden_state[0] for x in (one, other)])
-    cells = np.array([0, 1, 2, 3, 4, 0, 1, 5, 6])
-    rows = Rows.of(cells, np.array([0, 5, 9]), device=device)
+    indices = np.array([0, 1, 2, 3, 4, 0, 1, 5, 6])
+    rows = RaggedRows.of(indices, np.array([0, 5, 9]), device=device)
     positions = torch.tensor([[0, 1, 2, 3, 4, 2, 3]], device=device)
     change(model)
     try:
@@ -184,7 +184,7 @@ def computes_the_same(model: PreTrainedModel, change: Callable[[PreTrainedModel]
         return False
     finally:
         config._attn_implementation = before
-    gap = (states[torch.from_numpy(cells).to(device)].float() - expected.float()).abs().max()
+    gap = (states[torch.from_numpy(indices).to(device)].float() - expected.float()).abs().max()
     return bool(gap <= 1e-3 * (1 + expected.float().abs().max()))
 
 
@@ -192,13 +192,13 @@ def _groups(lengths: np.ndarray) -> list[np.ndarray]:
     """Sequences of similar length, longest first."""
     order = np.argsort(-lengths, kind="stable")
     groups: list[np.ndarray] = []
-    start, cells = 0, 0
+    start, tokens = 0, 0
     for place, sequence in enumerate(order):
         longest = int(lengths[order[start]])
-        if cells >= _FEWEST_CELLS and lengths[sequence] < _SHORTEST_SHARE * longest:
+        if tokens >= _MIN_GROUP_TOKENS and lengths[sequence] < _SHORTEST_SHARE * longest:
             groups.append(order[start:place])
-            start, cells = place, 0
-        cells += int(lengths[sequence])
+            start, tokens = place, 0
+        tokens += int(lengths[sequence])
     return [*groups, order[start:]] if len(order) else []
 
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.rendezvous import Rendezvous
-from rl_core.contracts.transport import Meeting
+from rl_core.contracts.transport import WeightGroup
 from rl_core.network import bound_socket, interface_towards, use_interface
 
 
@@ -32,11 +32,11 @@ def join(context: WorkerContext, backend: str, *, timeout: timedelta) -> None:
     dist.init_process_group(backend, store=store, rank=context.rank, world_size=context.world_size, timeout=timeout)
 
 
-def meet(meeting: Meeting, rank: int) -> dist.Store:
-    """The store of a group beside the default one."""
-    place = meeting.rendezvous or _by_hand(meeting.address, meeting.port, meeting.size)
+def store_of(group: WeightGroup, rank: int) -> dist.Store:
+    """The store of a group for weights, which is separate from the default group."""
+    place = group.rendezvous or _by_hand(group.address, group.port, group.size)
     return open_store(
-        place, rank=rank, size=meeting.size, timeout=timedelta(seconds=meeting.timeout_s), wait_for_workers=False
+        place, rank=rank, size=group.size, timeout=timedelta(seconds=group.timeout_s), wait_for_workers=False
     )
 
 

@@ -1,4 +1,4 @@
-"""What backends write beside a role's shards: ``role.json``, random-number states, and errors that all ranks share."""
+"""Files of a backend next to a role's shards: ``role.json``, random-number states, and errors that all ranks share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_facts(directory: Path, facts: dict[str, Any]) -> None:
 
 
 def read_facts(directory: Path, *, backend: str, version: int, role: str) -> dict[str, Any]:
-    """What :func:`write_facts` wrote, with ``format``, ``role`` and ``steps`` checked.
+    """The contents written by :func:`write_facts`, with ``format``, ``role`` and ``steps`` checked.
 
     Raises:
         RLError: it is missing or damaged, of another format, or another role's.

@@ -1,7 +1,7 @@
 """Rotary embeddings whose frequencies depend on how long a sequence is, fixed once for a whole run.
 
 With the RoPE types ``longrope`` (Ding et al. 2024; Phi-3, Phi-4) and ``dynamic`` transformers picks the frequencies by
-the longest position of the batch, so that a short sequence would have other log-probs beside a long one, and a
+the longest position of the batch, so that a short sequence would have other log-probs in a batch with a long one, and a
 completion other ones after it has grown. Here ``model.max_length`` decides for all: what a sequence of that length has
 by itself, all have. vLLM decides by its context length in the same way, so that trainers and generators agree.
 """

@@ -16,24 +16,24 @@ from rl_torch.architectures import body_of
 
 @dataclass(frozen=True)
 class Balancing:
-    """That a model's config asks for it, by ``output_router_logits`` and ``router_aux_loss_coef``.
+    """The load-balancing loss that a config sets by ``output_router_logits`` and ``router_aux_loss_coef``.
 
     Attributes:
-        coefficient: of the loss beside the algorithm's own.
+        coefficient: weight of this loss, which is added to the algorithm's own.
         chosen: experts per token.
     """
 
     coefficient: float
     chosen: int
 
-    def loss(self, router_logits: Sequence[Tensor], cells: Tensor) -> Tensor:
+    def loss(self, router_logits: Sequence[Tensor], indices: Tensor) -> Tensor:
         """E · Σ_e (share of choices that e gets) · (its mean probability) over the tokens of all layers: a scalar.
 
         Args:
             router_logits: per layer, [R · L, E].
-            cells: int64 [T], the cell of every token; padding takes no part.
+            indices: int64 [T], the position of every token; padding takes no part.
         """
-        logits = torch.cat([layer.reshape(-1, layer.shape[-1]).index_select(0, cells) for layer in router_logits])
+        logits = torch.cat([layer.reshape(-1, layer.shape[-1]).index_select(0, indices) for layer in router_logits])
         shares = torch.softmax(logits, dim=-1)
         experts = logits.shape[-1]
         picked = torch.topk(shares, self.chosen, dim=-1).indices
@@ -42,7 +42,7 @@ class Balancing:
 
 
 def balancing_of(config: Any) -> Balancing | None:
-    """What ``config`` asks for; None where its router needs no loss, or is to be trained without."""
+    """The loss that ``config`` sets; None if its router needs no loss, or is trained without."""
     text = config.get_text_config(decoder=True)
     coefficient = getattr(text, "router_aux_loss_coef", None)
     chosen = getattr(text, "num_experts_per_tok", None)

@@ -1,4 +1,4 @@
-"""Attention whose scores are more than scaled products: soft-capped (Gemma 2), or beside a sink (gpt-oss).
+"""Attention whose scores are more than scaled products: soft-capped (Gemma 2), or with a sink (gpt-oss).
 
 PyTorch's fused functions know neither, and would compute something else without a word.
 """
@@ -43,7 +43,7 @@ def attend(
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     if sinks is not None:
-        beside = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
-        scores = torch.cat([scores, beside], dim=-1)
+        sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sink], dim=-1)
     shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     return shares[..., : key.shape[-2]] @ value

@@ -1,7 +1,7 @@
 """Tensors that ranks hold parts of, in safetensors files that any other split of the ranks can read.
 
 A folder holds ``rank-<rank>-<part>.safetensors``. A file's header says where in the whole tensors its parts lie, so
-there is no index beside the files, and nothing is ever unpickled. Parts are written and read without communication.
+there is no index file, and nothing is ever unpickled. Parts are written and read without communication.
 """
 
 from __future__ import annotations

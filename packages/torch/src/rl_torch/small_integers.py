@@ -1,4 +1,4 @@
-"""What ``numpy.unique`` finds, for integers below a known bound: by tables instead of sorting, ten times as fast."""
+"""``numpy.unique`` for integers below a known bound: tables instead of sorting, ten times as fast."""
 
 from __future__ import annotations
 

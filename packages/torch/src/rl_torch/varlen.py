@@ -26,11 +26,11 @@ ATTENTION = "rl_varlen"
 
 @dataclass(frozen=True)
 class Segments:
-    """Where sequences lie in the R · L cells of a micro-batch, row after row.
+    """Where sequences lie in the R · L positions of a micro-batch, row after row.
 
     Attributes:
-        bounds: int32 [S+1]: segment s has the cells ``bounds[s]`` to ``bounds[s+1] - 1``.
-        longest: cells of the longest segment.
+        bounds: int32 [S+1]: segment s has the positions ``bounds[s]`` to ``bounds[s+1] - 1``.
+        longest: positions of the longest segment.
     """
 
     bounds: Tensor

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint make each parameter of a model, all of it compared before anything is copied.
+"""The mapping from tensors of a checkpoint to parameters of a model, checked before anything is copied.
 
 Names change between a published folder and a model in memory: prefixes come and go, experts are stacked, old names are
 renamed. transformers' own tables say how (``conversion_mapping``), so what is read here equals ``from_pretrained``.
@@ -25,7 +25,7 @@ from rl_torch.checkpoint_files import Box, CheckpointFiles
 logger = logging.getLogger(__name__)
 
 NEW_HEAD = "score.weight"
-"""What a folder may lack: a new reward or value model has a head of zeros."""
+"""Parameters that a folder may lack: a new reward or value model has a head of zeros."""
 
 _ADVICE = "    give the config.json that belongs to these weights, or copy the model again"
 _SHOWN = 3
@@ -35,7 +35,7 @@ _BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"\.(attn|attention
 
 @dataclass
 class WeightPlan:
-    """Where the tensors of a model's ``state_dict`` are read from.
+    """The sources of the tensors of a model's ``state_dict``.
 
     Attributes:
         model: names and shapes; it is not written to.

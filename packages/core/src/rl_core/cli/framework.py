@@ -1,4 +1,4 @@
-"""What all commands share: command classes that start fast, console output, and the common arguments."""
+"""Shared parts of all commands: command classes that start fast, console output, and the common arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run directory says about its run, read without touching it."""
+"""The summary of a run, read from its directory without changing it."""
 
 from __future__ import annotations
 

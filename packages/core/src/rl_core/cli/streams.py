@@ -47,7 +47,7 @@ def prepare() -> None:
             stream.reconfigure(errors=_ERRORS)
 
 
-class _Lasting(io.FileIO):
+class _PipeSafeFile(io.FileIO):
     """A file that becomes the null device when its reader or its terminal has gone."""
 
     def write(self, data: Any, /) -> int:
@@ -63,13 +63,13 @@ class _Lasting(io.FileIO):
 
 
 def _lasting(stream: TextIO) -> TextIO:
-    """``stream``, an output of this process, over a :class:`_Lasting` file; known secrets are masked in it."""
+    """``stream``, an output of this process, over a :class:`_PipeSafeFile` file; known secrets are masked in it."""
     below = getattr(stream, "buffer", None)
     file = getattr(below, "raw", below)  # PYTHONUNBUFFERED: nothing between text and file
     if not isinstance(stream, io.TextIOWrapper) or not isinstance(file, io.FileIO):
         return stream
     stream.flush()
-    raw = _Lasting(stream.fileno(), "w", closefd=False)
+    raw = _PipeSafeFile(stream.fileno(), "w", closefd=False)
     return MaskedText(
         raw if below is file else io.BufferedWriter(raw),  # type: ignore[type-var]
         encoding=stream.encoding,

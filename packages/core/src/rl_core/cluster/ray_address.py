@@ -1,4 +1,4 @@
-"""Which Ray a run belongs to."""
+"""The address of a run's Ray cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which fields do something, given the others: one that was set and would do nothing is an error.
+"""Rules for fields that have no effect because of other fields: setting such a field is an error.
 
 A value that comes from the preset is never objected to, so that any field can be overridden.
 """

@@ -32,7 +32,7 @@ class Node:
     Attributes:
         value: a mapping of Nodes, a list of Nodes, or a plain scalar.
         where: line of its key (of the value itself for a list item).
-        path: where it stands in the document it was written in.
+        path: its place in the document it was written in.
         base: absolute folder that relative paths in it start from.
         expression: the text to keep instead of the value when the config is written out (``${env:…}``,
             ``${secret:…}``, a folder inside the run directory); empty otherwise.

@@ -37,6 +37,6 @@ class EnvironmentConfig(ComponentConfig):
     patience_s: float | None = Field(
         1.0,
         ge=0,
-        description="How long conversations wait for those whose environment is slower before they go on without "
+        description="How long conversations wait for those whose environment is slower before they continue without "
         "them; null: always wait, so that results are the same to the last bit however long calls take.",
     )

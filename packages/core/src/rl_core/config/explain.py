@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in plain words and at the line it stands on."""
+"""Errors of pydantic in plain words, with their line."""
 
 from __future__ import annotations
 

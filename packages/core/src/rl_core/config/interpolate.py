@@ -191,12 +191,12 @@ class Interpolator:
             findings.extend(problems)
             try:
                 source = SecretSource.model_validate(plain(described))
-            except ValidationError:  # reported where it stands
+            except ValidationError:  # reported where it is
                 return None
         found = self._secrets.get((name, source, node.base))
         if found is None:
             try:
-                found = find_secret(name, source, beside=node.base)
+                found = find_secret(name, source, folder=node.base)
             except SecretUnavailable as error:
                 found = error
             self._secrets[name, source, node.base] = found

@@ -144,7 +144,7 @@ class PolicyGradientConfig(AlgorithmConfig):
         return self.entropy_metric or self.entropy_coefficient > 0
 
     def plan(self) -> BatchPlan:
-        """What one training step consists of."""
+        """The batch plan of one training step."""
         never_clips = "one update per step: the ratio to the old policy is 1, so clipping never acts"
         return BatchPlan(
             input="rollouts",

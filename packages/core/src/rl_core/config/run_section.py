@@ -22,7 +22,7 @@ class KeepBestConfig(Section):
 
 
 class RunSection(Section):
-    """How long, where, and how often."""
+    """The section ``run``: length, machines and intervals."""
 
     @field_validator("require", mode="before")
     @classmethod

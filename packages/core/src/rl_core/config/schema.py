@@ -26,7 +26,7 @@ _ABOUT = ("title", "description", "default", "examples", "deprecated")
 def json_schema(registry: Registry) -> dict[str, Any]:
     """A JSON Schema (2020-12) for config files.
 
-    A component section is a ``oneOf`` over the installed components, told apart by ``name``. In a file that has
+    A component section is a ``oneOf`` over the installed components, distinguished by ``name``. In a file that has
     ``extends`` or ``stages``, and in a stage, sections may be partial, because they are merged. A component whose
     config model cannot be imported is left out with a warning.
     """

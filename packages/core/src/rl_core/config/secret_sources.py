@@ -1,4 +1,4 @@
-"""Where ``${secret:NAME}`` comes from: a private file, the output of a command, or the system's keyring."""
+"""Sources of ``${secret:NAME}``: a private file, the output of a command, or the system's keyring."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 KEPT_FILE = "secrets.json"
-"""Beside a run's config.yaml, readable by its owner only: the secrets that were typed into the config."""
+"""Next to a run's config.yaml, readable by its owner only: the secrets that were typed into the config."""
 TYPED = "typed."
-"""How their names begin."""
+"""Prefix of their names."""
 
 MOST_BYTES = 64 * 2**10
 _MOUNTED = ("/run/", "/var/run/")
@@ -40,7 +40,7 @@ _POLL_S = 0.1
 
 
 class SecretSource(Section):
-    """Where a secret is: exactly one of ``file``, ``command`` and ``keyring``."""
+    """The source of a secret: exactly one of ``file``, ``command`` and ``keyring``."""
 
     file: ConfigPath | None = Field(None, description="File that only you may read (chmod 600); its text is the value.")
     command: str | tuple[str, ...] | None = Field(
@@ -70,17 +70,17 @@ class SecretUnavailable(Exception):
 
 
 def default_folder() -> str:
-    """Where secrets are that no ``run.secrets`` names: ``$XDG_CONFIG_HOME/rl/secrets``, one file each."""
+    """Folder of secrets that are not in ``run.secrets``: ``$XDG_CONFIG_HOME/rl/secrets``, one file each."""
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return os.path.join(home, "rl", "secrets")
 
 
-def find_secret(name: str, source: SecretSource | None, *, beside: str) -> str | int | float:
+def find_secret(name: str, source: SecretSource | None, *, folder: str) -> str | int | float:
     """The value of ``${secret:NAME}``.
 
     Args:
         source: what ``run.secrets`` says of it; without it the default folders are searched.
-        beside: folder of the config file, which holds :data:`KEPT_FILE` where that is a run's.
+        folder: folder of the config file, which holds :data:`KEPT_FILE` where that is a run's.
 
     Raises:
         SecretUnavailable: there is none, it may be read by others, or its command failed or took too long.
@@ -88,7 +88,7 @@ def find_secret(name: str, source: SecretSource | None, *, beside: str) -> str |
     if source is not None:
         return _from_source(name, source)
     if name.startswith(TYPED):
-        return _kept(name, os.path.join(beside, KEPT_FILE))
+        return _kept(name, os.path.join(folder, KEPT_FILE))
     own = default_folder()
     for folder in (own, *_FOLDERS):
         file = os.path.join(folder, name)
@@ -180,7 +180,7 @@ def _kept(name: str, file: str) -> str | int | float:
 
 
 def kept_secrets(file: str) -> Mapping[str, str | int | float]:
-    """What a run's :data:`KEPT_FILE` holds, by name.
+    """The contents of a run's :data:`KEPT_FILE`, by name.
 
     Raises:
         SecretUnavailable: as :func:`read_private`, or it is damaged.
@@ -194,7 +194,7 @@ def kept_secrets(file: str) -> Mapping[str, str | int | float]:
 
 
 def _output(command: Sequence[str], timeout_s: float, *, what: str) -> str:
-    """What a command writes; it is killed, with what it started, after ``timeout_s``."""
+    """The output of a command; it is killed, with its children, after ``timeout_s``."""
     try:
         process = subprocess.Popen(
             command,

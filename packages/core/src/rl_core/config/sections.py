@@ -131,7 +131,7 @@ class GeneratorConfig(ComponentConfig):
     )
     partial_rollouts: Literal["continue", "restart"] = Field(
         "continue",
-        description="What becomes of unfinished completions when new weights arrive (run.max_staleness): they go on "
+        description="What happens to unfinished completions when new weights arrive (run.max_staleness): they continue "
         "with the new weights, or begin anew.",
     )
 

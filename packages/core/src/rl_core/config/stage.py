@@ -90,7 +90,7 @@ class RunConfig:
         return os.path.join(self.stage_directory(stage), "export")
 
     def to_yaml(self) -> str:
-        """The config as YAML that, beside a file with ``typed_secrets``, loads to an equal config from any folder."""
+        """The config as YAML; with ``typed_secrets`` in a file next to it, it loads to an equal config anywhere."""
         return dump_yaml(redact(self.document))
 
 

@@ -1,4 +1,4 @@
-"""How much a model may write, with an environment and without, and whether that fits its context."""
+"""Limits of completions and turns, and whether they fit the model's context."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def max_completion_tokens(stage: StageConfig) -> int:
 
 
 def completion_limit_name(stage: StageConfig) -> str:
-    """What a message calls :func:`max_completion_tokens`."""
+    """The name of :func:`max_completion_tokens` in messages."""
     if stage.environment is None:
         return "generator.max_new_tokens"
     given = stage.environment.config.max_tokens_per_turn

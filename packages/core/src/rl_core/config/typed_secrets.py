@@ -47,7 +47,7 @@ class Writer:
         Args:
             value: what a model was validated to, as plain data.
             node: what it was made of; None where the config did not give it.
-            path: where it stands.
+            path: where it is.
             for_reload: it will be read as a config again: folders of the run stay expressions too, texts are escaped.
             key: the secret name that it stands under, or empty.
         """

@@ -76,7 +76,7 @@ class Algorithm(Protocol):
     def limit_rows(self, max_length: int) -> LongRows | None:
         """``examples`` only, optional: called before :meth:`encode`, which then gives at most ``max_length`` tokens.
 
-        What becomes of longer rows is the algorithm's (``on_long_row``); a row that it leaves out gives no sequence,
+        What happens to longer rows is the algorithm's (``on_long_row``); a row that it leaves out gives no sequence,
         and another one is drawn in its place. :meth:`rl_core.encoding.RowEncoder.limit_to` does all of it.
 
         Returns:

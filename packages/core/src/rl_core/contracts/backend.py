@@ -177,9 +177,9 @@ class Backend(Protocol):
     def save(self, role: str, directory: str) -> None:
         """Write everything that resuming ``role`` bit-exactly needs into ``directory`` (shared, exists).
 
-        May return when the state is copied and go on writing in the background (see :meth:`is_saving`).
+        May return when the state is copied and continue writing in the background (see :meth:`is_saving`).
         What cannot be written, because the disk is full, is a :class:`rl_core.errors.StorageError` on all ranks:
-        the run warns and goes on. Files should run no code when they are read: JSON and safetensors, no pickles.
+        the run warns and continues. Files should run no code when they are read: JSON and safetensors, no pickles.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A data source: rows, in a fixed order, each knowing where it came from."""
+"""A data source: rows in a fixed order, each with its origin."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Row = Mapping[str, Any]
 Columns with a meaning, after the user's column mapping:
 
 - ``prompt``: ``str``, or a list of chat messages ``{"role", "content"}``
-- ``completion``: ``str`` (or messages), what follows the prompt (SFT)
+- ``completion``: ``str`` (or messages) after the prompt (SFT)
 - ``messages``: a whole conversation (SFT, multi-turn)
 - ``chosen`` / ``rejected``: completions of one prompt (preference pairs)
 - ``label``: whether a completion is wanted (unpaired preferences, KTO)
-- ``answer``: what rewards compare with
+- ``answer``: the reference that rewards compare with
 
-``__where__`` holds ``file:line`` or the like for error messages; all other columns pass through
-untouched and reach rewards.
+``__where__`` holds ``file:line`` or the like for error messages; all other columns are passed
+unchanged to rewards.
 """
 
 
@@ -35,7 +35,7 @@ class DataSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A digest of the content and of the fields that change which rows come out."""
+        """A digest of the content and of the config fields that affect the rows."""
         ...
 
     def report(self) -> Mapping[str, int]:

@@ -12,12 +12,12 @@ from rl_core.contracts.tokenizer import Message
 
 @dataclass(frozen=True)
 class Turn:
-    """What an environment says after a model turn.
+    """The answer of an environment to a model turn.
 
     Attributes:
         messages: appended to the conversation, at least one unless ``done``; their tokens are masked out of the
-            loss. A message is ``{"role": …, "content": text}``. What is said with ``done`` is shown in the sample
-            log and to rewards, and is not tokenized, because the model never reads it.
+            loss. A message is ``{"role": …, "content": text}``. Messages of the last turn (``done``) go to the sample
+            log and to rewards. They are not tokenized, because the model never reads them.
         done: no further model turn follows.
         reward: added to the sample's reward; those of all turns add up.
     """
@@ -28,11 +28,11 @@ class Turn:
 
 
 class CallFailed(Exception):
-    """Raised by an environment that runs code elsewhere: the call failed there, and ``on_error`` says what follows.
+    """Raised by an environment that runs code elsewhere if the call failed there; ``on_error`` decides what follows.
 
     Args:
-        what: what the code did, to stand after the environment's name, e.g. ``ended its process (exit code 3)``.
-        detail: stands after the call's name, e.g. ``: no such move (game.py:12)``.
+        what: what the code did; follows the environment's name in messages, e.g. ``ended its process (exit code 3)``.
+        detail: follows the call's name, e.g. ``: no such move (game.py:12)``.
     """
 
     def __init__(self, what: str, detail: str = "") -> None:
@@ -46,16 +46,16 @@ class Environment(Protocol):
 
     Its config derives from :class:`rl_core.config.environment.EnvironmentConfig`, which limits a conversation.
 
-    What belongs to one conversation lives in ``start``'s value, never in the instance. Every method may be a
-    coroutine function. Coroutines share one event loop, which lives as long as the stage; plain methods run in
-    threads, those of different conversations at the same time, and cannot be stopped there. (The environment ``python``
-    runs a user's class with plain methods in processes.) An instance may further have
+    ``start`` returns the state of one conversation; the instance holds none. Every method may be a coroutine function.
+    Coroutines share one event loop for the whole stage. Plain methods run in threads, concurrently for different
+    conversations, and cannot be stopped. (The environment ``python`` runs a user's class with plain methods in
+    processes.) An instance may also have
 
     - ``tools``: a sequence of JSON schemas of functions, given to the chat template of the prompt
       (``{"type": "function", "function": {"name", "description", "parameters"}}``);
-    - ``keeps_deadlines = True``: its coroutines end by themselves within ``step_timeout_s`` of work, and raise
-      ``TimeoutError`` where that was too short. It is then not counted here, where calls also wait for a free process.
-      For other failures of code that runs elsewhere they raise :class:`CallFailed`;
+    - ``keeps_deadlines = True``: its coroutines enforce ``step_timeout_s`` themselves, counted without the wait for a
+      free process, and raise ``TimeoutError``. For other failures of code that runs elsewhere they raise
+      :class:`CallFailed`;
     - ``end(state)``: called once for every conversation that was started, however it ended (in a thread, a step that
       took too long may still be running);
     - ``close()``: called when the stage ends, never a coroutine.
@@ -69,8 +69,8 @@ class Environment(Protocol):
 
         Args:
             row: the data row with all its columns. The prompt is the row's own.
-            seed: of this conversation (0 to 2**64 - 1): draw from it whatever is random, so that a resumed run
-                repeats it.
+            seed: of this conversation (0 to 2**64 - 1). Derive all randomness from it, so that a resumed run repeats
+                it.
         """
         ...
 
@@ -85,5 +85,5 @@ class Environment(Protocol):
 
 
 def tools_of(environment: Environment) -> tuple[Mapping[str, Any], ...]:
-    """The JSON schemas of the functions an environment offers; empty where it has none."""
+    """The JSON schemas of an environment's functions; empty if it has none."""
     return tuple(getattr(environment, "tools", ()))

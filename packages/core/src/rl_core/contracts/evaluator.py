@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What an evaluator works with; ``generate``, ``complete`` and ``score`` are None where the config has none.
+    """Inputs of an evaluator; ``generate``, ``complete`` and ``score`` are None where the config has none.
 
     Attributes:
         rows: the rows of ``eval_data``.

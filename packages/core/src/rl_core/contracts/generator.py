@@ -15,7 +15,7 @@ from rl_core.contracts.model import ModelSpec
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How completions are drawn; the same for all requests of a call.
+    """Sampling parameters; the same for all requests of a call.
 
     Attributes:
         n: completions per prompt.

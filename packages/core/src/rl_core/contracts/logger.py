@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a logger is told when a stage starts.
+    """Facts about a stage, for :meth:`Logger.start`.
 
     Attributes:
         run: the run's name.
@@ -32,10 +32,10 @@ class RunInfo:
 
 @runtime_checkable
 class ShowsActivity(Protocol):
-    """What a logger may implement besides :class:`Logger` to show what a step is busy with."""
+    """Optional methods of a logger that shows the current activity."""
 
     def doing(self, what: str | None) -> None:
-        """``evaluating``, ``saving a checkpoint`` and the like begins, or (None) what began last has ended."""
+        """An activity (``evaluating``, ``saving a checkpoint``, …) begins; None: the last one has ended."""
         ...
 
 
@@ -45,8 +45,8 @@ class Logger(Protocol):
     def start(self, info: RunInfo) -> None:
         """A stage begins, or continues after a resume; files are appended to, never truncated.
 
-        Where workers failed, a stage is started again in the same process, from ``first_step``: steps from there on
-        are about to be logged a second time.
+        After a failure of workers a stage is started again in the same process, from ``first_step``; the steps from
+        there on are logged a second time.
         """
         ...
 
@@ -59,5 +59,5 @@ class Logger(Protocol):
         ...
 
     def close(self) -> None:
-        """The run ended, well or not."""
+        """The run ended, with or without success."""
         ...

@@ -42,7 +42,7 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where a model comes from. Exactly one of ``path`` and ``init`` is set.
+    """The source of a model. Exactly one of ``path`` and ``init`` is set.
 
     Attributes:
         path: a local Hugging Face folder or a hub id.
@@ -113,7 +113,7 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a backend reports after loading: parameter count and context length in tokens (0: unknown)."""
+    """Facts about a loaded model: parameter count and context length in tokens (0: unknown)."""
 
     parameters: int
     max_length: int

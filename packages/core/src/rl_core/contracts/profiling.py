@@ -1,4 +1,4 @@
-"""What a backend or a generator may implement besides its contract, so that ``rl run --profile`` can look inside."""
+"""Optional methods of a backend or a generator for ``rl run --profile``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ OPTIMIZER = "optimizer"
 
 @runtime_checkable
 class Profiles(Protocol):
-    """Measures its own work between two calls, which are made while it does nothing else.
+    """Measures its own work between two calls, which are made while it is idle.
 
     ``rl_torch.profiling.Profiler`` does both for components that compute with torch.
     """
 
     def start_profile(self, trace: str | None) -> None:
-        """Begin to measure; with ``trace``, a path that ends in ``.trace.json.gz``, also to record what runs.
+        """Start measuring; with ``trace``, a path that ends in ``.trace.json.gz``, also record a trace.
 
         Nothing is written before :meth:`stop_profile`. Called on every rank.
         """
         ...
 
     def stop_profile(self) -> Mapping[str, float]:
-        """End what :meth:`start_profile` began; write the trace (Chrome's format, compressed).
+        """Stop measuring and write the trace (Chrome's format, compressed).
 
         A trace that cannot be written is a warning in the log, not an error.
 

@@ -1,4 +1,4 @@
-"""What a backend is told about a job, and what it says about itself: the values of the hook ``rate_backends``."""
+"""Input and output of the hook ``rate_backends``: a job, and a backend's rating of it."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class JobRole:
 
 @dataclass(frozen=True)
 class BackendJob:
-    """What is known about a stage before anything starts.
+    """Facts about a stage before anything starts.
 
     Attributes:
         algorithm: its name.
@@ -211,7 +211,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class BackendRating:
-    """What a backend says about a job.
+    """A backend's rating of a job.
 
     Attributes:
         name: a backend that the same package registers.

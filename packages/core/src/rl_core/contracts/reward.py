@@ -15,7 +15,7 @@ Score = float | dict[str, float]
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion with everything a reward may look at.
+    """One completion with the inputs of a reward.
 
     Attributes:
         row: the data row, all columns included (``row["answer"]``).
@@ -38,17 +38,17 @@ class Sample:
 
 
 class Reward(Protocol):
-    """Built as ``factory(config)`` in a process of its own, which is killed and started again where a call takes longer
-    than ``timeout_s``; what the reward remembers between calls is then lost. It is built in the driver with
-    ``timeout_s: null``, where its config says that it cannot hang (:attr:`RewardConfig.cannot_hang
-    <rl_core.config.sections.RewardConfig.cannot_hang>`), and where its config defines ``timeout_s`` itself: then it
-    keeps the deadline on its own. Only in the driver is the run's Ray cluster at hand.
+    """Built as ``factory(config)`` in a separate process. If a call takes longer than ``timeout_s``, the process is
+    killed and started again, and state that the reward kept between calls is lost. It is built in the driver with
+    ``timeout_s: null``, if its config says that it cannot hang (:attr:`RewardConfig.cannot_hang
+    <rl_core.config.sections.RewardConfig.cannot_hang>`), or if its config defines ``timeout_s`` itself and so enforces
+    the deadline. The run's Ray cluster is available only in the driver.
 
     It may define ``close()``, called when a stage ends. ``DataError``, ``ConfigError``, ``EnvironmentProblem`` and
-    ``WorkerDied`` stop the run with their message; for any other exception, a wrong number of scores or one that is not
-    finite the config says what happens (``on_error``), after the samples were scored one by one.
+    ``WorkerDied`` stop the run with their message; after any other exception, a wrong number of scores or a score that
+    is not finite, the samples are scored one by one, and ``on_error`` of the config decides about those that fail.
     """
 
     def score(self, samples: Sequence[Sample]) -> Sequence[Score] | Awaitable[Sequence[Score]]:
-        """One score per sample, in order, whatever the other samples are; may be a coroutine."""
+        """One score per sample, in order, independent of the other samples; may be a coroutine."""
         ...

@@ -1,4 +1,4 @@
-"""A tokenizer: the one place where text enters and leaves."""
+"""A tokenizer: converts text to tokens and back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LossOn = Literal["completion", "all"]
 
 
 class Tokenizer(Protocol):
-    """Built as ``factory(config)`` in the driver. An instance may further have
+    """Built as ``factory(config)`` in the driver. An instance may also have
 
-    - ``end_token_ids``: a tuple of ids, the end-of-sequence token first: a completion ends at each of them, and what
-      ended it is part of it and trained on. Without it that is the end-of-sequence token alone.
-    - ``never_sampled``: a tuple of ids below ``vocab_size`` that mean nothing in a text (padding, fillers), which no
-      generator samples. Without it, none. Ids from ``vocab_size`` on, which a model's embedding may have, never are.
+    - ``end_token_ids``: a tuple of ids, the end-of-sequence token first. A completion ends at any of them and includes
+      it; it is trained on. Default: the end-of-sequence token alone.
+    - ``never_sampled``: a tuple of ids below ``vocab_size`` without a meaning in text (padding, fillers). Generators do
+      not sample them. Default: none. Ids from ``vocab_size`` on, which a model's embedding may have, are never sampled.
     """
 
     def load(self, model_path: str | None, rows: Sequence[Row], *, trust_remote_code: bool = False) -> None:
@@ -54,8 +54,8 @@ class Tokenizer(Protocol):
 
         Args:
             tools: JSON schemas of functions for the chat template, the environment's and the row's; a text prompt
-                has no place for them. Only given where there are some.
-            template_kwargs: the row's variables for the chat template. Only given where there are some.
+                ignores them. Only given if there are any.
+            template_kwargs: the row's variables for the chat template. Only given if there are any.
         """
         ...
 
@@ -68,16 +68,16 @@ class Tokenizer(Protocol):
         tools: Sequence[Mapping[str, Any]] = (),
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
-        """int32 [E]: what the model reads between the end of its turn and the beginning of its next one.
+        """int32 [E]: the tokens between the end of the model's turn and the beginning of its next one.
 
-        Only called where there is an environment. The tokens of the turn itself are kept as they were sampled.
+        Only called with an environment. The tokens of the turn itself are kept as they were sampled.
 
         Args:
-            messages: what the environment said.
+            messages: the environment's messages.
             chat: whether the prompt is made of messages. Then the tokens are those that the chat template puts
                 after an assistant's text, around ``messages``, and where the assistant begins again. Else they
                 are those of the messages' contents, one after the other, and nothing else.
-            ended: whether the turn ended with an end token, so that it is not to be closed again.
+            ended: whether the turn ended with an end token, which is then not added.
             tools, template_kwargs: what the prompt was encoded with; only given where there are some.
         """
         ...

@@ -1,4 +1,4 @@
-"""A weight transport: how new weights get from the trainers into the generators' processes.
+"""Weight transports: how new weights get from the trainers to the generators.
 
 ``object_store`` goes through Ray and needs nothing but :meth:`Backend.weights` and
 :meth:`Generator.update_weights`. Each other transport has two ends: one around the backend of every rank, one around
@@ -9,9 +9,10 @@ and calls its methods from a controller in :mod:`rl_core.transports`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import RLError
@@ -33,15 +34,15 @@ class BucketLayout:
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """Where the processes of a group find each other; another one means another group.
+class WeightGroup:
+    """A process group for weights, and where its members find each other; another value means another group.
 
     Attributes:
         address, port: of the sending rank, which is the group's rank 0.
         size: processes in the group: the sending rank and the generators.
         device: ``cpu`` or ``cuda``; where the bytes go from and to.
         timeout_s: longest wait for the group's other members, at any point.
-        rendezvous: how they find each other, see :mod:`rl_torch.rendezvous`; None: at ``address`` and ``port``.
+        rendezvous: how they find each other, see :mod:`rl_torch.rendezvous`. None: at ``address`` and ``port``.
     """
 
     address: str
@@ -63,10 +64,10 @@ class CollectiveSender(Protocol):
         """What :meth:`send` will send, in order; called on every rank, rank 0's answer counts."""
         ...
 
-    def send(self, role: str, meeting: Meeting | None) -> None:
-        """Give the group at ``meeting`` the weights; joins it first if need be.
+    def send(self, role: str, group: WeightGroup | None) -> None:
+        """Send the weights to ``group``, after joining it if need be.
 
-        Called on every rank; those other than rank 0 have no meeting and only take part in gathering.
+        Called on every rank; those other than rank 0 have no group and only take part in gathering.
 
         Raises:
             WeightTransferFailed: a member is gone or too late. The group is left.
@@ -81,7 +82,7 @@ class CollectiveSender(Protocol):
 class CollectiveReceiver(Protocol):
     """The end of ``collective`` around a generator. Built as ``factory(generator)``."""
 
-    def receive(self, meeting: Meeting, rank: int, plan: tuple[BucketLayout, ...], version: int) -> None:
+    def receive(self, group: WeightGroup, rank: int, plan: tuple[BucketLayout, ...], version: int) -> None:
         """Receive all of ``plan`` as the group's ``rank``, then update the generator to ``version``.
 
         Raises:
@@ -138,3 +139,11 @@ class IpcReceiver(Protocol):
     def close(self) -> None:
         """Drop everything."""
         ...
+
+
+def __getattr__(name: str) -> Any:
+    """The old name of :class:`WeightGroup`, until 0.3."""
+    if name == "Meeting":
+        warnings.warn("rl_core.contracts.transport.Meeting is now called WeightGroup", DeprecationWarning, stacklevel=2)
+        return WeightGroup
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

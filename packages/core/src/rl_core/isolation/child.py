@@ -2,7 +2,7 @@
 
 It is a fork of its supervisor, made before that had any thread, secret or state. It holds one socket to the supervisor
 and none to the driver. An answer counts only once the supervisor has asked back and heard from the same place that gave
-the answer: code that writes an answer of its own and then goes on, exits or forks is found out.
+the answer: code that writes an answer of its own and then continues, exits or forks is found out.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _LOG_CHARACTERS = 8000
 
 
 def run(
-    channel: socket.socket, *, tasks: int, output: int, stacks: int, supervisor: int, limits: dict[str, Any]
+    connection: socket.socket, *, tasks: int, output: int, stacks: int, supervisor: int, limits: dict[str, Any]
 ) -> None:
-    """Answer tasks until the channel is closed, then close what answered them.
+    """Answer tasks until the connection is closed, then close what answered them.
 
     Args:
         tasks: descriptor of the file that long tasks are in.
@@ -50,13 +50,13 @@ def run(
     if limits["memory_bytes"] is not None:
         _limit_memory(limits["memory_bytes"])
     os.set_inheritable(tasks, False)
-    talk = _Channel(channel, tasks, longest=limits["answer_bytes"])
-    logging.basicConfig(level=logging.INFO, handlers=[_Forwarder(talk)], format="%(message)s")
-    answer = _build(talk)
+    channel = _Channel(connection, tasks, longest=limits["answer_bytes"])
+    logging.basicConfig(level=logging.INFO, handlers=[_Forwarder(channel)], format="%(message)s")
+    answer = _build(channel)
     if answer is None:
         return
-    while (task := talk.task()) is not None:
-        talk.answer(_result(answer, task))
+    while (task := channel.task()) is not None:
+        channel.answer(_result(answer, task))
     close = getattr(answer, "close", None)
     if close is not None:
         close()
@@ -126,11 +126,11 @@ class _Forwarder(logging.Handler):
             self.handleError(record)
 
 
-def _build(talk: _Channel) -> Callable[[Any], Any] | None:
+def _build(channel: _Channel) -> Callable[[Any], Any] | None:
     """What answers tasks, made as the first of them says."""
     from rl_core.discovery.references import resolve_reference
 
-    setup = talk.task()
+    setup = channel.task()
     if setup is None:
         return None
     try:
@@ -138,9 +138,9 @@ def _build(talk: _Channel) -> Callable[[Any], Any] | None:
         found: Any = resolve_reference(reference, package=package)
         answer: Callable[[Any], Any] = found(*arguments)
     except BaseException as error:  # noqa: BLE001 - the plugin boundary
-        talk.answer(_described(error))
+        channel.answer(_described(error))
         return None
-    talk.answer({"value": None})
+    channel.answer({"value": None})
     return answer
 
 

@@ -1,4 +1,4 @@
-"""What became of a task."""
+"""Outcomes of a task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rl_core.isolation.stacks import place_in
 
 
 @dataclass(frozen=True)
-class Answered:
+class Returned:
     """The task returned.
 
     Attributes:
@@ -50,7 +50,7 @@ class Raised:
 
 
 @dataclass(frozen=True)
-class Late:
+class TimedOut:
     """Its deadline passed, and the process was killed with all it had started.
 
     Attributes:
@@ -69,7 +69,7 @@ class Late:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessEnded:
     """The process ended, or was ended because it broke the protocol.
 
     Attributes:
@@ -88,4 +88,4 @@ class Ended:
         return f"ended its process ({self.how})"
 
 
-Outcome = Answered | Raised | Late | Ended
+Outcome = Returned | Raised | TimedOut | ProcessEnded

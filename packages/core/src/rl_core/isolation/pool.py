@@ -1,4 +1,4 @@
-"""Several processes that answer tasks side by side, each task under its own deadline."""
+"""Several processes that answer tasks in parallel, each task under its own deadline."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Pool:
 
     def __init__(self, service: Service, *, size: int, patience_s: float = 0.0) -> None:
         self._name = service.name
-        self._crew = _Crew(service, size, patience_s)
+        self._workers = _Workers(service, size, patience_s)
         self._owner = os.getpid()
-        weakref.finalize(self, _close, self._crew, self._owner)
+        weakref.finalize(self, _close, self._workers, self._owner)
 
     def submit(self, task: Any, *, timeout_s: float) -> Future[Outcome]:
-        """What becomes of ``task``; cancelling the future kills the process that is at work on it.
+        """Start ``task``; cancelling the future kills the process that is working on it.
 
         Args:
             timeout_s: counted from when a process takes the task.
@@ -59,11 +59,11 @@ class Pool:
                 f"the processes of {self._name} cannot be used in a fork of the process they serve"
             )
         job = _Job(task, timeout_s)
-        self._crew.put(job)
+        self._workers.put(job)
         return job.result
 
     def map(self, tasks: Sequence[Any], *, timeout_s: float) -> list[Outcome]:
-        """What becomes of each task, in order; an interrupt cancels those that are under way."""
+        """The outcome of each task, in order; an interrupt cancels those that are in progress."""
         results: list[Future[Outcome]] = []
         try:
             results += (self.submit(task, timeout_s=timeout_s) for task in tasks)
@@ -75,15 +75,15 @@ class Pool:
 
     def close(self) -> None:
         """End the processes; a later task starts new ones."""
-        _close(self._crew, self._owner)
+        _close(self._workers, self._owner)
 
     @property
     def pids(self) -> list[int]:
         """Of the processes with the user's code."""
-        return self._crew.pids()
+        return self._workers.pids()
 
 
-class _Crew:
+class _Workers:
     """Threads with a worker each; they hold no reference to the pool, so that dropping it ends them."""
 
     def __init__(self, service: Service, size: int, patience_s: float) -> None:
@@ -203,6 +203,6 @@ def _settle(job: _Job, outcome: Outcome | BaseException) -> None:
         pass  # it was cancelled
 
 
-def _close(crew: _Crew, owner: int) -> None:
+def _close(workers: _Workers, owner: int) -> None:
     if os.getpid() == owner:  # a fork inherits the threads' names, not the processes
-        crew.close()
+        workers.close()

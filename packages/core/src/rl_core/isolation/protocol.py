@@ -38,7 +38,7 @@ CLOSE_S = 5.0
 """Longest that what answered tasks may take to close itself."""
 
 
-class Broken(Exception):
+class ProtocolError(Exception):
     """Bytes that are no frame that may come here; the message says why."""
 
 
@@ -60,16 +60,16 @@ class FrameReader:
         """The next frame, None where it is not complete.
 
         Raises:
-            Broken: what arrived is no frame.
+            ProtocolError: what arrived is no frame.
         """
         if len(self._bytes) < HEADER.size:
             return None
         kind, size = HEADER.unpack_from(self._bytes)
         if kind not in self._longest:
-            raise Broken(f"a message of the kind {kind}")
+            raise ProtocolError(f"a message of the kind {kind}")
         most = self._longest[kind]
         if size > most:
-            raise Broken(f"a message of {size:,} bytes; at most {most:,} are read")
+            raise ProtocolError(f"a message of {size:,} bytes; at most {most:,} are read")
         end = HEADER.size + size
         if len(self._bytes) < end:
             return None
@@ -89,7 +89,7 @@ def file_in_memory() -> int:
     return descriptor
 
 
-class Outbox:
+class SendBuffer:
     """Bytes on their way into a socket that must not block."""
 
     def __init__(self, channel: socket.socket) -> None:

@@ -1,7 +1,7 @@
 """The process between the driver and the user's code: ``python -m rl_core.isolation.supervisor SOCKET TASKS LIMITS``.
 
 It forks the child, hands it tasks, keeps their deadlines, and alone holds the socket to the driver and, while a task is
-under way, the nonce that its answer has to bring. It ends with its child and with its driver, and takes every process
+in progress, the nonce that its answer has to bring. It ends with its child and with its driver, and takes every process
 with it that the child has started, also those that hid in a session of their own. Only the standard library.
 """
 
@@ -32,9 +32,9 @@ from rl_core.isolation.protocol import (
     OUTPUT,
     STARTED,
     TASK,
-    Broken,
     FrameReader,
-    Outbox,
+    ProtocolError,
+    SendBuffer,
     file_in_memory,
 )
 
@@ -67,7 +67,7 @@ def main() -> None:
     _Supervisor(driver, ours, pid=pid, output=read, stacks=stacks, limits=limits).serve()
 
 
-class _Over(Exception):
+class _ChildEnded(Exception):
     """The child ended; the message says how."""
 
 
@@ -77,7 +77,7 @@ class _Supervisor:
     ) -> None:
         self._driver, self._child, self._pid = driver, child, pid
         self._output, self._stacks = output, stacks
-        self._to_driver, self._to_child = Outbox(driver), Outbox(child)
+        self._to_driver, self._to_child = SendBuffer(driver), SendBuffer(child)
         self._tasks = FrameReader({TASK: CONTROL_BYTES})
         self._answers = FrameReader({ANSWER: limits["answer_bytes"], CHECK: NONCE_BYTES, LOG: CONTROL_BYTES})
         self._output_bytes = self._room = limits["output_bytes"]
@@ -86,8 +86,8 @@ class _Supervisor:
         self._deadline: float | None = None
         self._answer: bytes | None = None
         self._challenge = b""
-        self._sources: dict[int, tuple[Callable[[], Any], Outbox | None]] = {}
-        self._closing = self._deaf = False
+        self._sources: dict[int, tuple[Callable[[], Any], SendBuffer | None]] = {}
+        self._closing = self._child_closed = False
 
     def serve(self) -> None:
         """Until the child or the driver ends."""
@@ -100,19 +100,19 @@ class _Supervisor:
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._sources = {
-            self._driver.fileno(): (self._hear_driver, self._to_driver),
-            self._child.fileno(): (self._hear_child, self._to_child),
+            self._driver.fileno(): (self._read_driver, self._to_driver),
+            self._child.fileno(): (self._read_child, self._to_child),
             self._output: (self._forward_output, None),
             wake: (lambda: os.read(wake, BUFFER_BYTES), None),
         }
         self._send(self._to_driver, STARTED, str(self._pid).encode())
         try:
             while True:
-                self._look_after_child()
+                self._check_child()
                 self._wait()
-        except _Over as over:
-            self._end(str(over))
-        except Broken as broken:
+        except _ChildEnded as ended:
+            self._end(str(ended))
+        except ProtocolError as broken:
             self._end(str(broken), broke=True)
         except OSError:  # the driver is gone
             process_tree.end_descendants()
@@ -120,39 +120,39 @@ class _Supervisor:
     def _wait(self) -> None:
         """Until something can be read or written, or the time is over."""
         poll = select.poll()
-        for descriptor, (_, outbox) in self._sources.items():
-            poll.register(descriptor, select.POLLIN | (select.POLLOUT if outbox else 0))
+        for descriptor, (_, buffer) in self._sources.items():
+            poll.register(descriptor, select.POLLIN | (select.POLLOUT if buffer else 0))
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic()) * 1e3 + 1
         for descriptor, events in poll.poll(left):
-            hear, outbox = self._sources[descriptor]
-            if events & select.POLLOUT and outbox is not None:
-                self._send(outbox)
+            read, buffer = self._sources[descriptor]
+            if events & select.POLLOUT and buffer is not None:
+                self._send(buffer)
             if events & ~select.POLLOUT:
-                hear()
+                read()
 
-    def _send(self, outbox: Outbox, kind: int | None = None, *body: bytes) -> None:
+    def _send(self, buffer: SendBuffer, kind: int | None = None, *body: bytes) -> None:
         """Write a frame, or without ``kind`` what is still to be written."""
         try:
             if kind is None:
-                outbox.flush()
+                buffer.flush()
             else:
-                outbox.put(kind, *body)
+                buffer.put(kind, *body)
         except OSError:
-            if outbox is self._to_driver and not self._closing:
+            if buffer is self._to_driver and not self._closing:
                 raise
-            outbox.clear()  # the child ended, or its code closed all descriptors, which shows where it is heard
+            buffer.clear()  # the child ended, or its code closed all descriptors, which shows where it is heard
 
-    def _look_after_child(self) -> None:
+    def _check_child(self) -> None:
         """Notice its end, and the end of its time."""
         status = process_tree.reap().get(self._pid)
         if status is not None:
-            raise _Over(process_tree.how_it_ended(os.waitstatus_to_exitcode(status)))
+            raise _ChildEnded(process_tree.how_it_ended(os.waitstatus_to_exitcode(status)))
         if self._deadline is not None and time.monotonic() >= self._deadline:
-            if self._deaf:
-                raise Broken("it closed the connection")
+            if self._child_closed:
+                raise ProtocolError("it closed the connection")
             self._end("late", late=True)
 
-    def _hear_driver(self) -> None:
+    def _read_driver(self) -> None:
         data = self._driver.recv(BUFFER_BYTES)
         if not data:
             if self._nonce:
@@ -166,20 +166,20 @@ class _Supervisor:
             body = frame[1]
             if self._nonce:
                 raise OSError("two tasks at once")
-            self._look_after_child()  # which may have ended before it gets the task
+            self._check_child()  # which may have ended before it gets the task
             (seconds,) = DEADLINE.unpack_from(body, NONCE_BYTES)
             self._nonce, self._deadline = body[:NONCE_BYTES], time.monotonic() + seconds
             self._room = self._output_bytes
             self._send(self._to_child, TASK, body[NONCE_BYTES + DEADLINE.size :])
 
-    def _hear_child(self) -> None:
+    def _read_child(self) -> None:
         try:
             data = self._child.recv(BUFFER_BYTES)
         except ConnectionResetError:
             data = b""
         if not data:  # it ends, or its code has closed all descriptors
             del self._sources[self._child.fileno()]
-            self._deaf, self._deadline = True, time.monotonic() + _STACKS_S
+            self._child_closed, self._deadline = True, time.monotonic() + _STACKS_S
             return
         self._answers.feed(data)
         while (frame := self._answers.next()) is not None:
@@ -194,11 +194,11 @@ class _Supervisor:
             self._send(self._to_child, CHECK, self._challenge)
         elif kind == CHECK and self._answer is not None and body == self._challenge:
             self._forward_output()
-            self._tell_dropped()
+            self._report_dropped()
             self._send(self._to_driver, ANSWER, self._nonce, self._answer)
             self._nonce, self._deadline, self._answer = b"", None, None
         else:
-            raise Broken("an answer that was not asked for")
+            raise ProtocolError("an answer that was not asked for")
 
     def _forward_output(self) -> None:
         try:
@@ -222,7 +222,7 @@ class _Supervisor:
         if data:
             self._send(self._to_driver, kind, data)
 
-    def _tell_dropped(self) -> None:
+    def _report_dropped(self) -> None:
         if self._dropped:
             self._send(self._to_driver, OUTPUT, f"\n({self._dropped:,} more bytes are not shown)\n".encode())
             self._dropped = 0
@@ -232,7 +232,7 @@ class _Supervisor:
         stacks = self._stacks_of_child() if late and not self._closing else b""
         process_tree.end_descendants()
         self._forward_output()
-        self._tell_dropped()
+        self._report_dropped()
         told = {"how": how, "late": late, "broke": broke, "stacks": stacks.decode(errors="replace")}
         if not self._closing:
             self._driver.settimeout(_SEND_S)

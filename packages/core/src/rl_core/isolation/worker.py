@@ -21,7 +21,7 @@ from typing import Any
 from rl_core import errors
 from rl_core.errors import EnvironmentProblem, RLError
 from rl_core.isolation.describe import cut, printable, shown
-from rl_core.isolation.outcome import Answered, Ended, Late, Outcome, Raised
+from rl_core.isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
 from rl_core.isolation.printed import Printed
 from rl_core.isolation.process_tree import how_it_ended
 from rl_core.isolation.protocol import (
@@ -39,9 +39,9 @@ from rl_core.isolation.protocol import (
     SETUP_S,
     STARTED,
     TASK,
-    Broken,
     FrameReader,
-    Outbox,
+    ProtocolError,
+    SendBuffer,
     file_in_memory,
 )
 
@@ -105,7 +105,7 @@ class Worker:
         return self._process.pid if self._process is not None else None
 
     def call(self, task: Any, *, timeout_s: float) -> Outcome:
-        """Pickle ``task`` to the process and wait for what becomes of it.
+        """Pickle ``task`` to the process and wait for its outcome.
 
         Raises:
             EnvironmentProblem: the process does not start.
@@ -117,20 +117,20 @@ class Worker:
         try:
             try:
                 outcome = self._ready().exchange(body, timeout_s)
-            except _EndedBefore:
+            except _EndedBeforeTask:
                 self._end()
                 outcome = self._ready().exchange(body, timeout_s)
-        except BaseException:  # an interrupt leaves an answer under way
+        except BaseException:  # an interrupt leaves an answer in progress
             self._end()
             raise
-        if isinstance(outcome, Late | Ended):
+        if isinstance(outcome, TimedOut | ProcessEnded):
             self._end()
         return outcome
 
     def cancel(self) -> None:
-        """Kill the process; a call in another thread then returns an :class:`Ended`."""
+        """Kill the process; a call in another thread then returns a :class:`ProcessEnded`."""
         if (process := self._process) is not None:
-            process.hang_up()
+            process.disconnect()
 
     def close(self) -> None:
         """End the process, which may first close what it holds; a later call starts it again."""
@@ -153,16 +153,16 @@ class Worker:
         if process.ready:
             return process
         match process.receive(SETUP_S):
-            case Answered():
+            case Returned():
                 process.ready = True
                 return process
             case Raised() as raised if raised.explained:
                 raise as_error(raised)
             case Raised(text=text):
                 raise RLError(f"building {service.name} failed: {text}")
-            case Late():
+            case TimedOut():
                 how = f"it was not ready within {SETUP_S:g} s"
-            case Ended(how=how):
+            case ProcessEnded(how=how):
                 pass
         raise EnvironmentProblem(f"the process of {service.name} does not start: {how}\n    {service.not_started}")
 
@@ -172,7 +172,7 @@ class Worker:
             process.kill()
 
 
-class _EndedBefore(Exception):
+class _EndedBeforeTask(Exception):
     """The process had ended before it was given the task."""
 
 
@@ -186,7 +186,7 @@ class _Process:
         self._nonce = b""
         self._channel, theirs = socket.socketpair()
         self._channel.setblocking(False)
-        self._outbox = Outbox(self._channel)
+        self._outbox = SendBuffer(self._channel)
         longest = {ANSWER: limits.answer_bytes + NONCE_BYTES, OUTPUT: BUFFER_BYTES}
         self._frames = FrameReader(longest | dict.fromkeys((STARTED, ENDED, LOG), CONTROL_BYTES))
         self._tasks = file_in_memory()
@@ -204,13 +204,13 @@ class _Process:
                 pass_fds=passed,
                 start_new_session=True,
             )
-        self._finalizer = weakref.finalize(self, _hang_up, self._channel, self._tasks, self._supervisor, os.getpid())
+        self._finalizer = weakref.finalize(self, _disconnect, self._channel, self._tasks, self._supervisor, os.getpid())
 
     def gone(self) -> bool:
         return self._hung_up or self._supervisor.poll() is not None
 
     def exchange(self, task: bytes, timeout_s: float) -> Outcome:
-        """Give it a task and wait for what becomes of it."""
+        """Send a task and wait for its outcome."""
         self.send(task, timeout_s)
         return self.receive(timeout_s)
 
@@ -227,24 +227,24 @@ class _Process:
         self._flush(self._nonce, DEADLINE.pack(timeout_s), IN_FILE.pack(in_file), task)
 
     def receive(self, timeout_s: float) -> Outcome:
-        """What becomes of the task that was sent."""
+        """The outcome of the task that was sent."""
         until = time.monotonic() + timeout_s + _GRACE_S
         try:
             while (outcome := self._next(timeout_s)) is None:
                 left = until - time.monotonic()
                 if left <= 0:
                     self._supervisor.kill()  # user code has stopped it
-                    return Late(timeout_s)
+                    return TimedOut(timeout_s)
                 self._wait(left)
-        except Broken as broken:
-            return Ended(str(broken), broke=True)
+        except ProtocolError as broken:
+            return ProcessEnded(str(broken), broke=True)
         except OSError:
-            return Ended(f"its supervisor ended, {self._how()}")
+            return ProcessEnded(f"its supervisor ended, {self._how()}")
         finally:
             self._printed.flush()
         return outcome
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Tell the supervisor to kill the child; from any thread."""
         self._hung_up = True
         with contextlib.suppress(OSError):
@@ -255,7 +255,7 @@ class _Process:
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
         until = time.monotonic() + CLOSE_S + _GRACE_S
-        with contextlib.suppress(OSError, Broken, _EndedBefore):
+        with contextlib.suppress(OSError, ProtocolError, _EndedBeforeTask):
             while (left := until - time.monotonic()) > 0:
                 if self._next(0.0) is None:
                     self._wait(left)
@@ -302,14 +302,14 @@ class _Process:
                 _log(body)
             elif kind == ENDED:
                 if body[:NONCE_BYTES] != self._nonce:
-                    raise _EndedBefore
+                    raise _EndedBeforeTask
                 told = json.loads(body[NONCE_BYTES:])
-                return Late(timeout_s, told["stacks"]) if told["late"] else Ended(told["how"], told["broke"])
+                return TimedOut(timeout_s, told["stacks"]) if told["late"] else ProcessEnded(told["how"], told["broke"])
             elif body[:NONCE_BYTES] == self._nonce and self._nonce:
                 self._nonce = b""
                 return _outcome(body[NONCE_BYTES:])
             else:
-                raise Broken("an answer to another task")
+                raise ProtocolError("an answer to another task")
         return None
 
     def _how(self) -> str:
@@ -338,12 +338,12 @@ def _outcome(body: bytes) -> Outcome:
     try:
         told = json.loads(body)
         if "value" in told:
-            return Answered(told["value"])
+            return Returned(told["value"])
         texts = {key: cut(str(told[key])) for key in ("message", "place", "text")}
         explained, unreadable = told.get("explained") is True, told.get("unreadable") is True
         return Raised(cut(str(told["error"])), **texts, explained=explained, unreadable=unreadable)
     except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
-        raise Broken(f"an answer that cannot be read, {type(error).__name__}") from error
+        raise ProtocolError(f"an answer that cannot be read, {type(error).__name__}") from error
 
 
 def _log(body: bytes) -> None:
@@ -351,10 +351,10 @@ def _log(body: bytes) -> None:
         name, level, text = json.loads(body)
         logging.getLogger(cut(str(name))).log(int(level), "%s", printable(str(text)))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise Broken("a log record that cannot be read") from error
+        raise ProtocolError("a log record that cannot be read") from error
 
 
-def _hang_up(channel: socket.socket, tasks: int, supervisor: subprocess.Popen[bytes], owner: int) -> None:
+def _disconnect(channel: socket.socket, tasks: int, supervisor: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:  # a fork inherits the object, not the process
         return
     with contextlib.suppress(OSError):

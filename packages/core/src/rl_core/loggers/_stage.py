@@ -1,4 +1,4 @@
-"""What both forms of the console show: where a stage stands, and which metrics are worth a column."""
+"""What both forms of the console show: the progress of a stage, and which metrics are worth a column."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class StageProgress:
         self._last = self._clock()
 
     def begin(self, what: str | None) -> tuple[str | None, float]:
-        """An activity begins, or (None) nothing goes on; returns the one that ended, and its seconds."""
+        """An activity begins, or (None) none is running; returns the one that ended, and its seconds."""
         ended, self._activity = self._activity, what
         took, self._since = self._clock() - self._since, self._clock()
         return ended, took

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ConsoleLogger:
-    """Shows where each stage stands on standard output.
+    """Shows the progress of each stage on standard output.
 
     Args:
         console: where to draw; default: standard output.

@@ -1,4 +1,4 @@
-"""Where generators live, on the trainers' GPUs or on their own, and so how new weights can reach them."""
+"""Placement of generators (on the trainers' GPUs or on separate ones), and the weight transports it allows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
 
 FASTEST_FIRST = ("ipc", "collective")
-"""What ``weight_transport: auto`` tries on GPUs before the object store, which always works."""
+"""Order in which ``weight_transport: auto`` tries transports on GPUs before the object store, which always works."""
 
 
 def has_own_gpus(stage: StageConfig) -> bool:
@@ -74,7 +74,7 @@ def gpus_on_this_machine(stage: StageConfig) -> int:
 
 
 def describe_generators(stage: StageConfig) -> str:
-    """How many there are, and on GPUs also where and how they get weights."""
+    """Their number, and on GPUs also their placement and weight transport."""
     assert stage.generator is not None
     config: Any = stage.generator.config
     fewest, most = config.replica_range
@@ -98,7 +98,9 @@ def _no_shared_gpu(stage: StageConfig) -> str | None:
     fewest, most = stage.generator.config.replica_range
     if fewest != most or most > ranks:
         many = str(most) if fewest == most else f"{fewest} to {most}"
-        return f"each generator must be on a GPU with a training worker; there are {many} beside {ranks}"
+        return (
+            f"each generator must be on a GPU with a training worker; there are {many} generators and {ranks} workers"
+        )
     return None
 
 

@@ -140,7 +140,7 @@ def _shape_of_init(init: InitConfig, tokenizer: object | None, *, max_length: in
 
 
 def _vocabulary(tokenizer: object | None) -> int | None:
-    """What the tokenizer's config says, or its folder."""
+    """The vocabulary size from the tokenizer's config or folder."""
     size = getattr(tokenizer, "vocab_size", None)
     if isinstance(size, int):
         return size

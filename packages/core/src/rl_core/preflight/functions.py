@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rl_core.errors import ConfigError
 from rl_core.functions import load_function
-from rl_core.isolation.outcome import Answered, Ended, Late, Outcome, Raised
+from rl_core.isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
 from rl_core.isolation.worker import Service, Worker
 
 IMPORT_S = 60.0
@@ -41,13 +41,13 @@ def importer() -> Callable[[str], None]:
 
 def _problem(reference: str, outcome: Outcome) -> tuple[str, str] | None:
     match outcome:
-        case Answered():
+        case Returned():
             return None
         case Raised(type=ConfigError.__name__, message=message):
             what, _, fix = message.partition("\n")
             return what, fix.strip()
-        case Late() as late:
+        case TimedOut() as late:
             slow = f"{reference}: importing it takes longer than {late.timeout_s:g} s{late.place}"
             return slow, "move what takes long from the module into the function"
-        case Raised() | Ended():
+        case Raised() | ProcessEnded():
             return f"{reference}: importing it {outcome.reason}", ""

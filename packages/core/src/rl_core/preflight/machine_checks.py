@@ -1,4 +1,4 @@
-"""What ``rl doctor`` asks of the machine: cores, memory, disk, shared memory, limits."""
+"""``rl doctor``: checks of the machine: cores, memory, disk, shared memory, limits."""
 
 from __future__ import annotations
 

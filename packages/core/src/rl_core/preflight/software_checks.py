@@ -1,4 +1,4 @@
-"""What ``rl doctor`` asks of the installation: Python, PyTorch and CUDA, Ray, vLLM, plugins and their requirements."""
+"""``rl doctor``: checks of the installation: Python, PyTorch and CUDA, Ray, vLLM, plugins and their requirements."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def torch_findings(probe: dict[str, Any], driver: str) -> Iterator[Finding]:
 
 
 def _nccl(probe: dict[str, Any]) -> Finding:
-    """What GPUs talk to each other with; AMD's RCCL answers to the same name."""
+    """The collective library of the GPUs; AMD's RCCL has the same name."""
     if probe["nccl"]:
         return Finding("NCCL", "ok", probe["nccl"])
     fix = "install a build with NCCL: https://pytorch.org/get-started"
@@ -122,9 +122,9 @@ def ray_cluster(address: str) -> Iterator[Finding]:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         reason = error.strerror or str(error)
-        yield Finding("Ray cluster", "fail", f"nobody answers at RAY_ADDRESS {address}: {reason}", fix)
+        yield Finding("Ray cluster", "fail", f"no cluster answers at RAY_ADDRESS {address}: {reason}", fix)
         return
-    yield Finding("Ray cluster", "ok", f"somebody answers at RAY_ADDRESS {address}")
+    yield Finding("Ray cluster", "ok", f"a cluster answers at RAY_ADDRESS {address}")
 
 
 def vllm() -> Iterator[Finding]:
@@ -201,7 +201,7 @@ def _version(package: str) -> str | None:
 
 
 def _probe_torch() -> dict[str, Any] | str:
-    """What torch says about itself, or why it does not import (one line)."""
+    """Facts about torch, or why it cannot be imported (one line)."""
     done = subprocess.run(
         [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False
     )

@@ -12,7 +12,7 @@ from rl_core.contracts.reward import Sample
 from rl_core.discovery.references import resolve_reference
 from rl_core.errors import ConfigError, DataError, EnvironmentProblem, WorkerDied
 from rl_core.isolation.describe import cut
-from rl_core.isolation.outcome import Answered, Ended, Late, Raised
+from rl_core.isolation.outcome import ProcessEnded, Raised, Returned, TimedOut
 from rl_core.isolation.worker import Limits, Service, Worker, as_error
 from rl_core.rewards.outcomes import Failure, Outcome, attempt
 
@@ -62,15 +62,15 @@ class RewardProcess:
             RLError: building the reward failed, or it raised an error that stops the run.
         """
         match self._worker.call(list(samples), timeout_s=self._timeout_s):
-            case Answered(value):
+            case Returned(value):
                 return _read(value, len(samples))
-            case Late() as late:
+            case TimedOut() as late:
                 if late.stacks:
                     logger.info(
                         "%s took longer than timeout_s: %g; its stacks:\n%s", self._who, self._timeout_s, late.stacks
                     )
                 return Failure(f"took longer than timeout_s: {self._timeout_s:g}{late.place}", late=True)
-            case Ended() as ended:
+            case ProcessEnded() as ended:
                 return Failure(ended.reason)
             case Raised(unreadable=True, text=text):
                 return Failure(f"runs in a process of its own, and its samples cannot be read there: {text}")

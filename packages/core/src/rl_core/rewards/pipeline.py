@@ -1,4 +1,4 @@
-"""The weighted sum of a stage's rewards, and what becomes of samples that a reward cannot score."""
+"""The weighted sum of a stage's rewards, and what happens to samples that a reward cannot score."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class RewardPipeline:
     def __init__(self, rewards: Sequence[tuple[ComponentChoice, Scorer]]) -> None:
         self._rewards = list(rewards)
         self._counts = any(choice.config.on_error != "error" for choice, _ in self._rewards)
-        self._one_at_a_time = threading.Lock()  # rollouts sampled ahead are scored beside an evaluation
+        self._one_at_a_time = threading.Lock()  # prefetched rollouts are scored during an evaluation
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Score the samples with all rewards.

@@ -1,4 +1,4 @@
-"""One conversation while it goes on: its tokens so far, its messages, and how it stands."""
+"""The state of one conversation: its tokens so far, its messages, and whether it ended."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rl_core.contracts.tokenizer import Message
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """Tokens that were read (``loss_mask`` 0) or written (1) at once; arrays of equal length."""
+class _Segment:
+    """Consecutive tokens that the model read (``loss_mask`` 0) or sampled (1); arrays of equal length."""
 
     tokens: np.ndarray
     loss_mask: np.ndarray
@@ -24,7 +24,7 @@ class _Stretch:
     weights_version: np.ndarray
 
     @classmethod
-    def read(cls, tokens: np.ndarray, version: int) -> _Stretch:
+    def read(cls, tokens: np.ndarray, version: int) -> _Segment:
         size = len(tokens)
         zeros = np.zeros(size, np.float32)
         return cls(tokens, zeros, zeros, np.full(size, version, np.int32))
@@ -32,14 +32,14 @@ class _Stretch:
 
 @dataclass
 class Conversation:
-    """What is known about a conversation.
+    """One conversation of a rollout.
 
     Attributes:
         row: its data row.
         chat: whether the prompt is made of messages.
         request, sample: which sample of which request it is.
         seed: the request's.
-        order: its place among all.
+        order: its index among all conversations.
         said: messages after the prompt.
         turns: turns the model has taken.
         reward: sum of the environment's rewards.
@@ -64,7 +64,7 @@ class Conversation:
     failed: bool = False
     cut: bool = False
     started: Future[Any] = field(default_factory=Future)
-    _stretches: list[_Stretch] = field(default_factory=list)
+    _segments: list[_Segment] = field(default_factory=list)
 
     @classmethod
     def begin(cls, row: Row, prompt: np.ndarray, *, request: int, sample: int, seed: int, order: int) -> Conversation:
@@ -84,18 +84,18 @@ class Conversation:
     @property
     def length(self) -> int:
         """Tokens so far, the prompt's included."""
-        return sum(len(s.tokens) for s in self._stretches)
+        return sum(len(s.tokens) for s in self._segments)
 
     @property
     def last_token(self) -> int:
-        return int(self._stretches[-1].tokens[-1])
+        return int(self._segments[-1].tokens[-1])
 
     def own_seed(self) -> int:
-        """For what is random in its environment."""
+        """The seed of its environment."""
         return _derive(self.seed, self.sample)
 
     def turn_seed(self) -> int:
-        """For sampling the next turn."""
+        """The seed of the next turn."""
         return _derive(self.seed, self.sample, self.turns)
 
     def messages(self) -> tuple[Message, ...]:
@@ -110,7 +110,7 @@ class Conversation:
 
     def column(self, name: str) -> np.ndarray:
         """A token column of the whole sequence so far."""
-        return np.concatenate([getattr(s, name) for s in self._stretches])
+        return np.concatenate([getattr(s, name) for s in self._segments])
 
     def add_turn(self, answers: SequenceBatch, index: int, *, text: Callable[[np.ndarray], str]) -> None:
         """Append what the generator sampled after the tokens so far: row ``index`` of ``answers``."""
@@ -118,26 +118,26 @@ class Conversation:
         known = int(answers.sequence_columns["prompt_length"][index])
         columns = answers.token_columns
         tokens, versions = answers.tokens[where][known:], columns["weights_version"][where][known:]
-        if not self._stretches:
-            self._stretches.append(_Stretch.read(self.prompt, int(versions[0])))
+        if not self._segments:
+            self._segments.append(_Segment.read(self.prompt, int(versions[0])))
         written = np.ones(len(tokens), np.float32)
-        self._stretches.append(_Stretch(tokens, written, columns["sampled_logprobs"][where][known:], versions))
+        self._segments.append(_Segment(tokens, written, columns["sampled_logprobs"][where][known:], versions))
         self.said.append({"role": "assistant", "content": text(tokens)})
         self.turns += 1
         self.cut = bool(answers.sequence_columns["truncated"][index])
 
     def add_reply(self, tokens: np.ndarray) -> None:
         """Append what the environment said."""
-        version = int(self._stretches[-1].weights_version[-1])
-        self._stretches.append(_Stretch.read(tokens.astype(np.int32, copy=False), version))
+        version = int(self._segments[-1].weights_version[-1])
+        self._segments.append(_Segment.read(tokens.astype(np.int32, copy=False), version))
         self.environment_tokens += len(tokens)
 
     def stop(self, *, truncated: bool) -> None:
-        """It is over."""
+        """End it."""
         self.truncated = truncated
 
     def fail(self) -> None:
-        """It is over, because the environment failed."""
+        """End it because the environment failed."""
         self.failed = self.truncated = True
 
 

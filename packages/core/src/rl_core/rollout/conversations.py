@@ -1,8 +1,8 @@
 """Conversations: the model takes a turn, the environment answers, until one of them or a limit ends it.
 
-A conversation becomes one sequence. The model's tokens are exactly those it sampled; what the environment says is
-appended in tokens of its own, with ``loss_mask`` 0. A conversation depends only on its prompt, its seed and the
-weights: which others run beside it makes no difference (up to floating-point rounding, as for any request).
+A conversation becomes one sequence. The model's tokens are exactly those it sampled. The environment's messages are
+tokenized separately and appended with ``loss_mask`` 0. A conversation depends only on its prompt, its seed and the
+weights: which others run at the same time makes no difference (up to floating-point rounding, as for any request).
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from rl_core.rollout.router import Router
 
 
-_HEAD_START_S = 0.02
-_LAST_WORDS_S = 5.0
+_START_WAIT_S = 0.02
+_END_WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Conversed:
+class FinishedConversations:
     """Finished conversations.
 
     Attributes:
         batch: as a generator returns it, with further sequence columns ``turns`` (int64, the model's),
             ``environment_tokens`` (int64), ``environment_reward`` (float32) and ``environment_failed`` (bool).
         messages: of each sequence, what was said after the prompt.
-        environment_s: seconds in which nothing was generated because environments were at work.
+        environment_s: seconds in which nothing was generated because environments were busy.
     """
 
     batch: SequenceBatch
@@ -52,7 +52,7 @@ class Conversed:
 
 
 class Conversations:
-    """Takes requests through an environment; stands where the router stands in single-turn rollouts."""
+    """Runs requests through an environment; takes the place of the router of single-turn rollouts."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Conversations:
         """The config field that limits a turn; ``otherwise`` where the environment leaves it alone."""
         return otherwise if self._config.max_tokens_per_turn is None else "environment.max_tokens_per_turn"
 
-    def run(self, requests: SequenceBatch, rows: Sequence[Row], sampling: SamplingParams) -> Conversed:
+    def run(self, requests: SequenceBatch, rows: Sequence[Row], sampling: SamplingParams) -> FinishedConversations:
         """``sampling.n`` conversations per request; ``rows`` has the data row of each request.
 
         The first turn is sampled like a single-turn completion, so that a conversation of one turn is one; each
@@ -93,45 +93,45 @@ class Conversations:
         try:
             waited = self._converse(conversations, requests, sampling)
         except BaseException:
-            self._calls.wait(self._endings(conversations), at_most_s=_LAST_WORDS_S, all_of_them=True)
+            self._calls.wait(self._endings(conversations), at_most_s=_END_WAIT_S, all_of_them=True)
             raise
         self._finish(conversations)
-        return Conversed(_to_batch(conversations), [tuple(c.said) for c in conversations], waited)
+        return FinishedConversations(_to_batch(conversations), [tuple(c.said) for c in conversations], waited)
 
     def _converse(
         self, conversations: Sequence[Conversation], requests: SequenceBatch, sampling: SamplingParams
     ) -> float:
-        """Turn after turn, to the end of all conversations; the seconds that went by waiting for the environment."""
+        """Run all conversations to their end; returns the seconds spent waiting for the environment."""
         waited = 0.0
-        answered = self._hand_over(conversations, self._router.generate(requests, sampling))
-        while answered:
+        pending = self._add_turns(conversations, self._router.generate(requests, sampling))
+        while pending:
             began = time.perf_counter()
-            ready = self._replies(answered, sampling)
+            ready = self._replies(pending, sampling)
             waited += time.perf_counter() - began
             if ready:
                 turns = self._router.generate(_next_requests(ready), replace(sampling, n=1))
-                answered |= self._hand_over(ready, turns)
+                pending |= self._add_turns(ready, turns)
         return waited
 
     def _begin(self, requests: SequenceBatch, rows: Sequence[Row], n: int) -> list[Conversation]:
-        begun: list[Conversation] = []
+        conversations: list[Conversation] = []
         for index in range(len(requests)):
             prompt, seed = requests.tokens[requests.sequence(index)], int(requests.sequence_columns["seed"][index])
             for sample in range(n):
                 conversation = Conversation.begin(
-                    rows[index], prompt, request=index, sample=sample, seed=seed % 2**64, order=len(begun)
+                    rows[index], prompt, request=index, sample=sample, seed=seed % 2**64, order=len(conversations)
                 )
                 conversation.started = self._calls.start(rows[index], conversation.own_seed(), place=conversation.place)
-                begun.append(conversation)
-        # What takes long in starting goes on while the first turns are generated.
-        self._calls.wait([c.started for c in begun], at_most_s=_HEAD_START_S, all_of_them=True)
-        return begun
+                conversations.append(conversation)
+        # A slow start continues while the first turns are generated.
+        self._calls.wait([c.started for c in conversations], at_most_s=_START_WAIT_S, all_of_them=True)
+        return conversations
 
-    def _hand_over(
+    def _add_turns(
         self, conversations: Sequence[Conversation], turns: SequenceBatch
     ) -> dict[Future[Turn], Conversation]:
-        """Give each conversation its new turn, and the environment those that it is to answer."""
-        handed = {}
+        """Append each conversation's new turn, and ask the environment to answer; returns the calls."""
+        pending = {}
         for index, conversation in enumerate(conversations):
             conversation.add_turn(turns, index, text=self._tokenizer.decode)
             if conversation.cut and self._config.on_long_turn == "end":
@@ -143,23 +143,23 @@ class Conversations:
                     turn=conversation.turns,
                     place=conversation.place,
                 )
-                handed[call] = conversation
-        return handed
+                pending[call] = conversation
+        return pending
 
-    def _replies(self, answered: dict[Future[Turn], Conversation], sampling: SamplingParams) -> list[Conversation]:
-        """Wait for the environment; the conversations that go on, which leave ``answered`` with those that ended."""
+    def _replies(self, pending: dict[Future[Turn], Conversation], sampling: SamplingParams) -> list[Conversation]:
+        """Wait for the environment; removes answered conversations from ``pending`` and returns those that continue."""
         ready: list[Conversation] = []
-        while answered and not ready:
-            self._calls.wait(list(answered), at_most_s=None, all_of_them=False)
-            self._calls.wait(list(answered), at_most_s=self._config.patience_s, all_of_them=True)
-            for call in [call for call in answered if call.done()]:
-                conversation = answered.pop(call)
+        while pending and not ready:
+            self._calls.wait(list(pending), at_most_s=None, all_of_them=False)
+            self._calls.wait(list(pending), at_most_s=self._config.patience_s, all_of_them=True)
+            for call in [call for call in pending if call.done()]:
+                conversation = pending.pop(call)
                 if self._reply(conversation, call, sampling):
                     ready.append(conversation)
         return sorted(ready, key=lambda c: c.order)
 
     def _reply(self, conversation: Conversation, call: Future[Turn], sampling: SamplingParams) -> bool:
-        """Take in what the environment said; whether the model has another turn."""
+        """Append the environment's answer; returns whether the model has another turn."""
         try:
             turn = self._checked(call.result(), conversation)
         except EnvironmentFailure:
@@ -180,7 +180,7 @@ class Conversations:
         return True
 
     def _encode(self, messages: Sequence[Message], conversation: Conversation, sampling: SamplingParams) -> np.ndarray:
-        """int32 [E]: what the model reads of ``messages``, which join what was said, cut to their limit."""
+        """int32 [E]: tokens of ``messages``, each cut to its limit; also appends the messages to the conversation."""
         limit = self._config.max_environment_tokens
         ended = conversation.last_token in sampling.stop_token_ids
         try:
@@ -204,7 +204,7 @@ class Conversations:
         return tokens
 
     def _checked(self, turn: Any, conversation: Conversation) -> Turn:
-        """The turn, if it is one; what is none stops the run, a reward that is not finite is a failure."""
+        """Check a turn: a value that is not a turn stops the run, a reward that is not finite is a failure."""
         where = f"{self._calls.name}, {conversation.place}: step returned"
         if not isinstance(turn, Turn):
             raise RLError(
@@ -226,7 +226,7 @@ class Conversations:
         return [self._calls.end(c.started, place=c.place) for c in conversations]
 
     def _finish(self, conversations: Sequence[Conversation]) -> None:
-        """Tell the environment that its conversations are over."""
+        """Call the environment's ``end`` for all conversations."""
         endings = self._endings(conversations)
         self._calls.wait(endings, at_most_s=None, all_of_them=True)
         for conversation, ending in zip(conversations, endings, strict=True):

@@ -33,7 +33,7 @@ def encode_prompt(
         tools: JSON schemas of the environment's functions for the chat template; the row may have more.
         section: the config section that the row comes from, for messages.
         limit_name: the field that ``max_new_tokens`` comes from, for messages.
-        long: what becomes of a prompt that leaves no room; ``truncate`` keeps its end and its opening token. None: an
+        long: what happens to a prompt that leaves no room; ``truncate`` keeps its end and its opening token. None: an
             error.
     """
     where = row.get("__where__", "a data row")

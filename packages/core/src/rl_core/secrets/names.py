@@ -1,4 +1,4 @@
-"""Which names belong to secrets, and which texts look like one."""
+"""Names of secrets, and texts that look like one."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def mask_names(metrics: dict[str, float]) -> dict[str, float]:
 def named(document: Any, key: str, path: Path) -> Iterator[tuple[Any, Any, str]]:
     """What a mapping or a list holds: ``(key or index, value, secret name that it stands under or "")``.
 
-    That name is the value's own, that of a mapping above it (``key``), the one beside it (``{name: Authorization,
+    That name is the value's own, that of a mapping above it (``key``), the one next to it (``{name: Authorization,
     value: …}``) or the option before it (``["--api-key", …]``). ``run.secrets`` holds places, no secrets.
     """
     if isinstance(document, Mapping):

@@ -56,18 +56,18 @@ def check_arrival(components: Sequence[tuple[str, Component, BaseModel]]) -> Non
     Args:
         components: ``(label for messages, what the plugin registered, config)`` of each.
     """
-    parcels = []
+    pickled = []
     for label, component, config in components:
         try:
-            parcels.append((component, pickle.dumps(config)))
+            pickled.append((component, pickle.dumps(config)))
         except Exception as error:
             raise AssertionError(f"{label}: its config cannot be pickled for a worker: {describe(error)}") from error
     import ray
 
     with ray_for_checks():
-        # No CPU of its own: it runs beside whatever the cluster is doing.
+        # No CPU of its own: it runs whatever else the cluster is doing.
         unpack = ray.remote(_unpack).options(num_cpus=0, max_retries=0)
-        answers = ray.get(unpack.remote(list(sys.path), parcels), timeout=TIMEOUT_S)
+        answers = ray.get(unpack.remote(list(sys.path), pickled), timeout=TIMEOUT_S)
     for (label, _, config), (problem, arrived) in zip(components, answers, strict=True):
         if problem:
             raise AssertionError(f"{label}: in a Ray worker {problem}")
@@ -75,17 +75,17 @@ def check_arrival(components: Sequence[tuple[str, Component, BaseModel]]) -> Non
             raise AssertionError(f"{label}: its config arrives changed in a Ray worker: {arrived}")
 
 
-def _unpack(paths: list[str], parcels: list[tuple[Component, bytes]]) -> list[tuple[str, str]]:
+def _unpack(paths: list[str], pickled: list[tuple[Component, bytes]]) -> list[tuple[str, str]]:
     """Runs in the worker. Returns ``(what went wrong, the config as JSON)`` for each."""
     # What the driver can import, the worker can: packages in editable mode, or under test.
     sys.path.extend(path for path in paths if path not in sys.path)
     from rl_core.discovery.references import resolve_reference
 
     answers = []
-    for component, parcel in parcels:
+    for component, data in pickled:
         doing = "its config cannot be read"
         try:
-            config = pickle.loads(parcel)
+            config = pickle.loads(data)
             doing = "building it fails"
             factory: Any = resolve_reference(component.factory)
             for _ in range(2):

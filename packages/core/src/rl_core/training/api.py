@@ -22,7 +22,6 @@ from rl_core.io.values import plain
 from rl_core.preflight.check import check, load_config
 from rl_core.secrets.redaction import RedactingFormatter, mask_known, mask_names, remember_secrets, secret_values
 from rl_core.training.assembly import Assembly, assemble
-from rl_core.training.beside import changed_in_environment, write_beside
 from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.cluster_needs import cluster_interface, deadlines_of, ray_needs
 from rl_core.training.directory import RunDirectory, refuse_special_files, require_writable
@@ -31,6 +30,7 @@ from rl_core.training.evaluation import evaluate as run_evaluators
 from rl_core.training.pipeline import Pipeline
 from rl_core.training.progress import working
 from rl_core.training.resuming import Change, changes, environment_changes, has_trained, refuse_corrupting
+from rl_core.training.sidecars import changed_in_environment, write_sidecars
 from rl_core.training.summary import show
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(
     begin: dict[str, Any] = {
         "config_yaml": config.to_yaml(),
         "manifest": registry.manifest(),
-        "write_beside": lambda folder: write_beside(folder, config),
+        "write_sidecars": lambda folder: write_sidecars(folder, config),
     }
     with run_folder(Path(config.directory), permissions):
         if resume:
@@ -147,7 +147,7 @@ def _prepare_resume(config: RunConfig, directory: RunDirectory, registry: Regist
     refuse_special_files(directory.path)
     with _permitted(config), _logging(directory.logs, config):
         refuse_corrupting(_changes(config, directory, registry), allowed, directory.path)
-        write_beside(directory.path, config)
+        write_sidecars(directory.path, config)
         directory.replace_config(config.to_yaml())
 
 

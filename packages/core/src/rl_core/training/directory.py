@@ -28,14 +28,14 @@ from rl_core.errors import ConfigError, EnvironmentProblem, RLError, StorageErro
 from rl_core.io.files import open_regular, parse_object, read_object, read_regular, special_files, write_atomic
 from rl_core.io.lock import LOCK, FolderLock
 from rl_core.secrets.redaction import hide_secrets
-from rl_core.training.beside import BESIDE
+from rl_core.training.sidecars import SIDECARS
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 _STATUS = "status.json"
 _LOGS = "logs"
-_BEFORE = frozenset({_LOGS, LOCK, "plugins.json", "plugins.json.tmp", "config.yaml.tmp"}) | BESIDE
+_BEFORE = frozenset({_LOGS, LOCK, "plugins.json", "plugins.json.tmp", "config.yaml.tmp"}) | SIDECARS
 """What a run that was killed before it wrote config.yaml leaves; a new one may take the folder."""
 _MOST_SHOWN = 5
 
@@ -64,9 +64,9 @@ class RunDirectory:
         *,
         config_yaml: str,
         manifest: Mapping[str, str],
-        write_beside: Callable[[Path], None] = lambda folder: None,
+        write_sidecars: Callable[[Path], None] = lambda folder: None,
     ) -> RunDirectory:
-        """Start a new run directory; ``write_beside`` writes what config.yaml needs beside it, before it is there.
+        """Start a new run directory; ``write_sidecars`` writes the files that config.yaml needs, before it.
 
         Raises:
             ConfigError: it already holds something, or another process is working in it; nothing is touched.
@@ -76,7 +76,7 @@ class RunDirectory:
         with run.closed_on_failure():
             if run.begun:
                 raise _exists(run.path)
-            run.begin(config_yaml=config_yaml, manifest=manifest, write_beside=write_beside)
+            run.begin(config_yaml=config_yaml, manifest=manifest, write_sidecars=write_sidecars)
         return run
 
     @classmethod
@@ -132,9 +132,9 @@ class RunDirectory:
         *,
         config_yaml: str,
         manifest: Mapping[str, str],
-        write_beside: Callable[[Path], None] = lambda folder: None,
+        write_sidecars: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """Make the claimed folder a run directory; ``write_beside`` as for :meth:`create`.
+        """Make the claimed folder a run directory; ``write_sidecars`` as for :meth:`create`.
 
         Raises:
             ConfigError: it holds files that no run makes.
@@ -144,7 +144,7 @@ class RunDirectory:
         try:
             self.logs.mkdir(exist_ok=True)
             write_atomic(self.path / "plugins.json", json.dumps(dict(manifest), indent=2) + "\n")
-            write_beside(self.path)
+            write_sidecars(self.path)
             write_atomic(self.path / CONFIG, config_yaml)  # last: from here on it is a run directory
         except OSError as error:
             raise _unwritable(self.path, error, "\n    choose another with run.directory=PATH") from error
@@ -177,7 +177,7 @@ class RunDirectory:
             raise RLError(f"the run directory {self.path} {what} while the run was working in it\n    {advice}")
 
     def replace_config(self, config_yaml: str) -> None:
-        """Write another config.yaml; the one before is kept beside it, named by the time."""
+        """Write another config.yaml; the previous one is kept next to it, named by the time."""
         saved = self.path / CONFIG
         if saved.read_text(encoding="utf-8") != config_yaml:
             kept = self.path / f"config.{time.strftime('%Y%m%d-%H%M%S')}.yaml"

@@ -140,7 +140,7 @@ ENVIRONMENT = {
             "        state.turns += 1\n": "        state = self.state\n        state.turns += 1\n",
         },
         "conversations do not influence each other",
-        "conversation 0 goes differently beside another one; state belongs into what start returns",
+        "conversation 0 goes differently while another one runs; state belongs into what start returns",
     ),
 }
 

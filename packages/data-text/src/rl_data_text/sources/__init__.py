@@ -1,1 +1,1 @@
-"""Where rows come from: one module per file format, on one shared pipeline (:mod:`.base`)."""
+"""Data sources: one module per file format, on one shared pipeline (:mod:`.base`)."""

@@ -166,7 +166,7 @@ class TextSource(ABC):
                 row[key] = plain_messages(without_nulls(row[key]) if self.fills_with_nulls else row[key])
 
     def _with_changes(self, raw: Mapping[str, Any], changed: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The raw row, where a pair's columns hold what became of them: ``completion: chosen`` is the answer alone."""
+        """The raw row with the changed columns of a pair: ``completion: chosen`` is the answer alone."""
         if not changed:
             return raw
         names = {getattr(self.config, key): value for key, value in changed.items()}

@@ -1,4 +1,4 @@
-"""Conversations as files have them: nulls of Arrow, ShareGPT's names, and what the chat template gets besides."""
+"""Conversations as files have them: nulls of Arrow, ShareGPT's names, and what else the chat template gets."""
 
 from __future__ import annotations
 

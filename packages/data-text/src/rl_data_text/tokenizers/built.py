@@ -1,4 +1,4 @@
-"""What the tokenizers built from data share: their texts, their chat template, and their wrapping.
+"""Shared parts of the tokenizers built from data: their texts, their chat template, and their wrapping.
 
 They are byte-level BPE with Qwen2's pre-tokenizer, because that is what survives every loader:
 transformers ignores the pre-tokenizer in ``tokenizer.json`` for some model types (qwen2) and

@@ -55,7 +55,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a template gets besides the messages: JSON schemas of ``tools``, and variables by name."""
+    """Inputs of a template in addition to the messages: JSON schemas of ``tools``, and variables by name."""
 
     tools: Sequence[Mapping[str, Any]] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class ChatTemplate:
         self._check_kwargs()
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], extras: Extras) -> str:
-        """The conversation up to where the model goes on: after the template's generation prompt, or, where its last
+        """The conversation up to where the model continues: after the template's generation prompt, or, where its last
         message is the assistant's, after that message's text.
 
         Raises:
@@ -173,7 +173,7 @@ class ChatTemplate:
 
         Args:
             given: this many messages at the start are the prompt; nothing in them is trained on.
-            opening: the last of those is the assistant's and goes on after this text.
+            opening: the last of those is the assistant's and continues after this text.
 
         Raises:
             DataError: no assistant message to train on, no template, or one that is not prefix-stable.

@@ -1,4 +1,4 @@
-"""Which tokens end what a model writes, and which it must never write.
+"""Tokens that end a completion, and tokens that are never sampled.
 
 A tokenizer names one end-of-sequence token; chat models have further ones. They stand in the model folder's
 ``generation_config.json`` (or in ``config.json``), and in the chat template, whose assistant turns may end with

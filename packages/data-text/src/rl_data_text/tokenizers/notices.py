@@ -1,4 +1,4 @@
-"""What a chat template does not do with the data, each said once."""
+"""Warnings about data that a chat template ignores, each given once."""
 
 from __future__ import annotations
 

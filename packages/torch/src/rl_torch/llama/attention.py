@@ -31,7 +31,7 @@ _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True)
 class Heads:
-    """What attention in one layer looks like.
+    """Sizes of the attention in one layer.
 
     Attributes:
         queries: heads of queries.

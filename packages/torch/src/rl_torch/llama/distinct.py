@@ -1,7 +1,7 @@
-"""Cells that hold the same token: up to its attention the first layer computes the same for all of them.
+"""Equal tokens share the work of the first layer up to its attention.
 
-What stands there is the token's embedding; positions come in behind the projections to queries, keys and values. So
-these are made once for each distinct token of a micro-batch, and their gradients summed before going back.
+The rotary embedding is applied after the projections to queries, keys and values, so until then equal tokens have equal
+states. They are computed once for each distinct token of a micro-batch, and their gradients are summed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from rl_torch.precision import sum_by
 from rl_torch.small_integers import distinct
 
 _MOST = 0.5
-"""Distinct tokens per cell; with more, handing the results out costs what is saved."""
+"""Distinct tokens per position; with more, handing the results out costs what is saved."""
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """D distinct tokens in U cells.
+    """D distinct tokens in U positions.
 
     Attributes:
-        first: int64 [D], a cell of each.
-        kinds: int64 [U], which of them each cell holds.
+        first: int64 [D], a position of each.
+        kinds: int64 [U], which of them each position holds.
     """
 
     first: Tensor
@@ -32,17 +32,17 @@ class Distinct:
 
     @classmethod
     def of(cls, ids: Tensor) -> Distinct | None:
-        """For the tokens of all cells, int64 of any shape, on the CPU; None where they are too many."""
+        """For the tokens of all positions, int64 of any shape, on the CPU; None where too many are distinct."""
         tokens = ids.numpy().ravel()
         first, kinds = distinct(tokens, int(tokens.max(initial=0)) + 1)
         if len(first) > _MOST * len(kinds):
             return None
         return cls(torch.from_numpy(first), torch.from_numpy(kinds))
 
-    def at(self, cells: Tensor | None) -> Tensor:
-        """int64 [M]: ``kinds`` of some cells; None: of all."""
-        return self.kinds if cells is None else self.kinds.index_select(0, cells)
+    def at(self, indices: Tensor | None) -> Tensor:
+        """int64 [M]: ``kinds`` of some positions; None: of all."""
+        return self.kinds if indices is None else self.kinds.index_select(0, indices)
 
-    def total(self, gradient: Tensor, cells: Tensor | None) -> Tensor:
-        """[M, …] → [D, …]: the gradient of what each of ``cells`` was handed, summed by token."""
-        return sum_by(self.at(cells), gradient, len(self.first))
+    def total(self, gradient: Tensor, indices: Tensor | None) -> Tensor:
+        """[M, …] → [D, …]: the gradient of what each of ``indices`` was handed, summed by token."""
+        return sum_by(self.at(indices), gradient, len(self.first))

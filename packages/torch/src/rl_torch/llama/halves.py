@@ -1,4 +1,4 @@
-"""The two halves of a decoder layer, each with one backward pass: attention, and the feed-forward network."""
+"""The two halves of a decoder layer, attention and feed-forward network, each with its own backward pass."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rl_torch.llama.distinct import Distinct
 from rl_torch.llama.products import added, by_input, by_weight, product
 from rl_torch.llama.rotary import Rotation
 from rl_torch.llama.slots import Slots
-from rl_torch.ragged import Rows
+from rl_torch.ragged import RaggedRows
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a layer is told of its attention and of the micro-batch.
+    """Inputs of a layer: its attention and the micro-batch.
 
     Attributes:
         epsilon: of the norms.
-        wanted: int64 [M], the cells whose results are used, in the last layer: it computes keys and values for all
-            U cells, and the rest for these. None: all.
-        distinct: tokens of the cells, in the first layer where many hold the same one: what they are projected to is
-            computed once for each of D tokens. None: in each of D = U cells.
+        wanted: int64 [M], in the last layer: the positions whose outputs are used. Keys and values are computed for all
+            U positions, everything else for these. None: all.
+        distinct: in the first layer, where tokens repeat: projections are computed once for each of D distinct tokens.
+            None: at each of D = U positions.
     """
 
     heads: Heads
     rotation: Rotation
-    rows: Rows
+    rows: RaggedRows
     epsilon: float
     wanted: Tensor | None = None
     distinct: Distinct | None = None
@@ -56,20 +56,20 @@ class Frame:
         return by_sources if self.distinct is None else direct.index_add(0, self.distinct.first, by_sources)
 
     def queried(self, sources: Tensor) -> Tensor:
-        """[D, …] → what queries are projected from: all sources, or of wanted cells alone."""
+        """[D, …] → what queries are projected from: all sources, or of wanted positions alone."""
         return self.pick(sources) if self.distinct is None else sources
 
-    def queried_backward(self, gradient: Tensor, cells: int) -> Tensor:
+    def queried_backward(self, gradient: Tensor, count: int) -> Tensor:
         """[D, …]."""
-        return self.spread(gradient, cells) if self.distinct is None else gradient
+        return self.spread(gradient, count) if self.distinct is None else gradient
 
-    def hand_out(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Queries, keys and values of sources → queries of the M wanted cells, keys and values of all U."""
+    def expand(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Queries, keys and values of sources → queries of the M wanted positions, keys and values of all U."""
         if self.distinct is None:
             return list(states)
         return [part.index_select(0, self.distinct.at(c)) for part, c in zip(states, self._owners(), strict=True)]
 
-    def hand_out_backward(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def expand_backward(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """The gradients by the states of sources."""
         if self.distinct is None:
             return list(gradients)
@@ -82,15 +82,15 @@ class Frame:
         """[U, …] → [M, …]."""
         return states if self.wanted is None else states.index_select(0, self.wanted)
 
-    def spread(self, states: Tensor, cells: int) -> Tensor:
+    def spread(self, states: Tensor, count: int) -> Tensor:
         """[M, …] → [U, …], zero elsewhere."""
         if self.wanted is None:
             return states
-        return states.new_zeros(cells, *states.shape[1:]).index_copy_(0, self.wanted, states)
+        return states.new_zeros(count, *states.shape[1:]).index_copy_(0, self.wanted, states)
 
 
 class Attention(torch.autograd.Function):
-    """``x + output(attention(norm(x)))`` at the wanted cells, x [U, H] for U cells."""
+    """``x + output(attention(norm(x)))`` at the wanted positions, x [U, H] for U positions."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, frame: Frame, weight: Tensor, *parameters: Tensor | None) -> Tensor:
@@ -113,15 +113,15 @@ class Attention(torch.autograd.Function):
             both = [norm.forward(part, w, frame.epsilon) for part, w in zip(states[:2], head_norms, strict=True)]
             states[:2] = [part for part, _ in both]
             kept = [*projected[:2], *(factors for _, factors in both), *head_norms]
-        states = frame.hand_out(states)
+        states = frame.expand(states)
         states[:2] = [turn.forward(part) for turn, part in zip(frame.rotations(), states[:2], strict=True)]
         states[0] = frame.spread(states[0], len(x))
         slots = frame.slots()
         query, key, value = (slot.gather(part) for slot, part in zip(slots, states, strict=True))
         seen, ctx.attention_backward = attend(frame.rows.shapes, query, key, value, frame.heads)
-        merged = frame.pick(slots[0].put_back(seen).flatten(1))
+        merged = frame.pick(slots[0].scatter(seen).flatten(1))
         ctx.save_for_backward(sources, normalized, factor, merged, weight, *(w for w, _ in linear), *kept)
-        ctx.frame, ctx.cells, ctx.biased = frame, len(x), [bias is not None for _, bias in linear]
+        ctx.frame, ctx.positions, ctx.biased = frame, len(x), [bias is not None for _, bias in linear]
         return added(frame.pick(x), merged, *linear[3])
 
     @staticmethod
@@ -130,13 +130,13 @@ class Attention(torch.autograd.Function):
         """By what :meth:`forward` was given."""
         sources, normalized, factor, merged, weight, query, key, value, output, *kept = ctx.saved_tensors
         frame, slots = ctx.frame, ctx.frame.slots()
-        by_seen = frame.spread(by_input(gradient, output), ctx.cells).unflatten(1, (-1, frame.heads.width))
-        by_shown = ctx.attention_backward(slots[0].put_back_backward(by_seen))
+        by_seen = frame.spread(by_input(gradient, output), ctx.positions).unflatten(1, (-1, frame.heads.width))
+        by_shown = ctx.attention_backward(slots[0].scatter_backward(by_seen))
         del ctx.attention_backward  # with what it kept
         states = [slot.gather_backward(part) for slot, part in zip(slots, by_shown, strict=True)]
         states[0] = frame.pick(states[0])
         states[:2] = [turn.backward(part) for turn, part in zip(frame.rotations(), states[:2], strict=True)]
-        states = frame.hand_out_backward(states)
+        states = frame.expand_backward(states)
         by_head_norms: list[Tensor | None] = [None, None]
         if kept:
             both = [norm.backward(g, *of) for g, *of in zip(states[:2], kept[:2], kept[2:4], kept[4:], strict=True)]
@@ -145,7 +145,7 @@ class Attention(torch.autograd.Function):
         by_normalized = frame.queried_backward(by_input(flat[0], query), len(sources))
         for part, projection in zip(flat[1:], (key, value), strict=True):
             by_normalized = by_input(part, projection, plus=by_normalized)
-        direct = frame.spread(gradient, ctx.cells)
+        direct = frame.spread(gradient, ctx.positions)
         plus = direct if frame.distinct is None else None
         by_sources, by_norm = norm.backward(by_normalized, sources, factor, weight, plus=plus)
         by_x = frame.sources_backward(by_sources, direct)

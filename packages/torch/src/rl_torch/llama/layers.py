@@ -13,7 +13,7 @@ from rl_torch.llama.distinct import Distinct
 from rl_torch.llama.halves import Attention, FeedForward, Frame
 from rl_torch.llama.norm import Norm
 from rl_torch.llama.rotary import Rotation
-from rl_torch.ragged import Rows, computes_the_same, missing_rows, use_ragged_attention
+from rl_torch.ragged import RaggedRows, computes_the_same, missing_rows, use_ragged_attention
 
 _KNOWN = frozenset(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "mistral", "qwen2", "qwen3"))
 """By name, because importing them costs what only one of them is needed for."""
@@ -59,8 +59,8 @@ def supports_own_layers(model: PreTrainedModel) -> bool:
 def use_own_layers(model: PreTrainedModel) -> None:
     """Have the layers and the last norm of ``model`` computed here; its forward then needs ``rows=``.
 
-    With ``wanted=`` (int64 [M]) it returns the hidden states of these cells only, [1, M, H], and saves most of its last
-    layer for the others. With ``distinct=`` it saves a part of its first layer for cells that hold the same token.
+    With ``wanted=`` (int64 [M]) it returns the hidden states of these positions only, [1, M, H], and skips most of the
+    last layer for the others. With ``distinct=`` equal tokens share a part of the first layer.
 
     Args:
         model: one that :func:`fits`, on the CPU, with :func:`rl_torch.ragged.use_ragged_attention`.
@@ -84,7 +84,7 @@ def _layer(
     position_embeddings: tuple[Tensor, Tensor],
     is_first: bool,
     is_last: bool,
-    rows: Rows | None = None,
+    rows: RaggedRows | None = None,
     wanted: Tensor | None = None,
     distinct: Distinct | None = None,
     **_further: Any,

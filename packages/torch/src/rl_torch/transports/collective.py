@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from rl_core.contracts.backend import WeightBucket
 from rl_core.contracts.generator import Generator
-from rl_core.contracts.transport import BucketLayout, Meeting, WeightTransferFailed
+from rl_core.contracts.transport import BucketLayout, WeightGroup, WeightTransferFailed
 
 from rl_torch.transports.buckets import NamedWeights, exhaust, fill, plan_buckets
 from rl_torch.transports.group import BroadcastGroup
 
 
 class _End:
-    """Keeps the group of the last meeting."""
+    """Keeps the group it joined last."""
 
     def __init__(self) -> None:
         self._group: BroadcastGroup | None = None
@@ -23,10 +23,10 @@ class _End:
             group, self._group = self._group, None
             group.leave()
 
-    def _join(self, meeting: Meeting, rank: int) -> BroadcastGroup:
-        if self._group is None or (self._group.meeting, self._group.rank) != (meeting, rank):
+    def _join(self, group: WeightGroup, rank: int) -> BroadcastGroup:
+        if self._group is None or (self._group.spec, self._group.rank) != (group, rank):
             self.close()
-            self._group = BroadcastGroup(meeting, rank)
+            self._group = BroadcastGroup(group, rank)
         return self._group
 
 
@@ -43,17 +43,17 @@ class Sender(_End):
         self._plans[role] = plan_buckets(self._backend.named_weights(role))
         return self._plans[role]
 
-    def send(self, role: str, meeting: Meeting | None) -> None:
+    def send(self, role: str, group: WeightGroup | None) -> None:
         """Whatever happens, parameters are gathered to the last, because the other ranks do."""
         named = self._backend.named_weights(role)
         try:
-            if meeting is not None:
-                group = self._join(meeting, 0)
+            if group is not None:
+                joined = self._join(group, 0)
                 plan = self._plans[role]
-                buffer = torch.empty(max(b.nbytes for b in plan), dtype=torch.uint8, device=meeting.device)
+                buffer = torch.empty(max(b.nbytes for b in plan), dtype=torch.uint8, device=group.device)
                 for layout in plan:
                     fill(buffer, layout, named)
-                    group.broadcast(buffer[: layout.nbytes])
+                    joined.broadcast(buffer[: layout.nbytes])
         except WeightTransferFailed:
             self.close()
             raise
@@ -72,14 +72,14 @@ class Receiver(_End):
         super().__init__()
         self._generator = generator
 
-    def receive(self, meeting: Meeting, rank: int, plan: tuple[BucketLayout, ...], version: int) -> None:
+    def receive(self, group: WeightGroup, rank: int, plan: tuple[BucketLayout, ...], version: int) -> None:
         """Receive all buckets, then update the generator."""
         buckets = []
         try:
-            group = self._join(meeting, rank)
+            joined = self._join(group, rank)
             for layout in plan:
-                data = torch.empty(layout.nbytes, dtype=torch.uint8, device=meeting.device)
-                group.broadcast(data)
+                data = torch.empty(layout.nbytes, dtype=torch.uint8, device=group.device)
+                joined.broadcast(data)
                 buckets.append(WeightBucket(layout.names, layout.shapes, layout.dtypes, data.cpu().numpy()))
         except WeightTransferFailed:
             self.close()

@@ -1,4 +1,4 @@
-"""A process group beside the default one: a rank that sends and generators that receive, NCCL or gloo."""
+"""A process group of its own for weights: one rank sends and generators receive, NCCL or gloo."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rl_core.contracts.transport import Meeting, WeightTransferFailed
+from rl_core.contracts.transport import WeightGroup, WeightTransferFailed
 from torch import Tensor
 
-from rl_torch.rendezvous import meet
+from rl_torch.rendezvous import store_of
 from rl_torch.transports.buckets import first_line
 
 logger = logging.getLogger(__name__)
@@ -31,35 +31,35 @@ class BroadcastGroup:
         WeightTransferFailed: the others did not come in time.
     """
 
-    def __init__(self, meeting: Meeting, rank: int) -> None:
-        self.meeting = meeting
+    def __init__(self, spec: WeightGroup, rank: int) -> None:
+        self.spec = spec
         self.rank = rank
         self._group: Any = None
         try:
-            self._group = (_nccl if meeting.device == "cuda" else _gloo)(meet(meeting, rank), meeting, rank)
+            self._group = (_nccl if spec.device == "cuda" else _gloo)(store_of(spec, rank), spec, rank)
             # The first exchange is what connects everybody.
-            self.broadcast(torch.zeros(1, dtype=torch.uint8, device=meeting.device))
+            self.broadcast(torch.zeros(1, dtype=torch.uint8, device=spec.device))
         except RuntimeError as error:  # the store's errors and gloo's among them
-            raise WeightTransferFailed(f"the group for weights did not meet: {first_line(error)}") from error
+            raise WeightTransferFailed(f"the group for weights did not form: {first_line(error)}") from error
         except WeightTransferFailed:
             self.leave()
             raise
-        logger.info("joined the group for weights as rank %d of %d, on %s", rank, meeting.size, meeting.device)
+        logger.info("joined the group for weights as rank %d of %d, on %s", rank, spec.size, spec.device)
 
     def broadcast(self, tensor: Tensor) -> None:
         """Rank 0's ``tensor`` is in everybody's when it returns.
 
         Raises:
-            WeightTransferFailed: it took longer than the meeting allows, or a member is gone.
+            WeightTransferFailed: it took longer than the group's timeout, or a member is gone.
         """
-        deadline = time.monotonic() + self.meeting.timeout_s
+        deadline = time.monotonic() + self.spec.timeout_s
         pause, work = _POLL_S, None
         try:
             work = self._group.broadcast(tensor, 0)
             # NCCL's own wait only queues one on the device, and a kernel waits for a dead peer for ever.
             while not work.is_completed():
                 if time.monotonic() > deadline:
-                    raise WeightTransferFailed(f"an exchange of weights stood still for {self.meeting.timeout_s:g} s")
+                    raise WeightTransferFailed(f"an exchange of weights stood still for {self.spec.timeout_s:g} s")
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_POLL_S)
             work.wait()
@@ -69,19 +69,19 @@ class BroadcastGroup:
             del work  # gloo's connections end with the last reference, and a traceback would keep this one
 
     def leave(self) -> None:
-        """End what is under way; the others' exchanges with this process fail."""
-        if self._group is not None and self.meeting.device == "cuda":
+        """End what is in progress; the others' exchanges with this process fail."""
+        if self._group is not None and self.spec.device == "cuda":
             self._group.abort()
         self._group = None
 
 
-def _gloo(store: dist.Store, meeting: Meeting, rank: int) -> dist.ProcessGroup:
-    return dist.ProcessGroupGloo(store, rank, meeting.size, timedelta(seconds=meeting.timeout_s))
+def _gloo(store: dist.Store, spec: WeightGroup, rank: int) -> dist.ProcessGroup:
+    return dist.ProcessGroupGloo(store, rank, spec.size, timedelta(seconds=spec.timeout_s))
 
 
-def _nccl(store: dist.Store, meeting: Meeting, rank: int) -> dist.ProcessGroup:
+def _nccl(store: dist.Store, spec: WeightGroup, rank: int) -> dist.ProcessGroup:
     torch.cuda.set_device(0)  # the only one this process sees
     options = dist.ProcessGroupNCCL.Options()
     # Its own watchdog would end the process; this class gives up earlier.
-    options._timeout = timedelta(seconds=10 * meeting.timeout_s)
-    return dist.ProcessGroupNCCL(store, rank, meeting.size, options)
+    options._timeout = timedelta(seconds=10 * spec.timeout_s)
+    return dist.ProcessGroupNCCL(store, rank, spec.size, options)

@@ -82,7 +82,7 @@ class Receiver:
         try:
             shared: Tensor = pickle.loads(buffer)
         except (RuntimeError, OSError) as error:
-            raise WeightTransferFailed(f"memory of the rank beside cannot be read: {first_line(error)}") from error
+            raise WeightTransferFailed(f"memory of the rank on this GPU cannot be read: {first_line(error)}") from error
 
         def read(layout: BucketLayout) -> Tensor:
             if shared.is_cuda:
@@ -103,7 +103,7 @@ class Receiver:
 
 
 def handle_of(buffer: Tensor) -> bytes:
-    """What :func:`pickle.loads` in another process of this machine makes the same memory of."""
+    """A pickle that another process of this machine loads as the same memory."""
     before = torch.multiprocessing.get_sharing_strategy()
     torch.multiprocessing.set_sharing_strategy("file_system")  # the other passes descriptors to child processes only
     try:

@@ -1,4 +1,4 @@
-"""What every algorithm must do (:mod:`rl_core.contracts.algorithm`), on an installed backend in this process."""
+"""Conformance rules for algorithms (:mod:`rl_core.contracts.algorithm`), on an installed backend in this process."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def rollouts(policy: Any, *, groups: int, size: int) -> SequenceBatch:
             "truncated": np.array([len(tail) == 4 for tail in tails]),
             "prompt_length": np.full(len(rows), 3, np.int64),
             "temperature": np.ones(len(rows), np.float32),
-            # The last group teaches nothing: all its rewards are equal.
+            # The last group has no gradient: all its rewards are equal.
             "reward": np.where(request == groups - 1, 0.0, draw.integers(0, 2, len(rows))).astype(np.float32),
         },
     )

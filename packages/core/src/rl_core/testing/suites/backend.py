@@ -1,4 +1,4 @@
-"""What every training backend must do (:mod:`rl_core.contracts.backend`), on one rank and a tiny model."""
+"""Conformance rules for training backends (:mod:`rl_core.contracts.backend`), on one rank and a tiny model."""
 
 from __future__ import annotations
 

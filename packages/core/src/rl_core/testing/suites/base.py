@@ -1,4 +1,4 @@
-"""What the suites of all kinds share: finding and building the component, and the rules every component keeps."""
+"""Shared parts of the suites of all kinds: finding and building the component, and the rules every component keeps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ComponentConformance:
 
     @cached_property
     def registry(self) -> Registry:
-        """What is installed."""
+        """The installed components."""
         return load_registry()
 
     @property

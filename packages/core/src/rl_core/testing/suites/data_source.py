@@ -1,4 +1,4 @@
-"""What every data source must do (:mod:`rl_core.contracts.data`)."""
+"""Conformance rules for data sources (:mod:`rl_core.contracts.data`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every environment must do (:mod:`rl_core.contracts.environment`)."""
+"""Conformance rules for environments (:mod:`rl_core.contracts.environment`)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class EnvironmentConformance(ComponentConformance):
         for index, (_, _, turns) in enumerate(talks):
             self.expect(
                 repr(turns) == repr(alone[index]),
-                f"conversation {index} goes differently beside another one; state belongs into what start returns",
+                f"conversation {index} goes differently while another one runs; state belongs into what start returns",
             )
 
     def _turns(self, environment: Environment, row: Row) -> list[Turn]:

@@ -1,4 +1,4 @@
-"""What every evaluator must do (:mod:`rl_core.contracts.evaluator`), on completions that are made up."""
+"""Conformance rules for evaluators (:mod:`rl_core.contracts.evaluator`), on completions that are made up."""
 
 from __future__ import annotations
 

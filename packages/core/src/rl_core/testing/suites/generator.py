@@ -1,4 +1,4 @@
-"""What every generator must do (:mod:`rl_core.contracts.generator`), on a tiny model with known weights."""
+"""Conformance rules for generators (:mod:`rl_core.contracts.generator`), on a tiny model with known weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every logger must do (:mod:`rl_core.contracts.logger`)."""
+"""Conformance rules for loggers (:mod:`rl_core.contracts.logger`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every reward must do (:mod:`rl_core.contracts.reward`)."""
+"""Conformance rules for rewards (:mod:`rl_core.contracts.reward`)."""
 
 from __future__ import annotations
 

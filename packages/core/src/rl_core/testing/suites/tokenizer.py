@@ -1,4 +1,4 @@
-"""What every tokenizer must do (:mod:`rl_core.contracts.tokenizer`)."""
+"""Conformance rules for tokenizers (:mod:`rl_core.contracts.tokenizer`)."""
 
 from __future__ import annotations
 

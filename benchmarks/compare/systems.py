@@ -1,4 +1,4 @@
-"""Starting one side on one job, and its environment."""
+"""Starting one system on one job, and its environment."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from compare.overhead import overhead
 from compare.results import Case
 from compare.rows import make_rows, write_rows
 from compare.watching import Watched, watch
-from compare.workloads import SIZES, WARMUP_STEPS, WORKLOADS, Job, Side
+from compare.workloads import SIZES, WARMUP_STEPS, WORKLOADS, Job, System
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Sides:
+class Systems:
     """Runs jobs in folders below ``scratch``.
 
     Attributes:
-        trl_python: interpreter of TRL's environment; only needed for that side.
+        trl_python: interpreter of TRL's environment; only needed for that system.
     """
 
     scratch: Path
     trl_python: str = ""
 
-    def run(self, side: Side, case: Case) -> Measurement:
+    def run(self, system: System, case: Case) -> Measurement:
         """One measured run.
 
         Raises:
-            SideFailed: the side's folder is kept.
+            SystemFailed: the system's folder is kept.
         """
-        folder, job = self._prepare(side, case, WARMUP_STEPS + SIZES[case.size].steps)
-        watched, lines = self._watch(side, job, folder)
+        folder, job = self._prepare(system, case, WARMUP_STEPS + SIZES[case.size].steps)
+        watched, lines = self._watch(system, job, folder)
         shutil.rmtree(folder)
         return measure(watched, lines)
 
-    def unequal_on_the_same_completions(self, case: Case, peer: Side) -> list[str]:
+    def unequal_on_the_same_completions(self, case: Case, peer: System) -> list[str]:
         """Differences of a GRPO step when ``peer`` trains on what this project sampled."""
         folder, job = self._prepare("rl", case, 1)
         _, mine = self._watch("rl", job, folder, samples=True)
@@ -71,22 +71,22 @@ class Sides:
         shutil.rmtree(folder)
         return found
 
-    def versions(self, side: Side) -> dict[str, str]:
-        """Of what the side is made of."""
-        names = {"rl": ("rl-core", "ray"), "trl": ("trl", "accelerate"), "plain": ()}[side]
+    def versions(self, system: System) -> dict[str, str]:
+        """Of what the system is made of."""
+        names = {"rl": ("rl-core", "ray"), "trl": ("trl", "accelerate"), "plain": ()}[system]
         code = (
             "import json, sys; from importlib.metadata import version; "
             "print(json.dumps({name: version(name) for name in sys.argv[1:]}))"
         )
-        command = [self._python(side), "-c", code, "torch", "transformers", *names]
-        done = subprocess.run(command, env=self._environment(side, 1), capture_output=True, text=True, check=True)
+        command = [self._python(system), "-c", code, "torch", "transformers", *names]
+        done = subprocess.run(command, env=self._environment(system, 1), capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
-    def _prepare(self, side: Side, case: Case, steps: int) -> tuple[Path, Job]:
+    def _prepare(self, system: System, case: Case, steps: int) -> tuple[Path, Job]:
         from compare.models import save_model  # PyTorch, which the table does not need
 
         workload = WORKLOADS[case.workload]
-        folder = Path(tempfile.mkdtemp(prefix=f"{case.workload}-{case.size}-{side}-", dir=self.scratch))
+        folder = Path(tempfile.mkdtemp(prefix=f"{case.workload}-{case.size}-{system}-", dir=self.scratch))
         model = save_model(workload, case.size, self.scratch)
         rows = write_rows(make_rows(workload, steps), folder / "rows.jsonl")
         job = Job(
@@ -102,16 +102,16 @@ class Sides:
         return folder, job
 
     def _watch(
-        self, side: Side, job: Job, folder: Path, *, samples: bool = False, extra: Mapping[str, str] | None = None
+        self, system: System, job: Job, folder: Path, *, samples: bool = False, extra: Mapping[str, str] | None = None
     ) -> tuple[Watched, list[dict[str, Any]]]:
-        if side == "rl":
+        if system == "rl":
             command, progress = ours.command(job, folder, samples=samples), ours.progress_file(folder)
         else:
             path = job.write(folder / "job.json")
-            command, progress = [self._python(side), "-m", f"compare.{side}_runner", str(path)], Path(job.progress)
+            command, progress = [self._python(system), "-m", f"compare.{system}_runner", str(path)], Path(job.progress)
         watched = watch(
             command,
-            environment=self._environment(side, job.threads, extra or {}),
+            environment=self._environment(system, job.threads, extra or {}),
             progress=progress,
             log=folder / "output.log",
             steps=job.steps,
@@ -119,17 +119,17 @@ class Sides:
             read_at=(WARMUP_STEPS, job.steps),
         )
         lines = [json.loads(line) for line in progress.read_text().splitlines()]
-        return watched, [ours.step_numbers(line) for line in lines] if side == "rl" else lines
+        return watched, [ours.step_numbers(line) for line in lines] if system == "rl" else lines
 
-    def _python(self, side: Side) -> str:
-        return self.trl_python if side == "trl" else sys.executable
+    def _python(self, system: System) -> str:
+        return self.trl_python if system == "trl" else sys.executable
 
-    def _environment(self, side: Side, threads: int, extra: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    def _environment(self, system: System, threads: int, extra: Mapping[str, str] | None = None) -> Mapping[str, str]:
         """Of this process, with ``extra`` variables; its PYTHONPATH comes first."""
         extra = extra or {}
         given = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         given |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        own = "" if side == "trl" else given.get("PYTHONPATH", "")  # nothing of this project's for TRL
+        own = "" if system == "trl" else given.get("PYTHONPATH", "")  # nothing of this project's for TRL
         paths = [extra.get("PYTHONPATH", ""), str(BENCHMARKS), own]
         return given | extra | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from rl_algo_grpo.config import GrpoConfig
 from rl_algo_grpo.grpo import Grpo
+from rl_algo_grpo.minibatches import Minibatch, has_gradient
 from rl_algo_grpo.presets import PRESETS
-from rl_algo_grpo.updates import Update, has_gradient
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import Scale
 
@@ -42,7 +42,7 @@ SKIPS_NOTHING = (
     "entropy bonus",
 )
 REWARDS = np.float32([[1, 1, 1, 1], [0, 1, 0.5, 0.5], [0, 0, 0, 0], [2, 0, 0, 1]])
-"""Two groups teach nothing, and in another two completions are as good as the mean."""
+"""Two groups have no gradient, and in another two completions are as good as the mean."""
 
 
 def steps(tools, skip: bool, fields: dict, **model):
@@ -118,9 +118,9 @@ def seen(tools, **fields) -> tuple[list, list, float]:
     return policy.seen, reference.seen, metrics["train/skipped_sequences_fraction"]
 
 
-def test_old_log_probs_and_updates_are_computed_for_what_has_a_gradient(tools):
-    updates = [("train", n) for n in (1, 2, 1, 4)]  # one is left of each group with equal rewards
-    assert seen(tools) == ([("forward", 8), *updates], [], 0.5)
+def test_old_log_probs_and_updates_are_computed_for_sequences_with_a_gradient(tools):
+    minibatches = [("train", n) for n in (1, 2, 1, 4)]  # one is left of each group with equal rewards
+    assert seen(tools) == ([("forward", 8), *minibatches], [], 0.5)
     assert seen(tools, minibatches=1) == ([("train", 6)], [], 10 / 16)
 
 
@@ -179,19 +179,19 @@ def test_a_sequence_has_a_gradient_if_a_token_in_the_mask_has_an_advantage():
     assert has_gradient(BATCH, always_on=True).tolist() == [True, True, False, True]
 
 
-def test_an_update_keeps_the_counts_of_what_it_leaves_out():
-    update = Update.of(BATCH, skip=True, always_on=False)
-    assert (len(update.batch), update.skipped) == (1, 3)
-    assert update.scale == Scale(tokens=4.0, sequences=4.0, units=4.0)
+def test_a_minibatch_keeps_the_counts_of_the_sequences_it_leaves_out():
+    minibatch = Minibatch.of(BATCH, skip=True, always_on=False)
+    assert (len(minibatch.batch), minibatch.skipped) == (1, 3)
+    assert minibatch.scale == Scale(tokens=4.0, sequences=4.0, units=4.0)
     metrics = {"loss": 1.0, "policy/entropy": 0.5, "policy/max_ratio": 2.0, "policy/clip_fraction": 0.125}
-    spread = update.over_trained_tokens(metrics, zero_where_skipped=frozenset({"policy/clip_fraction"}))
+    spread = minibatch.over_trained_tokens(metrics, zero_where_skipped=frozenset({"policy/clip_fraction"}))
     assert spread == {"loss": 1.0, "policy/entropy": 2.0, "policy/max_ratio": 2.0, "policy/clip_fraction": 0.125}
 
 
 def test_of_a_minibatch_without_gradient_the_shortest_completion_is_left():
-    update = Update.of(BATCH.select([2, 0, 3]), skip=True, always_on=False)
-    assert update.batch.token_columns["loss_mask"].tolist() == [0, 1, 1]
-    masked = Update.of(BATCH.select([2]), skip=True, always_on=True)
+    minibatch = Minibatch.of(BATCH.select([2, 0, 3]), skip=True, always_on=False)
+    assert minibatch.batch.token_columns["loss_mask"].tolist() == [0, 1, 1]
+    masked = Minibatch.of(BATCH.select([2]), skip=True, always_on=True)
     assert (len(masked.batch), masked.scale.tokens) == (1, 0.0)
     assert masked.over_trained_tokens({"policy/entropy": 0.0}, zero_where_skipped=frozenset()) == {
         "policy/entropy": 0.0

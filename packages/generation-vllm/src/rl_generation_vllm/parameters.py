@@ -1,4 +1,4 @@
-"""Which parameters a model has, under their Hugging Face names, known without allocating any."""
+"""The parameters of a model under their Hugging Face names, found without allocating any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
-class ParameterLayout:
+class ModelParameters:
     """Names and shapes that weights for a model must have.
 
     Attributes:
@@ -30,8 +30,8 @@ class ParameterLayout:
     published_as: PretrainedConfig | None = None
 
     @classmethod
-    def of(cls, config: PretrainedConfig, *, trust_remote_code: bool) -> ParameterLayout:
-        """The layout of the causal language model of ``config``."""
+    def of(cls, config: PretrainedConfig, *, trust_remote_code: bool) -> ModelParameters:
+        """The parameters of the causal language model of ``config``."""
         model = _empty(config, trust_remote_code=trust_remote_code)
         state = model.state_dict(keep_vars=True)
         first: dict[int, str] = {}
@@ -69,7 +69,7 @@ class ParameterLayout:
             raise ValueError("weights do not fit the model; " + "; ".join(findings))
 
     def renamed(self, buckets: Sequence[WeightBucket]) -> dict[str, str | None]:
-        """What vLLM, which knows a tied parameter by its first name alone, must be told about the others.
+        """Renamings for vLLM, which knows a tied parameter by its first name only.
 
         Maps a name to the first one, or to None where the first one is among ``buckets`` as well.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rl_generation_vllm.layout import ParameterLayout, as_published
+from rl_generation_vllm.parameters import ModelParameters, as_published
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -22,12 +22,12 @@ def test_fused_experts_are_given_one_by_one_as_files_have_them(tmp_path: Path) -
     config = config_of("qwen3_moe", **EXPERTS)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(tmp_path)
-    layout = ParameterLayout.of(config, trust_remote_code=False)
-    assert layout.published_as is config
+    parameters = ModelParameters.of(config, trust_remote_code=False)
+    assert parameters.published_as is config
     given, written = dict(as_published(config, model.state_dict().items())), load_file(tmp_path / "model.safetensors")
     assert given.keys() == written.keys()
     assert all(torch.equal(given[name], written[name]) for name in written)
 
 
 def test_a_model_with_the_names_of_its_files_is_given_as_it_is() -> None:
-    assert ParameterLayout.of(config_of("qwen2"), trust_remote_code=False).published_as is None
+    assert ModelParameters.of(config_of("qwen2"), trust_remote_code=False).published_as is None

@@ -1,4 +1,4 @@
-"""Which layouts can work for which models: arithmetic for the config check, without torch."""
+"""Which parallel sizes fit which models: arithmetic for the config check, without torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def padded_vocabulary(size: int, tp: int) -> int:
 
 
 class ParallelConfig(Section):
-    """How the ranks divide the work: dp × tp × pp × cp of them."""
+    """Parallelism; the number of ranks is dp × tp × pp × cp."""
 
     dp: int | None = Field(
         None, ge=1, description="Data-parallel copies of the model; default: as many as the GPUs allow, or ep."
@@ -60,7 +60,7 @@ class ParallelConfig(Section):
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a model that a layout must divide.
+    """The numbers of a model that the parallel sizes must divide.
 
     Attributes:
         source: config keys they come from, e.g. ``model.init`` or a ``config.json``.
@@ -154,7 +154,7 @@ def ranks_problems(parallel: ParallelConfig, *, gpus: int, nodes: int) -> Iterat
         )
 
 
-def layout_problems(parallel: ParallelConfig, shape: Shape) -> Iterator[Problem]:
+def division_problems(parallel: ParallelConfig, shape: Shape) -> Iterator[Problem]:
     """Whether ``parallel`` divides the model's numbers."""
     if shape.architecture not in ARCHITECTURES:
         yield Problem(

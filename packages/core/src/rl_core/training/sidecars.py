@@ -1,7 +1,7 @@
-"""What stands beside a run's config.yaml, so that it can be read again: typed secrets, and marks of the environment.
+"""Files next to a run's config.yaml that are needed to read it again: typed secrets, and hashes of the environment.
 
 ``secrets.json`` (mode 0600) has the secrets that were typed into the config. ``environment.json`` has a salted hash of
-every text that came from ``${env:…}`` and is no secret: on resume another value is noticed, and nobody reads the old.
+every value from ``${env:…}`` that is no secret, so that a resume notices another value without storing the old one.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rl")
 
 ENVIRONMENT_FILE = "environment.json"
-BESIDE = frozenset({KEPT_FILE, ENVIRONMENT_FILE, f"{ENVIRONMENT_FILE}.tmp"})
+SIDECARS = frozenset({KEPT_FILE, ENVIRONMENT_FILE, f"{ENVIRONMENT_FILE}.tmp"})
 """The names of these files."""
 
 
-def write_beside(folder: Path, config: RunConfig) -> None:
-    """Write what ``config.to_yaml()`` needs beside it; secrets that an earlier config of the run needed stay.
+def write_sidecars(folder: Path, config: RunConfig) -> None:
+    """Write the files that ``config.to_yaml()`` needs; secrets of an earlier config of the run are kept.
 
     Raises:
-        EnvironmentProblem: an earlier file belongs to somebody else, or is damaged.
+        EnvironmentProblem: an earlier file belongs to another user, or is damaged.
         OSError: it cannot be written.
     """
     if config.typed_secrets:
@@ -54,7 +54,7 @@ def write_beside(folder: Path, config: RunConfig) -> None:
 
 
 def changed_in_environment(folder: Path, config: RunConfig) -> list[str]:
-    """The keys whose text from ``${env:…}`` is another than when the run was started or last resumed."""
+    """The keys whose value from ``${env:…}`` has changed since the run was started or last resumed."""
     try:
         content = json.loads((folder / ENVIRONMENT_FILE).read_text())
         salt, marks = str(content["salt"]), dict(content["marks"])

@@ -1,4 +1,4 @@
-"""The optimizer steps of a training step: what each computes on, and what its sums are divided by.
+"""The minibatches of a training step: the sequences each computes on, and the counts its sums are divided by.
 
 A sequence whose tokens all have an advantage of 0 adds nothing to the loss and nothing to its
 gradient, so it needs no forward and no backward pass. It still counts in the normalisers.
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Update:
-    """One minibatch.
+class Minibatch:
+    """The input of one optimizer step.
 
     Attributes:
-        batch: its sequences that are computed on; at least one.
+        batch: the sequences that are computed on; at least one.
         scale: counts of the whole minibatch, skipped sequences included.
     """
 
@@ -34,17 +34,17 @@ class Update:
     scale: Scale
 
     @classmethod
-    def of(cls, minibatch: SequenceBatch, *, skip: bool, always_on: bool) -> Update:
-        """``minibatch`` less what :func:`has_gradient` says no to, if ``skip``.
+    def of(cls, whole: SequenceBatch, *, skip: bool, always_on: bool) -> Minibatch:
+        """``whole`` without the sequences that have no gradient (:func:`has_gradient`), if ``skip``.
 
-        Where nothing is left its shortest completion stays: a step on a gradient of 0 still decays
+        If none has one, the shortest completion stays: an optimizer step on a gradient of 0 still decays
         weights and moments, and has something to measure.
         """
-        scale = Scale.of(minibatch)
-        kept = has_gradient(minibatch, always_on=always_on) if skip else np.ones(len(minibatch), bool)
+        scale = Scale.of(whole)
+        kept = has_gradient(whole, always_on=always_on) if skip else np.ones(len(whole), bool)
         if not kept.any():
-            kept[_cheapest(minibatch)] = True
-        return cls(minibatch if kept.all() else minibatch.select(kept), scale)
+            kept[_cheapest(whole)] = True
+        return cls(whole if kept.all() else whole.select(kept), scale)
 
     @property
     def skipped(self) -> int:
@@ -80,21 +80,23 @@ def has_gradient(batch: SequenceBatch, *, always_on: bool) -> np.ndarray:
     return np.bincount(batch.sequence_ids, weights=counts, minlength=len(batch)) > 0
 
 
-def with_logprobs(updates: Sequence[Update], sources: Mapping[str, ModelHandle], *, temperature: float) -> list[Update]:
-    """``updates`` with a token column of log-probs per entry of ``sources`` (column → model), one pass each."""
+def with_logprobs(
+    minibatches: Sequence[Minibatch], sources: Mapping[str, ModelHandle], *, temperature: float
+) -> list[Minibatch]:
+    """``minibatches`` with a token column of log-probs per entry of ``sources`` (column → model), one pass each."""
     if not sources:
-        return list(updates)
-    together = SequenceBatch.concat(update.batch for update in updates)
+        return list(minibatches)
+    together = SequenceBatch.concat(minibatch.batch for minibatch in minibatches)
     columns = {name: model.forward(together, temperature=temperature)["logprobs"] for name, model in sources.items()}
     together = together.with_columns(token=columns)
-    bounds = np.cumsum([0, *(len(update.batch) for update in updates)])
+    bounds = np.cumsum([0, *(len(minibatch.batch) for minibatch in minibatches)])
     parts = [together.select(np.arange(first, end)) for first, end in pairwise(bounds)]
-    return [replace(update, batch=part) for update, part in zip(updates, parts, strict=True)]
+    return [replace(minibatch, batch=part) for minibatch, part in zip(minibatches, parts, strict=True)]
 
 
-def skipped_fraction(updates: Sequence[Update]) -> float:
+def skipped_fraction(minibatches: Sequence[Minibatch]) -> float:
     """Share of the sequences of a step that are not computed on."""
-    return sum(update.skipped for update in updates) / sum(update.scale.sequences for update in updates)
+    return sum(m.skipped for m in minibatches) / sum(m.scale.sequences for m in minibatches)
 
 
 def _cheapest(batch: SequenceBatch) -> int:
