@@ -21,7 +21,6 @@ from rl_core.rollout import router as router_module
 from rl_core.rollout.router import Router, _checked
 from rl_core.training import supply as supply_module
 from rl_core.training.supply import GeneratorSupply
-from rl_core.transports.object_store import WeightTransport
 
 CONTEXT = WorkerContext(0, 1, "", 0)
 
@@ -169,34 +168,3 @@ def test_an_answer_that_is_not_complete_is_the_plugins_fault(request_column):
         "the generator was asked for 2 samples of each of 2 requests and answered "
         f"{len(request_column)} sequences, of requests {sorted(set(request_column))}; the plugin is at fault"
     )
-
-
-class Begins(WeightTransport):
-    """Weights that a generator refuses, as is noticed when they are waited for."""
-
-    def give(self, generators, version):
-        raise AssertionError("begun already")
-
-    def begin(self, generators, version):
-        def finish():
-            raise RLError(f"weights {version} do not fit")
-
-        return finish
-
-
-def test_what_becomes_of_weights_that_were_begun_is_told_by_what_comes_next(fleet):
-    router = fleet(1, supplied=False)
-    later = (
-        router.settle_weights,
-        lambda: router.generate(requests_of(1), SamplingParams()),
-        lambda: router.update_weights([ray.put(7)], 3),
-    )
-    for act in later:
-        router.begin_weights(Begins(), 2)
-        with pytest.raises(RLError, match=r"^weights 2 do not fit$"):
-            act()
-    with pytest.raises(RLError, match=r"^weights 2 do not fit$"):
-        router.renew_weights(Begins(), 2)
-    # It is told once: from here on there is nothing to wait for.
-    router.update_weights([ray.put(7)], 3)
-    assert_each_is_answered_once(router.generate(requests_of(1, 2), SamplingParams()), [1, 2], version=3)

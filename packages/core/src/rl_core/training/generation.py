@@ -21,7 +21,6 @@ from rl_core.training.supply import GeneratorSupply
 from rl_core.transports.collective import Collective
 from rl_core.transports.ipc import Ipc
 from rl_core.transports.object_store import ObjectStore, WeightTransport
-from rl_core.transports.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
@@ -67,8 +66,7 @@ def transport_of(stage: StageConfig, pool: WorkerPool, policy: Model, *, device:
     assert stage.generator is not None
     name, ahead = weight_transport(stage), bool(stage.run.max_staleness)
     if name == "object_store":
-        store = ObjectStore(pool, policy, ahead)
-        return store if ahead else SharedMemory(pool, policy, otherwise=store)
+        return ObjectStore(pool, policy, ahead)
     sender = stage.backend.config.weight_transports[name]
     receiver = stage.generator.config.weight_transports[name]
     if name == "ipc":

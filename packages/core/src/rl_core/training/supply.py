@@ -26,10 +26,10 @@ FAILED_STARTS = 3
 
 @dataclass(frozen=True)
 class _Coming:
-    """A generator that is being started: its calls, in order, and since when (monotonic seconds)."""
+    """A generator that is being started: the call that builds and loads it, and since when (monotonic seconds)."""
 
     handle: Any
-    calls: tuple[Any, ...]
+    loaded: Any
     since: float
 
 
@@ -75,9 +75,14 @@ class GeneratorSupply:
             handle = self._pool.another_generator()
             if handle is None:
                 return
-            build = handle.build.remote(self._choice.component.factory, self._choice.config, self._context, "generate")
-            load = handle.call.remote("load", self._model, str(self._tokenizer_path))
-            self._coming.append(_Coming(handle, (build, load), time.monotonic()))
+            loaded = handle.build.remote(
+                self._choice.component.factory,
+                self._choice.config,
+                self._context,
+                "generate",
+                load=(self._model, str(self._tokenizer_path)),
+            )
+            self._coming.append(_Coming(handle, loaded, time.monotonic()))
 
     def arrivals(self, *, wait_s: float = 0.0) -> list[Any]:
         """Those that are loaded, each once; one that could not be started is given up with a warning."""
@@ -86,13 +91,13 @@ class GeneratorSupply:
         if not self._coming:
             time.sleep(wait_s)
             return []
-        finished, _ = ray.wait([c.calls[-1] for c in self._coming], num_returns=1, timeout=wait_s)
+        calls = [coming.loaded for coming in self._coming]
+        finished, _ = ray.wait(calls, num_returns=1, timeout=wait_s)
         if finished:  # perhaps not the only one
-            last = [c.calls[-1] for c in self._coming]
-            finished, _ = ray.wait(last, num_returns=len(last), timeout=0)
+            finished, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
         ready = []
         for one in list(self._coming):
-            if one.calls[-1] in finished:
+            if one.loaded in finished:
                 ready += [one.handle] if self._loaded(one) else []
             elif time.monotonic() - one.since > self._patience_s:
                 self._give_up(one, f"it was not ready within {self._patience_s:g} s")
@@ -105,7 +110,7 @@ class GeneratorSupply:
 
     def _loaded(self, one: _Coming) -> bool:
         try:
-            self._pool.get(one.calls, starting=True, what="starting another generator")
+            self._pool.get([one.loaded], starting=True, what="starting another generator")
         except RLError as error:
             self._give_up(one, str(error))
             return False
