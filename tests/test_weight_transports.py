@@ -22,7 +22,7 @@ from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.discovery.registry import load_registry
 from rl_core.model import Model
 from rl_core.rollout.router import Router
-from rl_core.training.supply import GeneratorSupply
+from rl_core.training.replacements import GeneratorReplacements
 from rl_core.transports.collective import Collective
 from rl_core.transports.ipc import Ipc
 from rl_generation_hf.config import HfGeneratorConfig
@@ -71,7 +71,7 @@ class Run:
         generator = chosen("rl_generation_hf.generator:HfGenerator", HF)
         pool.build(pool.generators, generator, kind="generate", context=CONTEXT)
         pool.get([g.call.remote("load", SPEC, None) for g in pool.generators], starting=True)
-        supply = GeneratorSupply(
+        replacements = GeneratorReplacements(
             pool=pool,
             choice=generator,
             context=CONTEXT,
@@ -80,7 +80,7 @@ class Run:
             most=2,
             weights=self.weights,
         )
-        self.router = Router(pool.generators, pool, supply=supply)
+        self.router = Router(pool.generators, pool, replacements=replacements)
         self.version = 0
         self.here = HfGenerator(HF)
         self.here.setup(CONTEXT)

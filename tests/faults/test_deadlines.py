@@ -10,6 +10,7 @@ ALREADY_ANSWERED = {
 }
 INSIDE_A_CALL_THAT_HAS_ONE = {
     "packages/core/src/rl_core/cluster/worker.py: call: ray.get",
+    "packages/core/src/rl_core/cluster/worker.py: call_each: ray.get",
     "packages/core/src/rl_core/transports/ipc.py: __call__: ray.get",
 }
 """Made in a worker: the driver ends the worker when its call is late."""

@@ -13,6 +13,12 @@ pytestmark = pytest.mark.slow
 def worker(cluster):
     import ray
 
+    class Unreadable(Exception):
+        """Pickle calls it with one argument."""
+
+        def __init__(self, first, second):
+            super().__init__(f"{first} and {second}")
+
     @ray.remote(num_cpus=1, max_restarts=0)
     class Worker:
         def fail(self):
@@ -20,6 +26,9 @@ def worker(cluster):
 
         def explain(self):
             raise DataError("rows.jsonl:3: bad")
+
+        def fail_with_what_cannot_be_read_again(self):
+            raise Unreadable("first", "second")
 
         def end(self):
             os._exit(3)
@@ -62,6 +71,13 @@ def test_an_exception_in_a_worker_keeps_its_traceback(worker):
     assert text.startswith("a worker failed in policy train:\n")
     assert "KeyError: 'missing'" in text
     assert 'return {}["missing"]' in text
+
+
+def test_an_exception_that_cannot_be_read_again_is_told_as_text(worker):
+    with pytest.raises(RLError) as raised:
+        fetched([worker.remote().fail_with_what_cannot_be_read_again.remote()], what="policy train")
+    assert str(raised.value).startswith("a worker failed in policy train:\n")
+    assert "first and second" in str(raised.value)
 
 
 def test_an_explained_error_arrives_as_it_was_raised(worker):

@@ -19,8 +19,8 @@ from rl_core.discovery.registry import load_registry
 from rl_core.errors import RLError, WorkerDied
 from rl_core.rollout import router as router_module
 from rl_core.rollout.router import Router, _checked
-from rl_core.training import supply as supply_module
-from rl_core.training.supply import GeneratorSupply
+from rl_core.training import replacements as replacements_module
+from rl_core.training.replacements import GeneratorReplacements
 
 CONTEXT = WorkerContext(0, 1, "", 0)
 
@@ -30,7 +30,7 @@ def fleet(cluster, tmp_path):
     """Start replicas behind a router; returns it."""
     pools = []
 
-    def start(replicas, *, supplied=True, delay_s=0.0, marker=None):
+    def start(replicas, *, replaced=True, delay_s=0.0, marker=None):
         pool = WorkerPool(
             manifest=load_registry().manifest(),
             logs=tmp_path,
@@ -47,7 +47,7 @@ def fleet(cluster, tmp_path):
         def weights():
             yield [ray.put(7)]
 
-        supply = GeneratorSupply(
+        replacements = GeneratorReplacements(
             pool=pool,
             choice=choice,
             context=CONTEXT,
@@ -56,7 +56,7 @@ def fleet(cluster, tmp_path):
             most=replicas,
             weights=weights,
         )
-        router = Router(pool.generators, pool, supply=supply if supplied else None)
+        router = Router(pool.generators, pool, replacements=replacements if replaced else None)
         router.update_weights([ray.put(7)], 1)
         return router
 
@@ -116,7 +116,7 @@ def test_without_any_replica_left_the_router_waits_for_a_replacement(fleet, tmp_
 
 @pytest.mark.slow
 def test_replacements_that_cannot_be_started_are_given_up_with_their_reason(fleet, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(supply_module, "FAILED_STARTS", 1)
+    monkeypatch.setattr(replacements_module, "FAILED_STARTS", 1)
     router = fleet(1)
     (tmp_path / "broken").touch()
     with pytest.raises(WorkerDied, match=r"^generator generate-0 .* ended during generate: "):
@@ -130,7 +130,7 @@ def test_replacements_that_cannot_be_started_are_given_up_with_their_reason(flee
 
 @pytest.mark.slow
 def test_requests_go_where_the_fewest_tokens_are_outstanding_and_repeated_deaths_are_blamed_on_them(fleet, monkeypatch):
-    router = fleet(2, supplied=False, delay_s=0.01)
+    router = fleet(2, replaced=False, delay_s=0.01)
     answers = {}
     long = threading.Thread(
         target=lambda: answers.update(long=router.generate(requests_of(1), SamplingParams(max_new_tokens=300)))

@@ -61,8 +61,6 @@ def fetch(references: Sequence[Any], timeout_s: float, *, what: str, directory: 
 
     try:
         return _as_they_come(references, time.monotonic() + timeout_s, directory)
-    except ray.exceptions.RayTaskError as error:
-        raise _blame(error, references, what=what, directory=directory) from error
     except ray.exceptions.GetTimeoutError:
         _, unanswered = ray.wait(list(references), num_returns=len(references), timeout=0)
         raise directory.overdue([actor_of(r) for r in unanswered], timeout_s, what=what) from None
@@ -70,6 +68,8 @@ def fetch(references: Sequence[Any], timeout_s: float, *, what: str, directory: 
         raise _explain(error, what=what, directory=directory) from error
     except ray.exceptions.ObjectLostError as error:
         raise WorkerDied(f"a worker's answer was lost with its machine:\n{error}", cause="node") from error
+    except ray.exceptions.RayError as error:
+        raise _blame(error, references, what=what, directory=directory) from error
 
 
 def actor_of(reference: Any) -> str:
@@ -114,12 +114,12 @@ def _explain(error: Any, *, what: str, directory: WorkerDirectory) -> RLError:
 
 def _blame(error: Any, references: Sequence[Any], *, what: str, directory: WorkerDirectory) -> RLError:
     """An exception that Ray brings from a worker: its own, or the consequence of another worker's death."""
-    cause = error.cause if isinstance(error.cause, BaseException) else None
+    cause = getattr(error, "cause", None)  # what cannot be pickled, or not be read again, arrives as text alone
     if isinstance(cause, RLError):
         return cause
-    death = _dead_peer(references, what=what, directory=directory)
-    if death is not None:
-        return death
+    peer = _dead_peer(references, what=what, directory=directory)
+    if peer is not None:
+        return peer
     try:
         directory.check()
     except WorkerDied as death:
@@ -127,7 +127,7 @@ def _blame(error: Any, references: Sequence[Any], *, what: str, directory: Worke
     who = directory.info(_who_raised(references))
     title = who.title if who else "a worker"
     explained = f"{title} failed{' in ' + what if what else ''}:\n{error}"
-    kind = recoverable(cause, str(error)) if cause is not None else None
+    kind = recoverable(cause, str(error)) if isinstance(cause, BaseException) else None
     if kind is None:
         return RLError(explained)
     return WorkerDied(explained, worker=who.name if who else "", role=who.role if who else "", cause=kind)
@@ -141,10 +141,10 @@ def _who_raised(references: Sequence[Any]) -> str:
     for reference in done:
         try:
             ray.get(reference, timeout=0)
-        except ray.exceptions.RayTaskError:
-            return actor_of(reference)
-        except ray.exceptions.RayError:
+        except ray.exceptions.GetTimeoutError:
             continue
+        except ray.exceptions.RayError:
+            return actor_of(reference)
     return ""
 
 
@@ -161,10 +161,8 @@ def _dead_peer(references: Sequence[Any], *, what: str, directory: WorkerDirecto
         for reference in done:
             try:
                 ray.get(reference)
-            except ray.exceptions.RayTaskError:
-                continue
             except ray.exceptions.RayActorError as error:
                 return _explain(error, what=what, directory=directory)
-            except ray.exceptions.ObjectLostError:
+            except ray.exceptions.RayError:
                 continue
     return None

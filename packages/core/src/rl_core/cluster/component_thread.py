@@ -7,9 +7,8 @@ actor's event loop stays free meanwhile, and answers whether the worker lives.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 
@@ -24,10 +23,12 @@ class ComponentThread:
         return await asyncio.wrap_future(self._executor.submit(function))
 
 
-@contextmanager
-def as_an_error() -> Iterator[None]:
-    """Make errors of exceptions that mean something to asyncio: ``sys.exit()`` would end the actor's event loop."""
-    try:
-        yield
-    except (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration) as error:
-        raise RuntimeError(f"the component raised {type(error).__name__}: {error}") from error
+class ExitsAreErrors:
+    """In its block what means something to asyncio is an error: ``sys.exit()`` would end the actor's event loop."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit | StopIteration):
+            raise RuntimeError(f"the component raised {type(error).__name__}: {error}") from error

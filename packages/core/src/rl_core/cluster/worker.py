@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from rl_core.cluster.component_thread import ComponentThread, as_an_error
+from rl_core.cluster.component_thread import ComponentThread, ExitsAreErrors
 from rl_core.cluster.examination import dump_on_signal
 from rl_core.cluster.heartbeat import Heartbeat, own_heartbeat
 from rl_core.cluster.meeting_places import MeetingPlaces
@@ -242,13 +242,13 @@ class Worker:
         await self._masked.wait()
 
         def work() -> Any:
-            with self._at_work(what), as_an_error():
+            with self._at_work(what), ExitsAreErrors():
                 return function()
 
         found = await (thread or self._thread).run(work)
         if not inspect.isawaitable(found):
             return found
-        with self._at_work(what), as_an_error():
+        with self._at_work(what), ExitsAreErrors():
             return await found
 
     @contextmanager

@@ -17,7 +17,7 @@ from rl_core.cluster.calls import CHECK_EVERY_S, actor_of
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError, WorkerDied
-from rl_core.rollout.supply import Supply
+from rl_core.rollout.replacements import Replacements
 from rl_core.transports.object_store import StoredWeights, WeightTransport
 
 logger = logging.getLogger("rl")
@@ -54,17 +54,22 @@ class Router:
     May be called from several threads.
 
     Args:
-        supply: starts replicas in the place of dead ones and where the cluster has room; without it there are
+        replacements: starts replicas in the place of dead ones and where the cluster has room; without it there are
             none but ``replicas``.
         ahead: whether weights arrive while replicas sample.
     """
 
     def __init__(
-        self, replicas: Sequence[Any], pool: WorkerPool, *, supply: Supply | None = None, ahead: bool = False
+        self,
+        replicas: Sequence[Any],
+        pool: WorkerPool,
+        *,
+        replacements: Replacements | None = None,
+        ahead: bool = False,
     ) -> None:
         self._replicas = [_Replica(handle) for handle in replicas]
         self._pool = pool
-        self._supply = supply
+        self._replacements = replacements
         self._ahead = ahead
         self._lock = threading.RLock()
         self._retried = 0
@@ -125,10 +130,10 @@ class Router:
             WorkerDied: a training worker died, or the last replica, and none came in its place.
             RLError: a generator refused the weights.
         """
-        if self._supply is not None:
+        if self._replacements is not None:
             with self._lock:
-                self._add(self._supply.arrivals())
-                self._supply.order(len(self._replicas))
+                self._add(self._replacements.ready())
+                self._replacements.start_missing(len(self._replicas))
         self.version = version
         self._hand_over(list(self._replicas), transport)
         if not self._replicas:
@@ -188,17 +193,17 @@ class Router:
             self._replicas.remove(replica)
             self._pool.retire(replica.handle)
             logger.warning("a generator is lost, %d go on: %s", len(self._replicas), death)
-            if self._supply is not None:
-                self._supply.order(len(self._replicas))
+            if self._replacements is not None:
+                self._replacements.start_missing(len(self._replicas))
             if not self._replicas:
                 self._await_replacement(death)
 
     def _admit(self) -> None:
         """Take replicas into use that have become ready since the last new weights."""
-        if self._supply is None:
+        if self._replacements is None:
             return
         with self._lock:
-            self._hand_over_stored(self._add(self._supply.arrivals()))
+            self._hand_over_stored(self._add(self._replacements.ready()))
             if not self._replicas:
                 self._await_replacement(None)
 
@@ -217,8 +222,8 @@ class Router:
 
     def _hand_over_stored(self, arrived: Sequence[_Replica]) -> None:
         """Give replicas that arrive between two updates the weights that the others have."""
-        if arrived and self.version >= 0 and self._supply is not None:
-            with self._supply.weights() as buckets:
+        if arrived and self.version >= 0 and self._replacements is not None:
+            with self._replacements.weights() as buckets:
                 self._hand_over(arrived, StoredWeights(self._pool, buckets, self._ahead))
 
     def _await_replacement(self, death: WorkerDied | None) -> None:
@@ -228,19 +233,19 @@ class Router:
             WorkerDied: none came in time, or there is nowhere for one to come from.
         """
         last = death or WorkerDied("there is no generator left\n    see the run's logs/", role="generate")
-        if self._supply is None:
+        if self._replacements is None:
             raise last
         deadlines = self._pool.deadlines
         deadline = time.monotonic() + deadlines.start_s + (deadlines.resources_s or 0.0)
         logger.warning("no generator is left; waiting for another")
         with self._lock:
             while not self._replicas:
-                self._supply.order(0)
+                self._replacements.start_missing(0)
                 self._pool.check()
-                handles = self._supply.arrivals(wait_s=CHECK_EVERY_S)
+                handles = self._replacements.ready(wait_s=CHECK_EVERY_S)
                 if handles:
                     self._hand_over_stored(self._add(handles))
-                elif time.monotonic() > deadline or self._supply.exhausted:
+                elif time.monotonic() > deadline or self._replacements.exhausted:
                     raise last
 
 

@@ -17,7 +17,7 @@ from rl_core.model import Model
 from rl_core.planning.generators import weight_transport
 from rl_core.rollout.router import Router
 from rl_core.training.colocation import Colocation
-from rl_core.training.supply import GeneratorSupply
+from rl_core.training.replacements import GeneratorReplacements
 from rl_core.transports.collective import Collective
 from rl_core.transports.ipc import Ipc
 from rl_core.transports.object_store import ObjectStore, WeightTransport
@@ -49,7 +49,7 @@ def load_generators(
         with turns.handing_over():
             yield policy.weight_references()
 
-    supply = GeneratorSupply(
+    replacements = GeneratorReplacements(
         pool=pool,
         choice=stage.generator,
         context=context,
@@ -58,7 +58,7 @@ def load_generators(
         most=most,
         weights=weights,
     )
-    return Router(generators, pool, supply=supply, ahead=bool(stage.run.max_staleness))
+    return Router(generators, pool, replacements=replacements, ahead=bool(stage.run.max_staleness))
 
 
 def transport_of(stage: StageConfig, pool: WorkerPool, policy: Model, *, device: str) -> WeightTransport:

@@ -25,7 +25,7 @@ FAILED_STARTS = 3
 
 
 @dataclass(frozen=True)
-class _Coming:
+class _Starting:
     """A generator that is being started: the call that builds and loads it, and since when (monotonic seconds)."""
 
     handle: Any
@@ -33,7 +33,7 @@ class _Coming:
     since: float
 
 
-class GeneratorSupply:
+class GeneratorReplacements:
     """Starts generators while the others work.
 
     Args:
@@ -60,18 +60,18 @@ class GeneratorSupply:
         self._model = model
         self._tokenizer_path = tokenizer_path
         self._most = most
-        self._coming: list[_Coming] = []
+        self._starting: list[_Starting] = []
         self._failed = 0
         self.weights = weights
 
     @property
     def exhausted(self) -> bool:
         """Whether so many could not be started that no further one is tried."""
-        return self._failed >= FAILED_STARTS and not self._coming
+        return self._failed >= FAILED_STARTS and not self._starting
 
-    def order(self, alive: int) -> None:
+    def start_missing(self, alive: int) -> None:
         """Begin to start as many as are missing from ``most`` and find room."""
-        while self._failed < FAILED_STARTS and alive + len(self._coming) < self._most:
+        while self._failed < FAILED_STARTS and alive + len(self._starting) < self._most:
             handle = self._pool.another_generator()
             if handle is None:
                 return
@@ -82,21 +82,21 @@ class GeneratorSupply:
                 "generate",
                 load=(self._model, str(self._tokenizer_path)),
             )
-            self._coming.append(_Coming(handle, loaded, time.monotonic()))
+            self._starting.append(_Starting(handle, loaded, time.monotonic()))
 
-    def arrivals(self, *, wait_s: float = 0.0) -> list[Any]:
+    def ready(self, *, wait_s: float = 0.0) -> list[Any]:
         """Those that are loaded, each once; one that could not be started is given up with a warning."""
         import ray
 
-        if not self._coming:
+        if not self._starting:
             time.sleep(wait_s)
             return []
-        calls = [coming.loaded for coming in self._coming]
+        calls = [one.loaded for one in self._starting]
         finished, _ = ray.wait(calls, num_returns=1, timeout=wait_s)
         if finished:  # perhaps not the only one
             finished, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
         ready = []
-        for one in list(self._coming):
+        for one in list(self._starting):
             if one.loaded in finished:
                 ready += [one.handle] if self._loaded(one) else []
             elif time.monotonic() - one.since > self._patience_s:
@@ -108,18 +108,18 @@ class GeneratorSupply:
         deadlines = self._pool.deadlines
         return deadlines.start_s + (deadlines.resources_s or 0.0)
 
-    def _loaded(self, one: _Coming) -> bool:
+    def _loaded(self, one: _Starting) -> bool:
         try:
             self._pool.get([one.loaded], starting=True, what="starting another generator")
         except RLError as error:
             self._give_up(one, str(error))
             return False
-        self._coming.remove(one)
+        self._starting.remove(one)
         self._failed = 0
         return True
 
-    def _give_up(self, one: _Coming, why: str) -> None:
-        self._coming.remove(one)
+    def _give_up(self, one: _Starting, why: str) -> None:
+        self._starting.remove(one)
         self._pool.retire(one.handle)
         self._failed += 1
         more = "" if self._failed < FAILED_STARTS else "; no further one will be started"
