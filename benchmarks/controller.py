@@ -50,17 +50,18 @@ class Measured:
 
 
 class Rank:
-    """Stands for a training worker in this process."""
+    """Stands for a training worker in this process: ``call.remote`` answers at once."""
+
+    @property
+    def call(self) -> Rank:
+        return self
+
+    def remote(self, *arguments: Any) -> Any:
+        return answer(*arguments)
 
 
 class Pool:
     """What :class:`rl_core.model.Model` needs of a worker pool: the answers are there already."""
-
-    def on_lines(self, workers: Sequence[Any]) -> bool:
-        return False
-
-    def ask(self, workers: Sequence[Any], method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return [answer(*own) for own in arguments]
 
     def get(self, answers: Sequence[Any], *, what: str = "") -> list[Any]:
         return list(answers)

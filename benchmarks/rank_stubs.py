@@ -17,6 +17,7 @@ time includes the stubs, which share the machine's cores.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 import statistics
@@ -34,7 +35,7 @@ from controller import GROUP, answer, grpo
 from rich.console import Console
 from rich.table import Table
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.heartbeat import Pulse
+from rl_core.cluster.heartbeat import Heartbeat, own_heartbeat
 from rl_core.cluster.watchdog import Watchdog, Watched
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import Topology, WeightBucket
@@ -69,25 +70,26 @@ class Measured:
 
 
 class Stubs:
-    """A process that answers for some ranks, like :class:`rl_core.cluster.host.Host` without a component."""
+    """A process that answers for some ranks, like :class:`rl_core.cluster.worker.Worker` without a component."""
 
-    def __init__(self, ranks: list[str], tokens: int) -> None:
+    def __init__(self, tokens: int) -> None:
         self._tokens = tokens
-        node = ray.get_runtime_context().get_node_id()
-        self._pulses = [Pulse(rank, node, lambda: ("", False)) for rank in ranks]
 
-    def pid(self) -> int:
-        return psutil.Process().pid
+    async def heartbeat(self) -> Heartbeat:
+        return own_heartbeat("")
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    async def until_death(self) -> None:
+        await asyncio.Event().wait()
+
+    async def call(self, method: str, *arguments: Any) -> Any:
         if method == "generate":
             return completions(arguments[0], arguments[1].n, self._tokens)
         return answer(method, *arguments)
 
-    def call_each(self, method: str, buckets: list[Any], *arguments: Any) -> None:
-        ray.get(buckets)
+    async def call_each(self, method: str, buckets: list[Any], *arguments: Any, while_sampling: bool = False) -> None:
+        await asyncio.gather(*buckets)
 
-    def stream(self, method: str, keep: bool, *arguments: Any) -> list[Any]:
+    async def stream(self, method: str, keep: bool, *arguments: Any) -> list[Any]:
         return [ray.put(_bucket()) for _ in range(WEIGHT_BUCKETS)] if keep else []
 
 
@@ -132,8 +134,8 @@ def measure(ranks: int, options: argparse.Namespace) -> Measured:
     processes = ranks if options.own_processes else min(ranks, options.processes)
     names = [f"{rank:032x}" for rank in range(ranks)]
     stub: Any = ray.remote(Stubs)
-    actors = [stub.options(num_cpus=1).remote(names[i::processes], options.tokens) for i in range(processes)]
-    ray.get([actor.pid.remote() for actor in actors])
+    actors = [stub.options(num_cpus=1).remote(options.tokens) for _ in range(processes)]
+    ray.get([actor.heartbeat.remote() for actor in actors])
     with tempfile.TemporaryDirectory() as logs:
         pool = StubPool(manifest={}, logs=Path(logs), deadlines=Deadlines(start_s=600, call_s=600))
         pool.use([actors[rank % processes] for rank in range(ranks)], names)

@@ -1,9 +1,11 @@
-"""Components for hosts that need neither torch nor long: they end, hang or run out of memory when told to."""
+"""Components for workers that need neither torch nor long: they end, hang or run out of memory when told to."""
 
+import asyncio
 import ctypes
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -29,10 +31,12 @@ class OutOfMemoryError(RuntimeError):
 
 
 class Rank:
-    """A backend's rank as far as a host is concerned."""
+    """A backend's rank as far as a worker is concerned."""
 
     def __init__(self, config):
         self.config = config
+        self._counted = 0
+        self._updated = threading.Event()
 
     def setup(self, context):
         self.rank = context.rank
@@ -48,6 +52,29 @@ class Rank:
     def wait(self, seconds):
         time.sleep(seconds)
         return "done"
+
+    def count(self):
+        self._counted += 1
+        return self._counted
+
+    def count_slowly(self):
+        before = self._counted
+        time.sleep(0.001)
+        self._counted = before + 1
+        return self._counted
+
+    def sample_until_updated(self):
+        return "done" if self._updated.wait(30) else "late"
+
+    def update(self, buckets):
+        self._updated.set()
+        return "updated"
+
+    def leave(self):
+        sys.exit(3)
+
+    def stop_iteration(self):
+        next(iter(()))
 
     def end_or_wait(self, rank, seconds):
         if self.rank == rank:
@@ -72,6 +99,12 @@ class Rank:
         for _ in range(2):
             ctypes.PyDLL(None).pthread_mutex_lock(mutex)
 
+    def hold_the_lock(self, seconds):
+        """Stay in C for that long without giving up Python's lock, as a library that loads may."""
+        time.sleep(2)
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+        return "done"
+
     def fill(self):
         raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -84,6 +117,46 @@ class Rank:
 
     def close(self):
         pass
+
+
+class AsyncComponent:
+    """One whose methods are coroutines."""
+
+    closings = 0
+
+    def __init__(self, config):
+        self._released = asyncio.Event()
+        self._counted = 0
+
+    async def setup(self, context):
+        return Topology(context.rank, context.world_size)
+
+    async def wait_for_release(self):
+        await self._released.wait()
+        return "done"
+
+    async def release(self):
+        self._released.set()
+        return "released"
+
+    async def count(self):
+        self._counted += 1
+        return self._counted
+
+    async def break_down(self):
+        return {}["missing"]
+
+    async def leave(self):
+        sys.exit(3)
+
+    async def stop_iteration(self):
+        next(iter(()))
+
+    async def closed(self):
+        return type(self).closings
+
+    async def close(self):
+        type(self).closings += 1
 
 
 class Generator:

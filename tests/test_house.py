@@ -67,6 +67,24 @@ def test_what_a_package_imports_is_among_its_dependencies():
     assert undeclared == []
 
 
+def test_nothing_of_ray_is_used_that_ray_may_change_without_a_word():
+    """Private and experimental modules and attributes, and the id of an actor handle, which has no public name."""
+    hidden = re.compile(r"\bray(\.\w+)*\.(_(?!_)|experimental\b)|\._actor_id\b")
+    found = []
+    for package in PACKAGES:
+        for path in sources(package):
+            for node in ast.walk(ast.parse(path.read_text())):
+                modules = []
+                if isinstance(node, ast.Import):
+                    modules = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    modules = [f"{node.module}.{alias.name}" for alias in node.names]
+                elif isinstance(node, ast.Attribute):
+                    modules = [ast.unparse(node)]
+                found += [f"{path.relative_to(ROOT)}:{node.lineno}: {name}" for name in modules if hidden.search(name)]
+    assert found == []
+
+
 def test_modules_and_functions_stay_small():
     long = []
     for package in PACKAGES:

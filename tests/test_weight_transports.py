@@ -22,11 +22,9 @@ from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.discovery.registry import load_registry
 from rl_core.model import Model
 from rl_core.rollout.router import Router
-from rl_core.training.supply import GeneratorSupply
+from rl_core.training.replacements import GeneratorReplacements
 from rl_core.transports.collective import Collective
 from rl_core.transports.ipc import Ipc
-from rl_core.transports.object_store import ObjectStore
-from rl_core.transports.shared_memory import SharedMemory
 from rl_generation_hf.config import HfGeneratorConfig
 from rl_generation_hf.generator import HfGenerator
 
@@ -73,7 +71,7 @@ class Run:
         generator = chosen("rl_generation_hf.generator:HfGenerator", HF)
         pool.build(pool.generators, generator, kind="generate", context=CONTEXT)
         pool.get([g.call.remote("load", SPEC, None) for g in pool.generators], starting=True)
-        supply = GeneratorSupply(
+        replacements = GeneratorReplacements(
             pool=pool,
             choice=generator,
             context=CONTEXT,
@@ -82,7 +80,7 @@ class Run:
             most=2,
             weights=self.weights,
         )
-        self.router = Router(pool.generators, pool, supply=supply)
+        self.router = Router(pool.generators, pool, replacements=replacements)
         self.version = 0
         self.here = HfGenerator(HF)
         self.here.setup(CONTEXT)
@@ -104,15 +102,12 @@ class Run:
         """Every generator's tokens and log-probs are those of the weights from the object store."""
         for generator in self.pool.generators:
             (found,) = self.pool.get([generator.call.remote("generate", REQUESTS, SAMPLING)])
-            self.assert_sampled_from_the_newest_weights(found)
-
-    def assert_sampled_from_the_newest_weights(self, found):
-        self.here.update_weights(ray.get(self.policy.weight_references()), self.version)
-        expected = self.here.generate(REQUESTS, SAMPLING)
-        assert found.tokens.tolist() == expected.tokens.tolist()
-        ours, theirs = found.token_columns, expected.token_columns
-        assert ours["weights_version"].tolist() == theirs["weights_version"].tolist()
-        np.testing.assert_allclose(ours["sampled_logprobs"], theirs["sampled_logprobs"], rtol=0, atol=ROUNDING)
+            self.here.update_weights(ray.get(self.policy.weight_references()), self.version)
+            expected = self.here.generate(REQUESTS, SAMPLING)
+            assert found.tokens.tolist() == expected.tokens.tolist()
+            ours, theirs = found.token_columns, expected.token_columns
+            assert ours["weights_version"].tolist() == theirs["weights_version"].tolist()
+            np.testing.assert_allclose(ours["sampled_logprobs"], theirs["sampled_logprobs"], rtol=0, atol=ROUNDING)
 
     def await_both_generators(self):
         deadline = time.monotonic() + PATIENCE_S
@@ -173,7 +168,7 @@ def test_a_broadcast_outlives_generators_that_die_and_includes_those_that_join(r
 @pytest.mark.parametrize("name", ["collective", "ipc"])
 def test_what_does_not_work_on_this_machine_gives_way_to_the_object_store(run, monkeypatch, caplog, name):
     beside = dict(zip(map(id, run.pool.generators), run.pool.trainers, strict=True))
-    monkeypatch.setattr(run.pool, "trainer_beside", lambda generator: beside[id(generator)])
+    monkeypatch.setattr(run.pool, "trainer_on_gpu_of", lambda generator: beside[id(generator)])
     ends = {"sender": FSDP2.weight_transports[name], "receiver": HF.weight_transports[name]}
     transport = {"collective": Collective, "ipc": Ipc}[name](run.pool, run.policy, **ends, device="mps")
     for _ in range(2):
@@ -187,7 +182,7 @@ def test_what_does_not_work_on_this_machine_gives_way_to_the_object_store(run, m
 def test_memory_shared_with_one_rank_feeds_the_generator_beside_it_and_the_object_store_the_other(run, monkeypatch):
     first, second = run.pool.generators
     beside = {id(second): run.pool.trainers[1]}
-    monkeypatch.setattr(run.pool, "trainer_beside", lambda generator: beside.get(id(generator)))
+    monkeypatch.setattr(run.pool, "trainer_on_gpu_of", lambda generator: beside.get(id(generator)))
     ends = {"sender": FSDP2.weight_transports["ipc"], "receiver": HF.weight_transports["ipc"]}
     transport = Ipc(run.pool, run.policy, **ends, device="cpu")
     for _ in range(3):
@@ -200,24 +195,3 @@ def test_memory_shared_with_one_rank_feeds_the_generator_beside_it_and_the_objec
     run.router.renew_weights(transport, run.version)
     assert run.pool.generators == [first]
     run.assert_all_sample_from_the_newest_weights()
-
-
-def test_generators_sample_from_shared_weights_though_nobody_has_waited_for_them(run):
-    run.await_both_generators()
-    transport = SharedMemory(run.pool, run.policy, otherwise=ObjectStore(run.pool, run.policy))
-    for _ in range(3):
-        run.train()
-        run.router.begin_weights(transport, run.version)
-        assert run.router._unsettled is not None
-        run.assert_sampled_from_the_newest_weights(run.router.generate(REQUESTS, SAMPLING))
-        assert run.router._unsettled is None
-    assert run.router.replicas == 2
-
-    # One that dies with its weights under way: the other answers its requests too.
-    victim = ray.get(run.pool.generators[0].pid.remote())
-    os.kill(victim, signal.SIGSTOP)  # so that it cannot have taken them
-    run.train()
-    run.router.begin_weights(transport, run.version)
-    os.kill(victim, signal.SIGKILL)
-    run.assert_sampled_from_the_newest_weights(run.router.generate(REQUESTS, SAMPLING))
-    assert run.router.metrics()["rollout/retried_requests"] == 1.0

@@ -27,11 +27,10 @@ import sys
 from contextlib import contextmanager
 
 import rl_core.cli.main
-import rl_core.cluster.host
 import rl_core.training.pipeline
 import torch
-from rl_core.cluster.host import Host
 from rl_core.cluster.loss import Loss
+from rl_core.cluster.worker import Worker
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.training.assembly import Assembly
@@ -46,13 +45,13 @@ IMPORTED_HERE_TOO = ("ray", "rich", "rl_algo_sft_rm", "rl_backend_fsdp2", "rl_co
 
 
 class Direct:
-    """A host in this process that is called like an actor's handle."""
+    """A worker in this process that is called like an actor's handle."""
 
-    def __init__(self, host):
-        self._host = host
+    def __init__(self, worker):
+        self._worker = worker
 
     def __getattr__(self, method):
-        return Method(getattr(self._host, method))
+        return Method(getattr(self._worker, method))
 
 
 class Method:
@@ -60,20 +59,13 @@ class Method:
         self._function = function
 
     def remote(self, *args):
+        """What the coroutine returns; there is nothing in it that has to be waited for."""
         try:
-            return self._function(*args)
+            self._function(*args).send(None)
+        except StopIteration as end:
+            return end.value
         except Exception as error:
             return Failure(error)
-
-
-class NoPulse:
-    """Nobody listens for heartbeats of a worker inside the driver."""
-
-    def __init__(self, _state):
-        pass
-
-    def beat(self):
-        pass
 
 
 class Failure:
@@ -84,23 +76,20 @@ class Failure:
 class InThisThread:
     """Has the worker's calls counted as the driver's."""
 
-    def run(self, job):
-        return job()
+    async def run(self, function):
+        return function()
 
 
 class DirectPool(WorkerPool):
     """A pool whose workers live in this process."""
 
     def prepare(self, resources):
-        host = Host("train-0", self._manifest, None, 1)
-        host._work = InThisThread()
-        self.trainers = [Direct(host)]
+        worker = Worker("train-0", self._manifest, None, 1)
+        worker._thread = InThisThread()
+        self.trainers = [Direct(worker)]
 
     def meeting_place(self, _actors, **_options):
         return Rendezvous("127.0.0.1", 0)
-
-    def connect(self, _actors):
-        """Needs no line."""
 
     def get(self, references, **_options):
         for found in references:
@@ -177,7 +166,6 @@ def child(command, answer):
     os.dup2(log, 2)
     rl_core.training.pipeline.WorkerPool = DirectPool
     rl_core.training.pipeline.ray_session = no_session
-    rl_core.cluster.host._pulse = NoPulse
     disk = small_disk(answer, **command.get("disk", {}))
     calls = Calls(command.get("kill"))
     if command.get("kill") or command.get("count"):

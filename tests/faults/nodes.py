@@ -29,7 +29,7 @@ from rl_core.contracts.generator import SamplingParams
 from rl_core.discovery.registry import load_registry
 from rl_core.errors import EnvironmentProblem, WorkerDied
 from rl_core.rollout.router import Router
-from rl_core.training.supply import GeneratorSupply
+from rl_core.training.replacements import GeneratorReplacements
 
 CONTEXT = WorkerContext(0, 1, "", 0)
 STORE = {"object_store_memory": 80 * 2**20}
@@ -67,10 +67,10 @@ def router_of(pool, logs, *, most):
         yield [ray.put(7)]
 
     pool.build(pool.generators, choice, kind="generate", context=CONTEXT)
-    supply = GeneratorSupply(
+    replacements = GeneratorReplacements(
         pool=pool, choice=choice, context=CONTEXT, model=None, tokenizer_path=logs, most=most, weights=weights
     )
-    router = Router(pool.generators, pool, supply=supply)
+    router = Router(pool.generators, pool, replacements=replacements)
     router.update_weights([ray.put(7)], 0)
     return router
 

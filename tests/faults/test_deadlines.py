@@ -7,10 +7,10 @@ from support import ROOT
 WAITS = {"ray.get", "ray.wait", "subprocess.run", "subprocess.check_output", "subprocess.check_call"}
 ALREADY_ANSWERED = {
     "packages/core/src/rl_core/cluster/calls.py: _dead_peer: ray.get",
-    "packages/core/src/rl_core/cluster/watchdog.py: _feel: ray.get",
 }
 INSIDE_A_CALL_THAT_HAS_ONE = {
-    "packages/core/src/rl_core/cluster/host.py: call_each_beside: ray.get",
+    "packages/core/src/rl_core/cluster/worker.py: call: ray.get",
+    "packages/core/src/rl_core/cluster/worker.py: call_each: ray.get",
     "packages/core/src/rl_core/transports/ipc.py: __call__: ray.get",
 }
 """Made in a worker: the driver ends the worker when its call is late."""

@@ -5,13 +5,13 @@ This is the only place that knows about data-parallel ranks, for every backend a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.shared_buckets import Described
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult
 from rl_core.contracts.model import ModelInfo, Role
@@ -62,26 +62,17 @@ class Model:
         Raises:
             NonFiniteLoss: nothing was updated; ``batch`` is attached for inspection.
         """
-        return self.begin_train(batch, loss, scale=scale)()
+        results = self._output(self._ask("train", batch, loss, scale), f"{self.role.name} train")
+        metrics = reduce_metrics(results)
+        if not all(r.finite for r in results):
+            raise NonFiniteBatch(self.role.name, metrics, batch)
+        return metrics
 
     def begin_train(
         self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None
     ) -> Callable[[], dict[str, float]]:
-        """Ask for what :meth:`train` does; the workers do what they are asked for in the order of asking.
-
-        Returns:
-            what waits for the step and returns, or raises, what :meth:`train` does.
-        """
-        calls = self._ask("train", batch, loss, scale)
-
-        def finish() -> dict[str, float]:
-            results = self._output(calls, f"{self.role.name} train")
-            metrics = reduce_metrics(results)
-            if not all(r.finite for r in results):
-                raise NonFiniteBatch(self.role.name, metrics, batch)
-            return metrics
-
-        return finish
+        """The same step, taken when its result is asked for."""
+        return functools.partial(self.train, batch, loss, scale=scale)
 
     def evaluate(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
         """The loss and its metrics, without gradients or an update."""
@@ -103,16 +94,6 @@ class Model:
     def finish_stream(self, calls: Sequence[Any]) -> list[Any]:
         """The result of the first of :meth:`stream_weights`'s calls, when all have one."""
         return self._pool.get(calls, what=f"gathering the {self.role.name} weights")[0]
-
-    def share_weights(self) -> Described:
-        """The current weights in memory that other processes on the workers' machine read; it must be the driver's."""
-        asked = [("weights", rank == 0, self.role.name) for rank in range(len(self._workers))]
-        calls = self._pool.ask(self._workers, "share", asked)
-        return self._pool.get(calls, what=f"gathering the {self.role.name} weights")[0]
-
-    def unshare_weights(self) -> None:
-        """Have that memory given back, sometime before the next call."""
-        self._pool.ask(self._workers[:1], "unshare", [()])
 
     def save(self, directory: str) -> None:
         """All ranks write what a bit-exact resume needs."""
@@ -147,15 +128,15 @@ class Model:
     def _shards(self, batch: SequenceBatch, parts: Sequence[np.ndarray]) -> list[Any]:
         """One shard per data-parallel rank, in shared memory once where several ranks read it."""
         shards = [batch] if len(parts) == 1 else [batch.select(p) for p in parts]
-        if len(self._workers) == self._dp_size or self._pool.on_lines(self._workers):
+        if len(self._workers) == self._dp_size:
             return shards
         import ray
 
         return [ray.put(s) for s in shards]
 
     def _fan_out(self, method: str, shards: Sequence[Any], *args: Any) -> list[Any]:
-        asked = [(method, self.role.name, shards[place.dp_rank], *args) for place in self._topology]
-        return self._pool.ask(self._workers, "call", asked)
+        pairs = zip(self._workers, self._topology, strict=True)
+        return [worker.call.remote(method, self.role.name, shards[place.dp_rank], *args) for worker, place in pairs]
 
     def _output(self, calls: Sequence[Any], what: str) -> list[Any]:
         """Results of the output ranks in data-parallel order; waits for all ranks, so failures anywhere surface."""

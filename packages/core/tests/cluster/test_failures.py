@@ -1,26 +1,24 @@
 from pathlib import Path
 
 import pytest
-from rl_core.cluster.failures import Subject, died, hung, recoverable
+from rl_core.cluster.failures import WorkerInfo, died, hung, recoverable
 from rl_core.cluster.heartbeat import Heartbeat
 
 GIB = 2**30
 LOG = Path("/runs/a/logs/train-1.log")
 
 
-def subject(*, role="train", free_gib=20.0, log=LOG):
-    beat = Heartbeat(
-        count=7,
+def worker(*, role="train", free_gib=20.0, log=LOG):
+    heartbeat = Heartbeat(
         pid=4242,
         node_id="ab",
         host="node-3",
         doing="train",
-        starting=False,
         rss_bytes=30 * GIB,
         available_bytes=int(free_gib * GIB),
         total_bytes=64 * GIB,
     )
-    return Subject(f"{role}-1", role, beat, log)
+    return WorkerInfo(f"{role}-1", role, heartbeat, log)
 
 
 MEMORY = "at its last heartbeat it held 30.0 GiB, and {} of 64.0 GiB were free\n    its log: /runs/a/logs/train-1.log"
@@ -51,7 +49,7 @@ MEMORY = "at its last heartbeat it held 30.0 GiB, and {} of 64.0 GiB were free\n
     ],
 )
 def test_the_reason_of_a_death_comes_from_ray_and_the_last_heartbeat(ray_says, free_gib, cause, reason):
-    error = died(subject(free_gib=free_gib), ray_says, what="policy train")
+    error = died(worker(free_gib=free_gib), ray_says, what="policy train")
     assert str(error) == f"training worker train-1 (pid 4242 on node-3) ended during policy train: {reason}"
     assert (error.worker, error.role, error.cause) == ("train-1", "train", cause)
 
@@ -63,7 +61,7 @@ def test_last_words_are_those_of_the_process_that_died(tmp_path):
         "train-1: pid 4242 on node-3\nstep\nFatal Python error: Segmentation fault\n\n"
         "Thread 0x1:\n  File other\n\nCurrent thread 0x2:\n  File x\n"
     )
-    text = str(died(subject(log=log), "End of file.", what=""))
+    text = str(died(worker(log=log), "End of file.", what=""))
     assert text.endswith(
         f"free\n    Fatal Python error: Segmentation fault\n    Current thread 0x2:\n      File x\n    its log: {log}"
     )
@@ -71,7 +69,7 @@ def test_last_words_are_those_of_the_process_that_died(tmp_path):
 
 
 def test_a_hung_worker_is_described_with_its_state_and_stack():
-    error = hung(subject(), "no heartbeat for 60 s", "the process is computing", "Thread 1:\n  File x", what="generate")
+    error = hung(worker(), "no heartbeat for 60 s", "the process is computing", "Thread 1:\n  File x", what="generate")
     assert str(error) == (
         "training worker train-1 (pid 4242 on node-3) hung during train, and was ended: no heartbeat for 60 s; "
         "the process is computing\n    its stack:\n    Thread 1:\n      File x\n    its log: /runs/a/logs/train-1.log"
@@ -95,5 +93,5 @@ class OutOfMemoryError(RuntimeError):
         (ValueError("sampling: n is 0; it must be at least 1"), None),
     ],
 )
-def test_only_what_a_new_start_may_mend_is_recoverable(error, cause):
+def test_only_what_a_new_start_may_fix_is_recoverable(error, cause):
     assert recoverable(error, str(error)) == cause

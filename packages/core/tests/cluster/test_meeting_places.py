@@ -142,7 +142,6 @@ class Worker:
     """A worker's handle: which machine it is on, and the places that it was asked for."""
 
     def __init__(self, machine):
-        self._actor_id = os.urandom(8)
         self.node = SimpleNamespace(remote=lambda: machine)
         self.meeting_place = SimpleNamespace(remote=lambda *asked: Rendezvous("127.0.0.1", 1, str(asked)))
 

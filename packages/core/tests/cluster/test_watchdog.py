@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from frail_workers import Options
-from rl_core.cluster.calls import actor_id_of, finished
-from rl_core.cluster.heartbeat import read
+from rl_core.cluster.calls import actor_of
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
@@ -22,8 +21,6 @@ from rl_core.errors import EnvironmentProblem, RLError, WorkerDied
 pytestmark = pytest.mark.slow
 
 HEARTBEAT_S = 6.0
-BOTH_WAYS = pytest.mark.parametrize("way", ["line", "ray"])
-"""How calls reach workers: those on the driver's machine and others."""
 
 RANK = SimpleNamespace(component=SimpleNamespace(factory="frail_workers:Rank"), config=Options())
 
@@ -33,15 +30,13 @@ def start(cluster, tmp_path):
     """Start a group of ranks; returns its pool."""
     pools = []
 
-    def call(ranks, *, manifest=None, way="line", **deadlines):
+    def call(ranks, *, manifest=None, **deadlines):
         pool = WorkerPool(
             manifest=load_registry().manifest() if manifest is None else manifest,
             logs=tmp_path,
             deadlines=Deadlines(start_s=100, **({"call_s": 60, "heartbeat_s": HEARTBEAT_S} | deadlines)),
         )
         pools.append(pool)
-        if way == "ray":
-            pool.connect = lambda _actors: None
         pool.prepare(Resources(ranks=ranks, replicas=0, gpus=0, nodes=1, threads=1, generator_threads=1))
         pool.build(pool.trainers, RANK, kind="train", context=WorkerContext(0, 1, "", 0))
         return pool
@@ -63,12 +58,11 @@ def wait_until(condition):
 
 
 def ask(pool, method, *arguments):
-    return pool.ask(pool.trainers, "call", [(method, *arguments)] * len(pool.trainers))
+    return [worker.call.remote(method, *arguments) for worker in pool.trainers]
 
 
-@BOTH_WAYS
-def test_when_a_rank_dies_nobody_waits_for_the_others_and_all_of_them_end(start, way):
-    pool = start(2, way=way)
+def test_when_a_rank_dies_nobody_waits_for_the_others_and_all_of_them_end(start):
+    pool = start(2)
     pids = [pid_of(pool, rank) for rank in range(2)]
     with pytest.raises(WorkerDied) as caught:
         pool.get(ask(pool, "end_or_wait", 1, 600), what="policy train")
@@ -79,9 +73,8 @@ def test_when_a_rank_dies_nobody_waits_for_the_others_and_all_of_them_end(start,
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
-@BOTH_WAYS
-def test_the_error_that_a_death_causes_in_a_peer_is_not_taken_for_the_cause(start, way):
-    pool = start(2, way=way)
+def test_the_error_that_a_death_causes_in_a_peer_is_not_taken_for_the_cause(start):
+    pool = start(2)
     with pytest.raises(WorkerDied) as caught:
         pool.get(ask(pool, "echo_or_end", 1), what="policy train")
     assert caught.value.worker == "train-1"
@@ -102,7 +95,7 @@ def test_a_stopped_worker_is_examined_ended_and_named_and_a_busy_one_is_left_alo
     pid = pid_of(pool, 1)
     busy = pool.trainers[0].call.remote("wait", 2 * HEARTBEAT_S)
     stuck = pool.trainers[1].call.remote("wait", 600)
-    wait_until(lambda: read(actor_id_of(pool.trainers[1])).doing == "wait")
+    wait_until(lambda: pool.info(actor_of(stuck)).heartbeat.doing == "wait")
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(WorkerDied) as caught:
         pool.get([stuck], what="policy train")
@@ -131,18 +124,16 @@ def test_a_worker_stuck_in_c_leaves_its_stack(start):
     assert "in deadlock" in (pool._logs / "train-0.log").read_text()
 
 
-@BOTH_WAYS
-def test_a_call_past_its_deadline_ends_the_worker_although_its_heart_beats(start, way):
-    pool = start(1, call_s=2.0, way=way)
+def test_a_call_past_its_deadline_ends_the_worker_although_its_heart_beats(start):
+    pool = start(1, call_s=2.0)
     with pytest.raises(WorkerDied) as caught:
         pool.get(ask(pool, "wait", 600), what="policy train")
     assert "and was ended: no answer within 2 s (run.worker_timeout_s, run.start_timeout_s); " in str(caught.value)
     assert "in wait" in str(caught.value)
 
 
-@BOTH_WAYS
-def test_a_crash_leaves_its_last_words_and_exceptions_their_tracebacks(start, way):
-    pool = start(1, way=way)
+def test_a_crash_leaves_its_last_words_and_exceptions_their_tracebacks(start):
+    pool = start(1)
     with pytest.raises(RLError) as caught:
         pool.get(ask(pool, "break_down"), what="policy train")
     assert type(caught.value) is RLError  # it would happen again: not a reason to start again
@@ -158,23 +149,6 @@ def test_a_crash_leaves_its_last_words_and_exceptions_their_tracebacks(start, wa
     assert "in crash" in str(caught.value)
 
 
-@BOTH_WAYS
-def test_workers_on_this_machine_have_a_line_and_those_that_have_none_are_asked_through_ray(start, way):
-    pool = start(2, way=way)
-    assert pool.on_lines(pool.trainers) == (way == "line")
-    assert not pool.on_lines([SimpleNamespace(_actor_id=b"another one")])
-    calls = ask(pool, "wait", 0.0)
-    assert {type(call).__name__ for call in calls} == {"LineCall" if way == "line" else "ObjectRef"}
-    # Some of both are waited for together.
-    calls += [pool.trainers[0].call.remote("wait", 0.0), pool.trainers[1].pid.remote()]
-    assert pool.get(calls) == ["done", "done", "done", pid_of(pool, 1)]
-    slow = [*ask(pool, "wait", 1.0), pool.trainers[0].node.remote()]
-    assert finished(slow, timeout_s=0.0) == []
-    assert slow[2] in finished(slow, timeout_s=60.0)
-    pool.get(slow)
-    assert set(finished(slow, timeout_s=0.0)) == set(slow)
-
-
 def test_the_folder_of_a_group_is_private_and_goes_with_its_workers_even_if_they_were_killed(start):
     pool = start(2)
     places = [pool.meeting_place(pool.trainers, purpose=purpose) for purpose in ("one", "two")]
@@ -186,18 +160,12 @@ def test_the_folder_of_a_group_is_private_and_goes_with_its_workers_even_if_they
     assert not any(os.path.exists(place.folder) for place in places)
 
 
-def test_a_component_computes_in_one_thread_whoever_asks(start):
+def test_a_worker_that_starts_may_be_silent_for_longer(start):
     pool = start(1)
-    by_ray = pool.trainers[0].call.remote("thread")
-    assert pool.get([*ask(pool, "thread"), by_ray, *ask(pool, "thread_of_setup")]) == ["work"] * 3
-
-
-def test_a_line_that_ends_while_its_worker_lives_is_an_error_and_not_a_wait(start):
-    pool = start(1)
-    waiting = ask(pool, "wait", 600)
-    pool._hang_up(actor_id_of(pool.trainers[0]))
-    with pytest.raises(WorkerDied, match=r"^training worker train-0 \(pid \d+ on \S+\) ended during policy train: "):
-        pool.get(waiting, what="policy train")
+    silent = pool.trainers[0].call.remote("hold_the_lock", HEARTBEAT_S + 3)
+    assert pool.get([silent], starting=True) == ["done"]
+    with pytest.raises(WorkerDied, match=r" hung during hold_the_lock, and was ended: no heartbeat for 6 s; "):
+        pool.get([pool.trainers[0].call.remote("hold_the_lock", 600)])
 
 
 def test_a_worker_with_other_plugins_says_what_to_install(start):

@@ -19,9 +19,8 @@ from rl_core.discovery.registry import load_registry
 from rl_core.errors import RLError, WorkerDied
 from rl_core.rollout import router as router_module
 from rl_core.rollout.router import Router, _checked
-from rl_core.training import supply as supply_module
-from rl_core.training.supply import GeneratorSupply
-from rl_core.transports.object_store import WeightTransport
+from rl_core.training import replacements as replacements_module
+from rl_core.training.replacements import GeneratorReplacements
 
 CONTEXT = WorkerContext(0, 1, "", 0)
 
@@ -31,7 +30,7 @@ def fleet(cluster, tmp_path):
     """Start replicas behind a router; returns it."""
     pools = []
 
-    def start(replicas, *, supplied=True, delay_s=0.0, marker=None):
+    def start(replicas, *, replaced=True, delay_s=0.0, marker=None):
         pool = WorkerPool(
             manifest=load_registry().manifest(),
             logs=tmp_path,
@@ -48,7 +47,7 @@ def fleet(cluster, tmp_path):
         def weights():
             yield [ray.put(7)]
 
-        supply = GeneratorSupply(
+        replacements = GeneratorReplacements(
             pool=pool,
             choice=choice,
             context=CONTEXT,
@@ -57,7 +56,7 @@ def fleet(cluster, tmp_path):
             most=replicas,
             weights=weights,
         )
-        router = Router(pool.generators, pool, supply=supply if supplied else None)
+        router = Router(pool.generators, pool, replacements=replacements if replaced else None)
         router.update_weights([ray.put(7)], 1)
         return router
 
@@ -117,7 +116,7 @@ def test_without_any_replica_left_the_router_waits_for_a_replacement(fleet, tmp_
 
 @pytest.mark.slow
 def test_replacements_that_cannot_be_started_are_given_up_with_their_reason(fleet, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(supply_module, "FAILED_STARTS", 1)
+    monkeypatch.setattr(replacements_module, "FAILED_STARTS", 1)
     router = fleet(1)
     (tmp_path / "broken").touch()
     with pytest.raises(WorkerDied, match=r"^generator generate-0 .* ended during generate: "):
@@ -131,7 +130,7 @@ def test_replacements_that_cannot_be_started_are_given_up_with_their_reason(flee
 
 @pytest.mark.slow
 def test_requests_go_where_the_fewest_tokens_are_outstanding_and_repeated_deaths_are_blamed_on_them(fleet, monkeypatch):
-    router = fleet(2, supplied=False, delay_s=0.01)
+    router = fleet(2, replaced=False, delay_s=0.01)
     answers = {}
     long = threading.Thread(
         target=lambda: answers.update(long=router.generate(requests_of(1), SamplingParams(max_new_tokens=300)))
@@ -169,34 +168,3 @@ def test_an_answer_that_is_not_complete_is_the_plugins_fault(request_column):
         "the generator was asked for 2 samples of each of 2 requests and answered "
         f"{len(request_column)} sequences, of requests {sorted(set(request_column))}; the plugin is at fault"
     )
-
-
-class Begins(WeightTransport):
-    """Weights that a generator refuses, as is noticed when they are waited for."""
-
-    def give(self, generators, version):
-        raise AssertionError("begun already")
-
-    def begin(self, generators, version):
-        def finish():
-            raise RLError(f"weights {version} do not fit")
-
-        return finish
-
-
-def test_what_becomes_of_weights_that_were_begun_is_told_by_what_comes_next(fleet):
-    router = fleet(1, supplied=False)
-    later = (
-        router.settle_weights,
-        lambda: router.generate(requests_of(1), SamplingParams()),
-        lambda: router.update_weights([ray.put(7)], 3),
-    )
-    for act in later:
-        router.begin_weights(Begins(), 2)
-        with pytest.raises(RLError, match=r"^weights 2 do not fit$"):
-            act()
-    with pytest.raises(RLError, match=r"^weights 2 do not fit$"):
-        router.renew_weights(Begins(), 2)
-    # It is told once: from here on there is nothing to wait for.
-    router.update_weights([ray.put(7)], 3)
-    assert_each_is_answered_once(router.generate(requests_of(1, 2), SamplingParams()), [1, 2], version=3)

@@ -120,7 +120,7 @@ class Trial:
             router=None,
             turns=nothing,
             feed=lambda position: feed,
-            publish_weights=lambda version, wait=True: algorithm.events.append(f"publish {version}"),
+            publish_weights=lambda version: algorithm.events.append(f"publish {version}"),
         )
         self.loop = Loop(
             parts=parts,

@@ -21,49 +21,49 @@ _DEVICE_WORDS = ("CUDA error", "cudaError", "device-side assert", "HIP error")
 
 
 @dataclass(frozen=True)
-class Subject:
+class WorkerInfo:
     """The worker a message is about.
 
     Attributes:
         name: ``train-0``.
         role: ``train`` or ``generate``.
-        beat: its last heartbeat, if there ever was one.
+        heartbeat: its last heartbeat, if there ever was one.
         log: its log file.
     """
 
     name: str
     role: str
-    beat: Heartbeat | None
+    heartbeat: Heartbeat | None
     log: Path
 
     @property
     def title(self) -> str:
         """``training worker train-0 (pid 4242 on node-3)``."""
-        where = f" (pid {self.beat.pid} on {self.beat.host})" if self.beat else ""
+        where = f" (pid {self.heartbeat.pid} on {self.heartbeat.host})" if self.heartbeat else ""
         return f"{_TITLES.get(self.role, self.role)} {self.name}{where}"
 
 
-def died(subject: Subject, ray_says: str, *, what: str) -> WorkerDied:
+def died(worker: WorkerInfo, ray_says: str, *, what: str) -> WorkerDied:
     """The error for a worker whose process ended.
 
     Args:
         ray_says: Ray's text, of which the known reasons are recognised.
         what: the call that found out.
     """
-    cause, reason = _reason(subject.beat, ray_says)
-    return _error(subject, f"ended{_during(what)}: {reason}", cause, _last_words(subject))
+    cause, reason = _reason(worker.heartbeat, ray_says)
+    return _error(worker, f"ended{_during(what)}: {reason}", cause, _last_words(worker))
 
 
-def hung(subject: Subject, silence: str, state: str, stack: str, *, what: str) -> WorkerDied:
+def hung(worker: WorkerInfo, silence: str, state: str, stack: str, *, what: str) -> WorkerDied:
     """The error for a worker that was ended because it did not answer.
 
     Args:
         silence: what was waited for, e.g. ``no heartbeat for 60 s``.
         state, stack: what an examination found.
     """
-    doing = subject.beat.doing if subject.beat and subject.beat.doing else what
+    doing = worker.heartbeat.doing if worker.heartbeat and worker.heartbeat.doing else what
     text = f"hung{_during(doing)}, and was ended: {silence}; {state}"
-    return _error(subject, text, "hung", "its stack:\n" + stack if stack else "")
+    return _error(worker, text, "hung", "its stack:\n" + stack if stack else "")
 
 
 def recoverable(error: BaseException, text: str) -> str | None:
@@ -86,31 +86,31 @@ def recoverable(error: BaseException, text: str) -> str | None:
     return "died" if any(word in text for word in _DEVICE_WORDS) else None
 
 
-def _reason(beat: Heartbeat | None, ray_says: str) -> tuple[str, str]:
+def _reason(last: Heartbeat | None, ray_says: str) -> tuple[str, str]:
     if "running low on memory" in ray_says or "OutOfMemory" in ray_says:
-        return "memory", f"Ray ended it because its machine ran low on memory{_memory(beat)}"
+        return "memory", f"Ray ended it because its machine ran low on memory{_memory(last)}"
     if "node has died" in ray_says or "node is dead" in ray_says or "NODE_DIED" in ray_says:
         return "node", "its machine has left the cluster"
-    if beat is not None and beat.available_bytes < LOW_MEMORY * beat.total_bytes:
-        return "memory", f"probably the kernel's out-of-memory killer{_memory(beat)}"
-    return "died", f"its process is gone (killed by a signal, crashed, or it called exit){_memory(beat)}"
+    if last is not None and last.available_bytes < LOW_MEMORY * last.total_bytes:
+        return "memory", f"probably the kernel's out-of-memory killer{_memory(last)}"
+    return "died", f"its process is gone (killed by a signal, crashed, or it called exit){_memory(last)}"
 
 
-def _memory(beat: Heartbeat | None) -> str:
-    if beat is None:
+def _memory(last: Heartbeat | None) -> str:
+    if last is None:
         return ""
     return (
-        f"; at its last heartbeat it held {beat.rss_bytes / _GIB:.1f} GiB, and {beat.available_bytes / _GIB:.1f} of "
-        f"{beat.total_bytes / _GIB:.1f} GiB were free"
+        f"; at its last heartbeat it held {last.rss_bytes / _GIB:.1f} GiB, and {last.available_bytes / _GIB:.1f} of "
+        f"{last.total_bytes / _GIB:.1f} GiB were free"
     )
 
 
-def _error(subject: Subject, text: str, cause: str, more: str) -> WorkerDied:
+def _error(worker: WorkerInfo, text: str, cause: str, more: str) -> WorkerDied:
     indented = "".join(f"\n    {line}" for line in more.splitlines())
     return WorkerDied(
-        f"{subject.title} {text}{indented}\n    its log: {subject.log}",
-        worker=subject.name,
-        role=subject.role,
+        f"{worker.title} {text}{indented}\n    its log: {worker.log}",
+        worker=worker.name,
+        role=worker.role,
         cause=cause,
     )
 
@@ -119,13 +119,13 @@ def _during(what: str) -> str:
     return f" during {what}" if what else ""
 
 
-def _last_words(subject: Subject) -> str:
+def _last_words(worker: WorkerInfo) -> str:
     """What Python wrote into the log on a fatal signal; empty where it had no time to, or the log is elsewhere."""
     try:
-        lines = subject.log.read_text(errors="replace").splitlines()
+        lines = worker.log.read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    pid = f"pid {subject.beat.pid} on " if subject.beat else ""
+    pid = f"pid {worker.heartbeat.pid} on " if worker.heartbeat else ""
     born = max((i for i, line in enumerate(lines) if pid and pid in line), default=0)
     fatal = [i for i, line in enumerate(lines) if i >= born and line.startswith(_FATAL)]
     if not fatal:

@@ -1,4 +1,9 @@
-"""A thread in the driver that knows which workers live, and ends those that hang, so that nobody waits for them."""
+"""A thread in the driver that knows which workers live, and ends those that hang, so that nobody waits for them.
+
+Once a second it asks every worker for a sign of life, in a concurrency group of the worker's own, and looks for the
+answers a second later: it never waits for one. A worker that is busy answers; one that is stopped, or stuck in C with
+Python's lock, does not. Of its end Ray tells by itself, through a call that nothing else ends.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl_core.cluster import heartbeat
-from rl_core.cluster.calls import actor_id_of
+from rl_core.cluster.calls import actor_of
 from rl_core.cluster.examination import Examination, examine_and_end
-from rl_core.cluster.failures import Subject, died, hung
+from rl_core.cluster.failures import WorkerInfo, died, hung
 from rl_core.cluster.heartbeat import Heartbeat
-from rl_core.cluster.loss import Loss
 from rl_core.errors import WorkerDied
 
 LOOK_EVERY_S = 1.0
@@ -25,10 +28,13 @@ _PAUSED_S = 5.0
 
 _EXAMINATION_S = 60.0
 
+_LAST_ANSWER_S = 2.0
+"""An answer that is on its way is there within this time."""
+
 _LAST_WORD_S = 5.0
 """Ray learns of the end of a process within some hundredths of a second."""
 
-_SILENT_S = 5 * heartbeat.BEAT_EVERY_S
+_SILENT_S = 5 * LOOK_EVERY_S
 """A worker without a heartbeat for this long may not be able to end itself."""
 
 logger = logging.getLogger("rl")
@@ -39,10 +45,12 @@ class Watched:
     """A worker under watch.
 
     Attributes:
-        name, role, log: for messages; see :class:`rl_core.cluster.failures.Subject`.
+        name, role, log: for messages; see :class:`rl_core.cluster.failures.WorkerInfo`.
         handle: the Ray actor.
-        beat, heard_at: its newest heartbeat and when (monotonic seconds of the driver) it was first seen.
-        question: a trivial call that waits in its queue, so that Ray reports its death at once.
+        starting: whether it may be importing or loading, which can hold Python's lock for long.
+        heartbeat, heard_at: its newest heartbeat and when (monotonic seconds of the driver) it was first seen.
+        asked: a call for a heartbeat that it has not answered yet.
+        until_death: a call that fails when its process is gone.
         last_word: what Ray said of its death, or empty.
         verdict: why the watchdog ended it.
         examined: set when the watchdog has looked at it; None while there is no reason to.
@@ -52,20 +60,24 @@ class Watched:
     role: str
     handle: Any
     log: Path
-    beat: Heartbeat | None = None
-    heard_at: float = 0.0
-    question: Any = None
+    starting: bool = True
+    heartbeat: Heartbeat | None = None
+    heard_at: float = field(default_factory=time.monotonic)
+    asked: Any = None
     last_word: str = ""
     verdict: WorkerDied | None = None
     examined: threading.Event | None = None
+    until_death: Any = field(init=False)
     actor_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.actor_id = actor_id_of(self.handle)
+        self.until_death = self.handle.until_death.remote()
+        self.actor_id = actor_of(self.until_death)
+        self.asked = self.handle.heartbeat.remote()
 
     @property
-    def subject(self) -> Subject:
-        return Subject(self.name, self.role, self.beat, self.log)
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(self.name, self.role, self.heartbeat, self.log)
 
 
 class Watchdog:
@@ -74,11 +86,9 @@ class Watchdog:
     Args:
         heartbeat_s: a worker without a new heartbeat for this long hangs.
         start_s: the same while it imports or loads, which may hold Python's lock for long.
-        loss: what has become of Ray.
     """
 
-    def __init__(self, *, heartbeat_s: float, start_s: float, loss: Loss) -> None:
-        self._loss = loss
+    def __init__(self, *, heartbeat_s: float, start_s: float) -> None:
         self._heartbeat_s = heartbeat_s
         self._start_s = max(start_s, heartbeat_s)
         self._watched: dict[str, Watched] = {}
@@ -90,18 +100,24 @@ class Watchdog:
     def watch(self, worker: Watched) -> None:
         """Start to watch a worker; the first one starts the thread."""
         with self._lock:
-            worker.heard_at = time.monotonic()
             self._watched[worker.actor_id] = worker
             if self._thread is None:
                 self._looked_at = time.monotonic()
                 self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
                 self._thread.start()
 
-    def forget(self, actor_id: str) -> None:
+    def starts(self, actor_ids: Sequence[str], starting: bool) -> None:
+        """Workers may be importing or loading from now on, or no more."""
+        with self._lock:
+            for worker in filter(None, map(self._watched.get, actor_ids)):
+                if worker.starting and not starting:
+                    worker.heard_at = time.monotonic()  # it has just answered
+                worker.starting = starting
+
+    def forget(self, handle: Any) -> None:
         """Stop to watch a worker that is no longer needed."""
         with self._lock:
-            if self._watched.pop(actor_id, None) is not None:
-                self._loss.guard(lambda: heartbeat.erase(actor_id))
+            self._watched = {key: worker for key, worker in self._watched.items() if worker.handle != handle}
 
     def close(self) -> None:
         """Stop watching; for workers that are gone with Ray."""
@@ -116,22 +132,23 @@ class Watchdog:
             self._thread.join(_EXAMINATION_S)
         for worker in list(self._watched.values()):
             silent = time.monotonic() - worker.heard_at > _SILENT_S
-            if silent and worker.beat is not None and not worker.last_word and worker.verdict is None:
+            if silent and worker.heartbeat is not None and not worker.last_word and worker.verdict is None:
                 _look_at(worker)  # a stopped process does not hear ray.kill
             ray.kill(worker.handle)
-            self.forget(worker.actor_id)
+        self._watched = {}
 
-    def subject(self, actor_id: str) -> Subject | None:
+    def info(self, actor_id: str) -> WorkerInfo | None:
         """Who an actor is, for messages."""
         worker = self._watched.get(actor_id)
         if worker is None:
             return None
-        worker.beat = worker.beat or self._loss.guard(lambda: heartbeat.read(actor_id))
-        return worker.subject
+        if worker.heartbeat is None:
+            self._hear([worker], within_s=_LAST_ANSWER_S)
+        return worker.info
 
     def fallen(self, role: str) -> WorkerDied | None:
         """The death of some worker of ``role``, or None."""
-        for worker in self._feel():
+        for worker in self._notice_deaths():
             if worker.role == role and (worker.last_word or worker.verdict):
                 return self.death(worker.actor_id, worker.last_word, what="")
         return None
@@ -144,8 +161,8 @@ class Watchdog:
         if worker.examined is not None:
             worker.examined.wait(2 * _EXAMINATION_S)
         if worker.verdict is None:
-            worker.beat = self._loss.guard(lambda: heartbeat.read(actor_id)) or worker.beat
-            worker.verdict = died(worker.subject, ray_says or worker.last_word or _last_word(worker), what=what)
+            self._hear([worker], within_s=_LAST_ANSWER_S)
+            worker.verdict = died(worker.info, ray_says or worker.last_word or _last_word(worker), what=what)
         return worker.verdict
 
     def end(self, actor_ids: Sequence[str], silence: str, *, what: str) -> WorkerDied | None:
@@ -157,7 +174,7 @@ class Watchdog:
         for worker in stuck:
             try:
                 found = _look_at(worker)
-                worker.verdict = hung(worker.subject, silence, found.state, found.stack, what=what)
+                worker.verdict = hung(worker.info, silence, found.state, found.stack, what=what)
                 logger.warning("%s", worker.verdict)
             finally:
                 assert worker.examined is not None
@@ -172,49 +189,64 @@ class Watchdog:
                 logger.debug("the watchdog could not look: %s: %s", type(error).__name__, error)
 
     def look(self) -> None:
-        """Read all heartbeats once, and end workers whose last one is too old."""
+        """Take what all have answered, ask again, and end workers whose last heartbeat is too old."""
         now = time.monotonic()
         paused = now - self._looked_at > _PAUSED_S
-        workers = self._feel()
-        beats = heartbeat.read_all([worker.actor_id for worker in workers])
+        workers = self._notice_deaths()
+        self._hear(workers)
         for worker in workers:
-            beat = beats[worker.actor_id]
-            if paused or (beat is not None and (worker.beat is None or beat.count != worker.beat.count)):
+            if paused:
                 worker.heard_at = now
-            worker.beat = beat
-            if beat is None or worker.last_word:
-                continue  # not started yet, or dead: there is no process to examine
-            limit = self._start_s if beat.starting else self._heartbeat_s
-            if now - worker.heard_at > limit:
+            if worker.last_word or worker.examined is not None:
+                continue
+            if worker.asked is None:
+                worker.asked = worker.handle.heartbeat.remote()
+            limit = self._start_s if worker.starting else self._heartbeat_s
+            # Before the first one there is no process that could be examined.
+            if worker.heartbeat is not None and now - worker.heard_at > limit:
                 self.end([worker.actor_id], f"no heartbeat for {limit:g} s", what="")
         self._looked_at = time.monotonic()
 
-    def _feel(self) -> list[Watched]:
+    def _hear(self, workers: Sequence[Watched], *, within_s: float = 0.0) -> None:
+        """Take the heartbeats that have come."""
+        import ray
+
+        with self._lock:
+            asked = {w.asked: w for w in workers if w.asked is not None}
+            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=within_s) if asked else ([], [])
+            for reference in answered:
+                worker = asked[reference]
+                worker.asked = None
+                try:
+                    worker.heartbeat = ray.get(reference, timeout=_LAST_ANSWER_S)
+                    worker.heard_at = time.monotonic()
+                except ray.exceptions.RayError as error:
+                    logger.debug("no heartbeat of %s: %s", worker.name, error)
+
+    def _notice_deaths(self) -> list[Watched]:
         """All workers, with ``last_word`` filled in for those that Ray knows to be dead."""
         import ray
 
         with self._lock:
             workers = list(self._watched.values())
-            for worker in workers:
-                if worker.question is None and not worker.last_word:
-                    worker.question = worker.handle.pid.remote()
-            asked = {w.question: w for w in workers if w.question is not None}
-            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], [])
-            for reference in answered:
-                asked[reference].question = None
+            alive = {w.until_death: w for w in workers if not w.last_word}
+            ended, _ = ray.wait(list(alive), num_returns=len(alive), timeout=0) if alive else ([], [])
+            for reference in ended:
                 try:
-                    ray.get(reference)
-                except ray.exceptions.RayActorError as error:
-                    asked[reference].last_word = str(error)
+                    ray.get(reference, timeout=_LAST_ANSWER_S)
+                except ray.exceptions.RayError as error:
+                    alive[reference].last_word = str(error)
         return workers
 
 
 def _last_word(worker: Watched) -> str:
-    """What Ray says of a worker whose line ended, which it may notice a moment later; empty if it lives."""
+    """What Ray says of a worker whose answer is missing; empty if it lives."""
     import ray
 
     try:
-        ray.get(worker.handle.pid.remote(), timeout=_LAST_WORD_S)
+        ray.get(worker.until_death, timeout=_LAST_WORD_S)
+    except ray.exceptions.GetTimeoutError:
+        return ""
     except ray.exceptions.RayError as error:
         return str(error)
     return ""
@@ -225,13 +257,13 @@ def _look_at(worker: Watched) -> Examination:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    assert worker.beat is not None
+    assert worker.heartbeat is not None
     try:
-        if worker.beat.node_id == own_node():
-            return examine_and_end(worker.beat.pid, str(worker.log))
-        there = NodeAffinitySchedulingStrategy(worker.beat.node_id, soft=False)
+        if worker.heartbeat.node_id == own_node():
+            return examine_and_end(worker.heartbeat.pid, str(worker.log))
+        there = NodeAffinitySchedulingStrategy(worker.heartbeat.node_id, soft=False)
         task = ray.remote(examine_and_end).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        return ray.get(task.remote(worker.beat.pid, str(worker.log)), timeout=_EXAMINATION_S)
+        return ray.get(task.remote(worker.heartbeat.pid, str(worker.log)), timeout=_EXAMINATION_S)
     except (ray.exceptions.RayError, OSError) as error:
         return Examination(f"it could not be examined: {type(error).__name__}: {error}", "")
     finally:

@@ -1,26 +1,21 @@
-"""Hosts in a placement group: started once, lent to stages, watched, called with a deadline.
-
-What is asked of them in every step goes by line where they are on the driver's machine (:mod:`rl_core.cluster.lines`).
-"""
+"""Workers in a placement group: started once, lent to stages, watched, called with a deadline."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from multiprocessing import AuthenticationError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_core.cluster.calls import Deadlines, actor_id_of, fetch
-from rl_core.cluster.failures import Subject
-from rl_core.cluster.host import Host
-from rl_core.cluster.lines import Line
+from rl_core.cluster.calls import Deadlines, actor_of, fetch
+from rl_core.cluster.failures import WorkerInfo
 from rl_core.cluster.loss import Loss
 from rl_core.cluster.meeting_places import remove_folder
 from rl_core.cluster.placement import bundles_in_order, machine_count, machines_of, reserve, room_for
 from rl_core.cluster.resources import Resources
-from rl_core.cluster.watchdog import Watchdog, Watched, own_node
+from rl_core.cluster.watchdog import Watchdog, Watched
+from rl_core.cluster.worker import actor_class
 from rl_core.contracts.backend import Topology, WorkerContext
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import EnvironmentProblem, RLError, WorkerDied
@@ -33,10 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UPDATES = "updates"
-"""Calls of this concurrency group reach a generator while it samples."""
-
-__all__ = ["UPDATES", "Deadlines", "WorkerPool", "fetch", "group_topologies"]
+__all__ = ["Deadlines", "WorkerPool", "group_topologies"]
 
 
 class WorkerPool:
@@ -72,12 +64,11 @@ class WorkerPool:
         self._placement: Any = None
         self._watchdog: Watchdog | None = None
         self._started = 0
-        self._bundle_of: dict[str, int] = {}
+        self._bundle_of: dict[Any, int] = {}
         self._rank_at: dict[int, Any] = {}
         self._free_bundles: list[int] = []
         self._spare: list[Any] = []
-        self._lines: dict[str, Line] = {}
-        self._node_of: dict[str, str] = {}
+        self._node_of: dict[Any, str] = {}
         self._folders: set[str] = set()
         self.trainers: list[Any] = []
         self.generators: list[Any] = []
@@ -100,9 +91,7 @@ class WorkerPool:
         self._placement = reserve(
             resources, wait_s=self.deadlines.start_s if wait_s is None else wait_s, stopping=self._stopping
         )
-        self._watchdog = Watchdog(
-            heartbeat_s=self.deadlines.heartbeat_s, start_s=self.deadlines.start_s, loss=self._loss
-        )
+        self._watchdog = Watchdog(heartbeat_s=self.deadlines.heartbeat_s, start_s=self.deadlines.start_s)
         self._resources = resources
         self._interface = self._network_interface or (LOOPBACK if machine_count() == 1 else None)
         order = list(range(len(resources.bundles)))
@@ -122,7 +111,7 @@ class WorkerPool:
     def another_generator(self) -> Any | None:
         """Start one more generator process, in the place of one that died or in free room; None without either.
 
-        It is not in ``generators`` until :meth:`enlist`.
+        It is not in ``generators`` until :meth:`add_generator`.
         """
         assert self._resources is not None
         needs = {"CPU": 1.0} | ({"GPU": 1.0} if self._resources.gpus else {})
@@ -133,29 +122,26 @@ class WorkerPool:
         self._spare.append(generator)
         return generator
 
-    def trainer_beside(self, generator: Any) -> Any | None:
+    def trainer_on_gpu_of(self, generator: Any) -> Any | None:
         """The training worker on the same GPU; None without one."""
-        return self._rank_at.get(self._bundle_of.get(actor_id_of(generator), -1))
+        return self._rank_at.get(self._bundle_of.get(generator, -1))
 
-    def enlist(self, generator: Any) -> None:
+    def add_generator(self, generator: Any) -> None:
         """Take a generator that :meth:`another_generator` started into use."""
         self._spare.remove(generator)
-        self.connect([generator])
         self.generators.append(generator)
 
     def retire(self, generator: Any) -> None:
         """End a generator that is dead or no longer needed; its place becomes free."""
         import ray
 
-        actor_id = actor_id_of(generator)
         if self._watchdog is not None:
-            self._watchdog.forget(actor_id)
-        self._hang_up(actor_id)
+            self._watchdog.forget(generator)
         ray.kill(generator)
         self.generators = [g for g in self.generators if g is not generator]
         self._spare = [g for g in self._spare if g is not generator]
-        if actor_id in self._bundle_of:
-            self._free_bundles.append(self._bundle_of.pop(actor_id))
+        if generator in self._bundle_of:
+            self._free_bundles.append(self._bundle_of.pop(generator))
 
     def _start_generator(self, bundle: int | None) -> Any:
         assert self._resources is not None
@@ -165,34 +151,40 @@ class WorkerPool:
         return self._start(name, "generate", self._resources.generator_threads, gpus=gpus, bundle=bundle)
 
     def _start(self, name: str, role: str, threads: int, *, gpus: float, bundle: int | None) -> Any:
-        import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         assert self._watchdog is not None
         where: Any = "SPREAD"
         if bundle is not None:
             where = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=bundle)
-        remote: Any = ray.remote(concurrency_groups={UPDATES: 1}) if role == "generate" else ray.remote  # type: ignore[call-overload]
-        placed = remote(Host).options(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy=where)
-        handle: Any = placed.remote(
-            name, self._manifest, str(self._logs), threads, umask=umask_in_force(), interface=self._interface
+        secrets = known_secrets()
+        handle: Any = (
+            actor_class()
+            .options(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy=where)
+            .remote(
+                name,
+                self._manifest,
+                str(self._logs),
+                threads,
+                secrets=bool(secrets),
+                umask=umask_in_force(),
+                interface=self._interface,
+            )
         )
-        if secrets := known_secrets():  # a call's arguments, unlike those of an actor, are kept nowhere
+        if secrets:  # a call's arguments, unlike those of an actor, are kept nowhere
             handle.remember_secrets.remote(secrets)
         self._watchdog.watch(Watched(name, role, handle, self._logs / f"{name}.log"))
         if role == "generate" and bundle is not None:
-            self._bundle_of[actor_id_of(handle)] = bundle
+            self._bundle_of[handle] = bundle
         return handle
 
     def warm(self, actors: Sequence[Any], choice: ComponentChoice) -> None:
         """Have ``actors`` import ``choice`` in the background; a failure shows when it is built."""
-        for actor in actors:
-            actor.warm.remote(choice.component.factory)
+        self._start_of([actor.warm.remote(choice.component.factory) for actor in actors], begins=True)
 
     def build(self, actors: Sequence[Any], choice: ComponentChoice, *, kind: str, context: WorkerContext) -> list[Any]:
         """Build ``choice`` on each actor; returns what each ``setup`` gave. Ranks follow the actors' order."""
         place = self.meeting_place(actors, purpose=kind, starting=True, together=kind == "train")
-        self.connect(actors)
         references = []
         for rank, actor in enumerate(actors):
             own = replace(
@@ -220,10 +212,10 @@ class WorkerPool:
         Raises:
             EnvironmentProblem: they are on several machines, and their processes use loopback only.
         """
-        unknown = [actor for actor in actors if actor_id_of(actor) not in self._node_of]
+        unknown = [actor for actor in actors if actor not in self._node_of]
         nodes = self.get([actor.node.remote() for actor in unknown], starting=starting)
-        self._node_of |= {actor_id_of(actor): node for actor, node in zip(unknown, nodes, strict=True)}
-        one_machine = len({self._node_of[actor_id_of(actor)] for actor in actors}) == 1
+        self._node_of |= zip(unknown, nodes, strict=True)
+        one_machine = len({self._node_of[actor] for actor in actors}) == 1
         if together and not one_machine and self._interface == LOOPBACK:
             raise EnvironmentProblem(
                 "a machine joined the cluster after the workers of the first one had started, and these listen on "
@@ -234,44 +226,24 @@ class WorkerPool:
         self._folders.add(place.folder)
         return place
 
-    def connect(self, actors: Sequence[Any]) -> None:
-        """Open a line to each that is on this machine and has none."""
-        node = own_node()
-        new = [actor for actor in actors if actor_id_of(actor) not in self._lines]
-        if node is None or not new:
-            return
-        for actor, address in zip(new, self.get([a.open_line.remote(node) for a in new], starting=True), strict=True):
-            if address is None:
-                continue
-            try:
-                self._lines[actor_id_of(actor)] = Line(address, actor_id_of(actor))
-            except (OSError, EOFError, AuthenticationError) as error:
-                logger.info("no line to a worker, its calls go through Ray: %s: %s", type(error).__name__, error)
-
-    def on_lines(self, workers: Sequence[Any]) -> bool:
-        """Whether there is a line to each."""
-        return all(actor_id_of(worker) in self._lines for worker in workers) if self._lines else False
-
-    def ask(self, workers: Sequence[Any], method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call ``method`` of each worker's host with its arguments, by line if there is one to all of them.
-
-        Returns:
-            the calls, for :meth:`get`.
-        """
-        if not self.on_lines(workers):
-            return [getattr(worker, method).remote(*own) for worker, own in zip(workers, arguments, strict=True)]
-        lines = [self._lines[actor_id_of(worker)] for worker in workers]
-        return [line.ask(method, *own) for line, own in zip(lines, arguments, strict=True)]
-
-    def _hang_up(self, actor_id: str) -> None:
-        line = self._lines.pop(actor_id, None)
-        if line is not None:
-            line.close()
-
     def get(self, references: Sequence[Any], *, starting: bool = False, what: str = "") -> list[Any]:
-        """Results of calls; a worker's death, exception or silence becomes an :class:`RLError` that explains it."""
-        timeout_s = self.deadlines.start_s if starting else self.deadlines.call_s
-        return fetch(references, timeout_s, what=what, crew=self)
+        """Results of calls; a worker's death, exception or silence becomes an :class:`RLError` that explains it.
+
+        Args:
+            starting: the workers may be starting, importing or loading until they answer.
+        """
+        if not starting:
+            return fetch(references, self.deadlines.call_s, what=what, directory=self)
+        self._start_of(references, begins=True)
+        try:
+            return fetch(references, self.deadlines.start_s, what=what, directory=self)
+        finally:
+            self._start_of(references, begins=False)
+
+    def _start_of(self, references: Sequence[Any], *, begins: bool) -> None:
+        """Tell the watchdog that the workers behind calls start, or have started."""
+        if self._watchdog is not None:
+            self._watchdog.starts([actor_of(reference) for reference in references], begins)
 
     def check(self) -> None:
         """Raise WorkerDied where a training worker is gone, or Ray: its peers would wait for it for ever."""
@@ -280,9 +252,9 @@ class WorkerPool:
         if death is not None:
             raise death
 
-    def subject(self, actor_id: str) -> Subject | None:
+    def info(self, actor_id: str) -> WorkerInfo | None:
         """Who an actor (hex id) is, for messages."""
-        return self._watchdog.subject(actor_id) if self._watchdog is not None else None
+        return self._watchdog.info(actor_id) if self._watchdog is not None else None
 
     def death(self, actor_id: str, ray_says: str, *, what: str) -> WorkerDied:
         """Why a worker is gone."""
@@ -299,7 +271,7 @@ class WorkerPool:
         return death or WorkerDied(f"a worker did not answer within {timeout_s:g} s in {what}", cause="hung")
 
     def unload(self) -> None:
-        """Empty all hosts, keep their processes; a generator that is gone, or only coming, is left out."""
+        """Empty all workers, keep their processes; a generator that is gone, or only coming, is left out."""
         for generator in list(self._spare):
             self.retire(generator)
         self.get([a.unload.remote() for a in self.trainers], what="unloading")
@@ -312,8 +284,6 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the actors, whatever they are doing, and give back their resources; they are gone where Ray is."""
-        for actor_id in list(self._lines):
-            self._hang_up(actor_id)
         try:
             self._loss.guard(self._end_actors)
         except WorkerDied:

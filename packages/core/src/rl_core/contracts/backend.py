@@ -142,10 +142,7 @@ class Backend(Protocol):
     """Trains and evaluates models on one rank. Built as ``factory(config)``."""
 
     def setup(self, context: WorkerContext) -> Topology:
-        """Join the process group and set threads and seeds. Called once before any ``load``.
-
-        This and all other methods are called in one and the same thread, which is not the main one.
-        """
+        """Join the process group and set threads and seeds. Called once before any ``load``."""
         ...
 
     def load(self, role: Role, model: ModelSpec, optimizer: OptimizerSpec | None) -> ModelInfo:

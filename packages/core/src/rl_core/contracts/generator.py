@@ -41,11 +41,7 @@ class Generator(Protocol):
     """Samples from a model whose weights are replaced in place. Built as ``factory(config)``."""
 
     def setup(self, context: WorkerContext) -> None:
-        """Set threads and device. Called once before ``load``.
-
-        This and all other methods are called in one and the same thread, which is not the main one, except
-        :meth:`update_weights` with ``run.max_staleness``.
-        """
+        """Set the number of CPU threads and the device. Called once before ``load``."""
         ...
 
     def load(self, model: ModelSpec, tokenizer_path: str | None) -> None:
@@ -77,10 +73,10 @@ class Generator(Protocol):
     def update_weights(self, buckets: list[WeightBucket], version: int) -> None:
         """Replace parameters by name; a name or shape that does not fit is a ``ValueError`` that lists it.
 
-        What is kept is copied: the memory of the buckets is used again when this returns.
+        What is kept is copied: a transport may use the memory of the buckets again when this returns.
 
-        May be called from another thread while :meth:`generate` runs (``run.max_staleness``). The weights then change
-        between two decoding steps, and each token's ``weights_version`` is that of the weights that sampled it; see
+        With ``run.max_staleness`` it may be called while :meth:`generate` runs. The weights then change between two
+        decoding steps, and each token's ``weights_version`` is that of the weights that sampled it; see
         :class:`rl_core.rollout.weight_updates.WeightUpdates`. A generator whose engine cannot do this may wait for
         the end of ``generate``.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from rl_core.batch import SequenceBatch
 from rl_core.batch.packing import balance
-from rl_core.cluster.calls import CHECK_EVERY_S, actor_id_of, finished
+from rl_core.cluster.calls import CHECK_EVERY_S, actor_of
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError, WorkerDied
-from rl_core.rollout.supply import Supply
-from rl_core.transports.object_store import Lost, StoredWeights, WeightTransport
+from rl_core.rollout.replacements import Replacements
+from rl_core.transports.object_store import StoredWeights, WeightTransport
 
 logger = logging.getLogger("rl")
 
@@ -54,21 +54,25 @@ class Router:
     May be called from several threads.
 
     Args:
-        supply: starts replicas in the place of dead ones and where the cluster has room; without it there are
+        replacements: starts replicas in the place of dead ones and where the cluster has room; without it there are
             none but ``replicas``.
         ahead: whether weights arrive while replicas sample.
     """
 
     def __init__(
-        self, replicas: Sequence[Any], pool: WorkerPool, *, supply: Supply | None = None, ahead: bool = False
+        self,
+        replicas: Sequence[Any],
+        pool: WorkerPool,
+        *,
+        replacements: Replacements | None = None,
+        ahead: bool = False,
     ) -> None:
         self._replicas = [_Replica(handle) for handle in replicas]
         self._pool = pool
-        self._supply = supply
+        self._replacements = replacements
         self._ahead = ahead
         self._lock = threading.RLock()
         self._retried = 0
-        self._unsettled: Callable[[], None] | None = None
         self.version = -1
 
     @property
@@ -87,7 +91,6 @@ class Router:
         answers: list[SequenceBatch] = []
         attempts = np.zeros(len(requests), np.int64)
         calls = self._send(requests, np.arange(len(requests)), sampling)
-        self.settle_weights()
         done: list[Any] = []
         while calls:
             done = done or self._next_done(calls)
@@ -121,44 +124,20 @@ class Router:
         self.renew_weights(StoredWeights(self._pool, buckets, self._ahead), version)
 
     def renew_weights(self, transport: WeightTransport, version: int) -> None:
-        """The same with the policy's weights of this moment, as ``transport`` gives them."""
-        self.begin_weights(transport, version)
-        self.settle_weights()
-
-    def begin_weights(self, transport: WeightTransport, version: int) -> None:
-        """The same without waiting for replicas that are asked in the same way for what follows.
-
-        They are waited for by :meth:`settle_weights`, which raises what there is to raise, or by :meth:`generate`.
-        """
-        self.settle_weights()
-        if self._supply is not None:
-            with self._lock:
-                self._enlist(self._supply.arrivals())
-                self._supply.order(len(self._replicas))
-        self.version = version
-        replicas = list(self._replicas)
-        handles = [replica.handle for replica in replicas]
-        finish = transport.begin(handles, version)
-
-        def settle() -> None:
-            self._drop_lost(replicas, transport.give(handles, version) if finish is None else finish())
-            if not self._replicas:
-                self._await_replacement(None)
-
-        self._unsettled = settle
-        if finish is None:
-            self.settle_weights()
-
-    def settle_weights(self) -> None:
-        """Wait for the replicas that :meth:`begin_weights` has asked.
+        """The same with the policy's weights of this moment, as ``transport`` gives them.
 
         Raises:
             WorkerDied: a training worker died, or the last replica, and none came in its place.
             RLError: a generator refused the weights.
         """
-        unsettled, self._unsettled = self._unsettled, None
-        if unsettled is not None:
-            unsettled()
+        if self._replacements is not None:
+            with self._lock:
+                self._add(self._replacements.ready())
+                self._replacements.start_missing(len(self._replicas))
+        self.version = version
+        self._hand_over(list(self._replicas), transport)
+        if not self._replicas:
+            self._await_replacement(None)
 
     def metrics(self) -> dict[str, float]:
         """``rollout/replicas`` now, and ``rollout/retried_requests`` since the last call."""
@@ -181,22 +160,23 @@ class Router:
                 part, tokens = np.sort(which[chosen]), int(costs[chosen].sum())
                 replica.outstanding += tokens
                 calls.append(_Call(replica, part, tokens, time.monotonic()))
-        asked = [("generate", requests.select(call.part), sampling) for call in calls]
-        return dict(zip(self._pool.ask([c.replica.handle for c in calls], "call", asked), calls, strict=True))
+        return {c.replica.handle.call.remote("generate", requests.select(c.part), sampling): c for c in calls}
 
     def _next_done(self, calls: dict[Any, _Call]) -> list[Any]:
         """Calls with a result or an error: all, or those there are after a moment; ends replicas that take longer
         than a call may."""
+        import ray
+
         limit = self._pool.deadlines.call_s
         while True:
             # Not one at a time: looking at n references n times would be the longest part of a step of many replicas.
-            done = finished(list(calls), timeout_s=CHECK_EVERY_S)
+            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=CHECK_EVERY_S)
             if done:
                 return done
             self._pool.check()
-            late = [c.replica.handle for c in calls.values() if time.monotonic() - c.started > limit]
+            late = [actor_of(reference) for reference, c in calls.items() if time.monotonic() - c.started > limit]
             if late:
-                self._pool.overdue([actor_id_of(handle) for handle in late], limit, what="generate")
+                self._pool.overdue(late, limit, what="generate")
 
     def _lost(self, call: _Call, death: WorkerDied) -> None:
         """A replica is gone, and its requests go elsewhere."""
@@ -213,42 +193,37 @@ class Router:
             self._replicas.remove(replica)
             self._pool.retire(replica.handle)
             logger.warning("a generator is lost, %d go on: %s", len(self._replicas), death)
-            if self._supply is not None:
-                self._supply.order(len(self._replicas))
+            if self._replacements is not None:
+                self._replacements.start_missing(len(self._replicas))
             if not self._replicas:
                 self._await_replacement(death)
 
     def _admit(self) -> None:
         """Take replicas into use that have become ready since the last new weights."""
-        if self._supply is None:
+        if self._replacements is None:
             return
         with self._lock:
-            self._hand_over_stored(self._enlist(self._supply.arrivals()))
+            self._hand_over_stored(self._add(self._replacements.ready()))
             if not self._replicas:
                 self._await_replacement(None)
 
-    def _enlist(self, handles: Sequence[Any]) -> list[_Replica]:
-        if handles:
-            self.settle_weights()  # those of a larger fleet may be asked in another way, and so before they have them
+    def _add(self, handles: Sequence[Any]) -> list[_Replica]:
         arrived = [_Replica(handle) for handle in handles]
         for replica in arrived:
-            self._pool.enlist(replica.handle)
+            self._pool.add_generator(replica.handle)
             self._replicas.append(replica)
         if arrived:
             logger.info("%d generators have joined, there are %d now", len(arrived), len(self._replicas))
         return arrived
 
     def _hand_over(self, replicas: Sequence[_Replica], transport: WeightTransport) -> None:
-        self._drop_lost(replicas, transport.give([replica.handle for replica in replicas], self.version))
-
-    def _drop_lost(self, replicas: Sequence[_Replica], lost: Lost) -> None:
-        for handle, death in lost:
+        for handle, death in transport.give([replica.handle for replica in replicas], self.version):
             self._drop(next(replica for replica in replicas if replica.handle is handle), death)
 
     def _hand_over_stored(self, arrived: Sequence[_Replica]) -> None:
         """Give replicas that arrive between two updates the weights that the others have."""
-        if arrived and self.version >= 0 and self._supply is not None:
-            with self._supply.weights() as buckets:
+        if arrived and self.version >= 0 and self._replacements is not None:
+            with self._replacements.weights() as buckets:
                 self._hand_over(arrived, StoredWeights(self._pool, buckets, self._ahead))
 
     def _await_replacement(self, death: WorkerDied | None) -> None:
@@ -258,19 +233,19 @@ class Router:
             WorkerDied: none came in time, or there is nowhere for one to come from.
         """
         last = death or WorkerDied("there is no generator left\n    see the run's logs/", role="generate")
-        if self._supply is None:
+        if self._replacements is None:
             raise last
         deadlines = self._pool.deadlines
         deadline = time.monotonic() + deadlines.start_s + (deadlines.resources_s or 0.0)
         logger.warning("no generator is left; waiting for another")
         with self._lock:
             while not self._replicas:
-                self._supply.order(0)
+                self._replacements.start_missing(0)
                 self._pool.check()
-                handles = self._supply.arrivals(wait_s=CHECK_EVERY_S)
+                handles = self._replacements.ready(wait_s=CHECK_EVERY_S)
                 if handles:
-                    self._hand_over_stored(self._enlist(handles))
-                elif time.monotonic() > deadline or self._supply.exhausted:
+                    self._hand_over_stored(self._add(handles))
+                elif time.monotonic() > deadline or self._replacements.exhausted:
                     raise last
 
 

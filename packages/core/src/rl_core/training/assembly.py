@@ -66,17 +66,11 @@ class Assembly:
         """The model that is trained, generated from and exported."""
         return self.models[policy_role(self.driver.algorithm).name]
 
-    def publish_weights(self, version: int, *, wait: bool = True) -> None:
-        """Give the generator the policy's current weights.
-
-        Args:
-            wait: until it has them; otherwise what it is asked for next waits, where it need not make room for others.
-        """
+    def publish_weights(self, version: int) -> None:
+        """Give the generator the policy's current weights."""
         if self.router is not None and self.transport is not None:
             self.turns.both()
-            self.router.begin_weights(self.transport, version)
-            if wait or self.turns.shared:
-                self.router.settle_weights()
+            self.router.renew_weights(self.transport, version)
 
     def feed(self, position: int) -> Feed:
         """The source of batches, continuing after ``position`` rows."""

@@ -17,11 +17,10 @@ from rl_core.model import Model
 from rl_core.planning.generators import weight_transport
 from rl_core.rollout.router import Router
 from rl_core.training.colocation import Colocation
-from rl_core.training.supply import GeneratorSupply
+from rl_core.training.replacements import GeneratorReplacements
 from rl_core.transports.collective import Collective
 from rl_core.transports.ipc import Ipc
 from rl_core.transports.object_store import ObjectStore, WeightTransport
-from rl_core.transports.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
@@ -50,7 +49,7 @@ def load_generators(
         with turns.handing_over():
             yield policy.weight_references()
 
-    supply = GeneratorSupply(
+    replacements = GeneratorReplacements(
         pool=pool,
         choice=stage.generator,
         context=context,
@@ -59,7 +58,7 @@ def load_generators(
         most=most,
         weights=weights,
     )
-    return Router(generators, pool, supply=supply, ahead=bool(stage.run.max_staleness))
+    return Router(generators, pool, replacements=replacements, ahead=bool(stage.run.max_staleness))
 
 
 def transport_of(stage: StageConfig, pool: WorkerPool, policy: Model, *, device: str) -> WeightTransport:
@@ -67,8 +66,7 @@ def transport_of(stage: StageConfig, pool: WorkerPool, policy: Model, *, device:
     assert stage.generator is not None
     name, ahead = weight_transport(stage), bool(stage.run.max_staleness)
     if name == "object_store":
-        store = ObjectStore(pool, policy, ahead)
-        return store if ahead else SharedMemory(pool, policy, otherwise=store)
+        return ObjectStore(pool, policy, ahead)
     sender = stage.backend.config.weight_transports[name]
     receiver = stage.generator.config.weight_transports[name]
     if name == "ipc":

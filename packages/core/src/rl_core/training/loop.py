@@ -107,8 +107,7 @@ class Loop:
         trained = time.perf_counter()
         if feed.samples or self._due(step):
             with phase("weights"):
-                # After the last step nobody asks the generator again, who would wait for it.
-                self.parts.publish_weights(version, wait=self.profile is not None or self._is_last(step))
+                self.parts.publish_weights(version)
             metrics["time/weights_s"] = time.perf_counter() - trained
         with phase("evaluation"):
             evaluated, samples = self._evaluate(step)

@@ -171,9 +171,8 @@ class Profile:
                 f"and forward, backward and optimizer are in one row, {LABELS[TRAIN]!r}"
             )
         self._tracing = trace
-        # Not waited for: with run.max_staleness they have completions to end first. But asked in the way in which they
-        # are asked for completions, so that those of the traced steps come after it.
-        self._started = [(w, *pool.ask([w], "start_profile", [(folder,)])) for w in pool.generators] if trace else []
+        # Not waited for: with run.max_staleness they have completions to end first.
+        self._started = [(w, w.start_profile.remote(folder)) for w in pool.generators] if trace else []
 
     def _end(self) -> None:
         pool = self.parts.pool
@@ -190,8 +189,7 @@ class Profile:
     def _end_generator(self, generator: Any, started: Any) -> None:
         pool, stage = self.parts.pool, self.parts.stage
         try:
-            ended = pool.ask([generator], "stop_profile", [()])
-            can, _ = pool.get([started, *ended], what="ending the profile")
+            can, _ = pool.get([started, generator.stop_profile.remote()], what="ending the profile")
         except WorkerDied as death:
             if death.role == "train":
                 raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.transport import BucketLayout, Meeting, WeightTransferFailed
 from rl_core.errors import EnvironmentProblem
-from rl_core.transports.object_store import Lost, ObjectStore, WeightTransport, beside, outcomes
+from rl_core.transports.object_store import Lost, ObjectStore, WeightTransport, outcomes
 
 if TYPE_CHECKING:
     from rl_core.model import Model
@@ -97,8 +97,8 @@ class Collective(WeightTransport):
             for rank, t in enumerate(self._pool.trainers)
         ]
         receives = [
-            beside(g, "transport", ahead=self._ahead).remote(
-                self._receiver, "receive", meeting, rank, self._plan, version
+            g.transport.remote(
+                self._receiver, "receive", meeting, rank, self._plan, version, while_sampling=self._ahead
             )
             for rank, g in enumerate(generators, start=1)
         ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rl_core.cluster.calls import CHECK_EVERY_S, actor_id_of
+from rl_core.cluster.calls import CHECK_EVERY_S, actor_of
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.transport import BucketLayout, WeightTransferFailed
 from rl_core.transports.object_store import Lost, ObjectStore, WeightTransport, outcomes
@@ -21,7 +21,7 @@ logger = logging.getLogger("rl")
 
 @dataclass(frozen=True)
 class NextBucket:
-    """Called in a generator's process: has the rank beside it fill the shared buffer, and waits for that.
+    """Called in a generator's process: has the rank on its GPU fill the shared buffer, and waits for that.
 
     Attributes:
         trainer: the rank's actor.
@@ -41,7 +41,7 @@ class NextBucket:
 
 
 class Ipc(WeightTransport):
-    """Each generator reads from the rank beside it, bucket by bucket; all ranks gather each bucket together.
+    """Each generator reads from the rank on its GPU, bucket by bucket; all ranks gather each bucket together.
 
     Generators that share no GPU with a rank, or cannot read its memory, get the weights through the object store.
 
@@ -60,15 +60,15 @@ class Ipc(WeightTransport):
 
     def give(self, generators: Sequence[Any], version: int) -> Lost:
         """See :class:`rl_core.transports.object_store.WeightTransport`."""
-        pairs = [(g, None if self._given_up else self._pool.trainer_beside(g)) for g in generators]
-        beside = [(g, trainer) for g, trainer in pairs if trainer is not None]
+        pairs = [(g, None if self._given_up else self._pool.trainer_on_gpu_of(g)) for g in generators]
+        paired = [(g, trainer) for g, trainer in pairs if trainer is not None]
         others = [g for g, trainer in pairs if trainer is None]
         lost: Lost = []
         try:
-            lost, failed = self._share(beside, version) if beside else ([], [])
+            lost, failed = self._share(paired, version) if paired else ([], [])
         except WeightTransferFailed as failure:  # of a rank, before it began
             self._on_all("close")
-            failed = [(g, failure) for g, _ in beside]
+            failed = [(g, failure) for g, _ in paired]
         if failed:
             self._given_up = True
             logger.warning("from now on weights take the object store: %s", failed[0][1])
@@ -81,15 +81,15 @@ class Ipc(WeightTransport):
         if not self._plans:
             self._plans = self._on_all("plan", role)
         buffers = self._on_all("begin", role, self._update, self._device)
-        ranks = {actor_id_of(trainer): rank for rank, trainer in enumerate(trainers)}
+        ranks = {trainer: rank for rank, trainer in enumerate(trainers)}
         calls = []
         for generator, trainer in pairs:
-            rank = ranks[actor_id_of(trainer)]
+            rank = ranks[trainer]
             pull = NextBucket(trainer, self._sender, self._update)
             arguments = ("receive", buffers[rank], pull, self._plans[rank], version)
             calls.append((generator, trainer, generator.transport.remote(self._receiver, *arguments)))
-        read = {actor_id_of(trainer) for _, trainer in pairs}
-        finished = [self._finish(t) for t in trainers if actor_id_of(t) not in read]
+        read = {trainer for _, trainer in pairs}
+        finished = [self._finish(t) for t in trainers if t not in read]
         finished += self._finish_in_turn({call: (generator, trainer) for generator, trainer, call in calls})
         self._pool.get(finished, what="sharing weights")
         return outcomes(self._pool, [(generator, call) for generator, _, call in calls])
@@ -106,8 +106,7 @@ class Ipc(WeightTransport):
             if not done:
                 self._pool.check()
                 if time.monotonic() - started > limit:
-                    late = [actor_id_of(generator) for generator, _ in waiting.values()]
-                    self._pool.overdue(late, limit, what="reading weights")
+                    self._pool.overdue([actor_of(call) for call in waiting], limit, what="reading weights")
         return finished
 
     def _finish(self, trainer: Any) -> Any:

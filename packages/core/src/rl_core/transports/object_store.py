@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rl_core.cluster.workers import UPDATES, WorkerPool
+from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.transport import WeightTransferFailed
 from rl_core.errors import WorkerDied
 
@@ -29,16 +29,6 @@ class WeightTransport(ABC):
             WorkerDied: a training worker died.
             RLError: a generator refused the weights.
         """
-
-    def begin(self, generators: Sequence[Any], version: int) -> Callable[[], Lost] | None:
-        """Do what :meth:`give` does, but for waiting for generators that take in the weights before they do what they
-        are asked for next.
-
-        Returns:
-            what waits for them, and returns or raises what :meth:`give` does; None where calls may overtake weights,
-            and nothing was begun.
-        """
-        return None
 
 
 @dataclass(frozen=True)
@@ -81,16 +71,9 @@ def updates(generators: Sequence[Any], buckets: Any, version: int, *, ahead: boo
 
     Args:
         buckets: references to weight buckets, or a reference to a list of them.
+        ahead: whether the generators may be sampling.
     """
-    return [(g, beside(g, "call_each", ahead=ahead).remote("update_weights", buckets, version)) for g in generators]
-
-
-def beside(generator: Any, method: str, *, ahead: bool) -> Any:
-    """A host's method, such that a call of it does not wait for the end of sampling where that goes on."""
-    # Else nothing runs beside an update, and a Ray client knows no concurrency groups.
-    if not ahead:
-        return getattr(generator, method)
-    return getattr(generator, f"{method}_beside").options(concurrency_group=UPDATES)
+    return [(g, g.call_each.remote("update_weights", buckets, version, while_sampling=ahead)) for g in generators]
 
 
 def outcomes(pool: WorkerPool, calls: Sequence[tuple[Any, Any]]) -> tuple[Lost, list[tuple[Any, WeightTransferFailed]]]:

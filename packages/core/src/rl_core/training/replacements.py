@@ -25,15 +25,15 @@ FAILED_STARTS = 3
 
 
 @dataclass(frozen=True)
-class _Coming:
-    """A generator that is being started: its calls, in order, and since when (monotonic seconds)."""
+class _Starting:
+    """A generator that is being started: the call that builds and loads it, and since when (monotonic seconds)."""
 
     handle: Any
-    calls: tuple[Any, ...]
+    loaded: Any
     since: float
 
 
-class GeneratorSupply:
+class GeneratorReplacements:
     """Starts generators while the others work.
 
     Args:
@@ -60,39 +60,44 @@ class GeneratorSupply:
         self._model = model
         self._tokenizer_path = tokenizer_path
         self._most = most
-        self._coming: list[_Coming] = []
+        self._starting: list[_Starting] = []
         self._failed = 0
         self.weights = weights
 
     @property
     def exhausted(self) -> bool:
         """Whether so many could not be started that no further one is tried."""
-        return self._failed >= FAILED_STARTS and not self._coming
+        return self._failed >= FAILED_STARTS and not self._starting
 
-    def order(self, alive: int) -> None:
+    def start_missing(self, alive: int) -> None:
         """Begin to start as many as are missing from ``most`` and find room."""
-        while self._failed < FAILED_STARTS and alive + len(self._coming) < self._most:
+        while self._failed < FAILED_STARTS and alive + len(self._starting) < self._most:
             handle = self._pool.another_generator()
             if handle is None:
                 return
-            build = handle.build.remote(self._choice.component.factory, self._choice.config, self._context, "generate")
-            load = handle.call.remote("load", self._model, str(self._tokenizer_path))
-            self._coming.append(_Coming(handle, (build, load), time.monotonic()))
+            loaded = handle.build.remote(
+                self._choice.component.factory,
+                self._choice.config,
+                self._context,
+                "generate",
+                load=(self._model, str(self._tokenizer_path)),
+            )
+            self._starting.append(_Starting(handle, loaded, time.monotonic()))
 
-    def arrivals(self, *, wait_s: float = 0.0) -> list[Any]:
+    def ready(self, *, wait_s: float = 0.0) -> list[Any]:
         """Those that are loaded, each once; one that could not be started is given up with a warning."""
         import ray
 
-        if not self._coming:
+        if not self._starting:
             time.sleep(wait_s)
             return []
-        finished, _ = ray.wait([c.calls[-1] for c in self._coming], num_returns=1, timeout=wait_s)
+        calls = [one.loaded for one in self._starting]
+        finished, _ = ray.wait(calls, num_returns=1, timeout=wait_s)
         if finished:  # perhaps not the only one
-            last = [c.calls[-1] for c in self._coming]
-            finished, _ = ray.wait(last, num_returns=len(last), timeout=0)
+            finished, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
         ready = []
-        for one in list(self._coming):
-            if one.calls[-1] in finished:
+        for one in list(self._starting):
+            if one.loaded in finished:
                 ready += [one.handle] if self._loaded(one) else []
             elif time.monotonic() - one.since > self._patience_s:
                 self._give_up(one, f"it was not ready within {self._patience_s:g} s")
@@ -103,18 +108,18 @@ class GeneratorSupply:
         deadlines = self._pool.deadlines
         return deadlines.start_s + (deadlines.resources_s or 0.0)
 
-    def _loaded(self, one: _Coming) -> bool:
+    def _loaded(self, one: _Starting) -> bool:
         try:
-            self._pool.get(one.calls, starting=True, what="starting another generator")
+            self._pool.get([one.loaded], starting=True, what="starting another generator")
         except RLError as error:
             self._give_up(one, str(error))
             return False
-        self._coming.remove(one)
+        self._starting.remove(one)
         self._failed = 0
         return True
 
-    def _give_up(self, one: _Coming, why: str) -> None:
-        self._coming.remove(one)
+    def _give_up(self, one: _Starting, why: str) -> None:
+        self._starting.remove(one)
         self._pool.retire(one.handle)
         self._failed += 1
         more = "" if self._failed < FAILED_STARTS else "; no further one will be started"

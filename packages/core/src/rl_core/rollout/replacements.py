@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 
-class Supply(Protocol):
-    """Where further replicas come from; see :class:`rl_core.training.supply.GeneratorSupply`.
+class Replacements(Protocol):
+    """Where further replicas come from; see :class:`rl_core.training.replacements.GeneratorReplacements`.
 
     Attributes:
         exhausted: whether no further replica will come, because too many could not be started.
@@ -16,11 +16,11 @@ class Supply(Protocol):
     @property
     def exhausted(self) -> bool: ...
 
-    def order(self, alive: int) -> None:
+    def start_missing(self, alive: int) -> None:
         """Begin to start replicas, in the background, where fewer are alive than there could be."""
         ...
 
-    def arrivals(self, *, wait_s: float = 0.0) -> list[Any]:
+    def ready(self, *, wait_s: float = 0.0) -> list[Any]:
         """Replicas that are ready but for their weights; waits at most ``wait_s`` for one."""
         ...
 
