@@ -15,17 +15,17 @@ STEPS, ROWS, PATIENCE_S = 6, 3, 120
 
 
 class Rows:
-    """Two rows more each step, up to ``fails_at``."""
+    """Three rows more each step; at ``fails_at`` an error."""
 
     samples = False
 
-    def __init__(self, *, position=0, fails_at=None):
+    def __init__(self, *, position=0, fails_at=None, error=DataError):
         self.cursor = DataCursor(size=7, seed=1, position=position)
-        self.made, self._fails_at = [], fails_at
+        self.made, self._fails_at, self._error = [], fails_at, error
 
     def next(self, step):
         if step == self._fails_at:
-            raise DataError(f"step {step}: no rows")
+            raise self._error(f"step {step}: no rows")
         rows = self.cursor.draw(ROWS)
         self.made.append(step)
         return Draw(SequenceBatch.from_lists([[int(row)] for row in rows]), {"data/epoch": self.cursor.epoch})
@@ -72,12 +72,13 @@ def test_as_many_batches_as_its_depth_are_made_before_they_are_asked_for(depth):
         assert rows.made == list(range(1, min(step + depth, STEPS) + 1)), "none beyond the depth or the last step"
 
 
-def test_what_is_wrong_with_a_batch_is_raised_where_it_is_asked_for():
-    rows = Rows(fails_at=3)
+@pytest.mark.parametrize("error", [DataError, SystemExit])
+def test_what_is_wrong_with_a_batch_is_raised_where_it_is_asked_for(error):
+    rows = Rows(fails_at=3, error=error)
     feed = Prefetch(rows, depth=2, steps=STEPS)
     for step in (1, 2):
         feed.next(step)
-    with pytest.raises(DataError, match=r"^step 3: no rows$"):
+    with pytest.raises(error, match=r"^step 3: no rows$"):
         feed.next(3)
     assert feed.cursor.position == 2 * ROWS
 

@@ -30,7 +30,7 @@ class Prefetch:
         self._changed = threading.Condition()
         self._allowed = 0  # the last step whose batch may be begun
         self._ready: dict[int, tuple[Draw, int]] = {}  # batches, and the position in the data after each
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -60,7 +60,7 @@ class Prefetch:
                 return
             try:
                 draw = self._feed.next(current)
-            except Exception as error:  # noqa: BLE001 - raised where the batch is asked for
+            except BaseException as error:  # noqa: BLE001 - raised where the batch is asked for
                 with self._changed:
                     self._error = error
                     self._changed.notify_all()
