@@ -33,7 +33,7 @@ from rl_core.training.progress import working
 from rl_core.training.recovery import Recovery
 from rl_core.training.resuming import announce, newest_checkpoint, starting_point
 from rl_core.training.signals import StopRequest, listen, stop_on_interrupt
-from rl_core.training.stage import StageHooks, train_stage
+from rl_core.training.stage import train_stage
 from rl_core.training.state import read_state
 
 if TYPE_CHECKING:
@@ -249,7 +249,8 @@ class Pipeline:
                 store=self._checkpoints(stage),
                 loggers=loggers,
                 observers=observers,
-                hooks=StageHooks(step_end=self._step_end(stage), checkpoint=self._checkpointed(stage)),
+                step_end=self._step_end(stage),
+                saved=self._checkpointed(stage),
                 stop=stop,
                 directory=self._directory.path,
                 resume_from=latest,

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rl")
 
 
-@dataclass(frozen=True)
-class StageHooks:
-    """What training tells the outside: ``step_end(step, metrics)`` and ``checkpoint(step, path)``."""
-
-    step_end: Callable[[int, Mapping[str, float]], None]
-    checkpoint: Callable[[int, str], None]
-
-
 def train_stage(
     stage: StageConfig,
     driver: DriverParts,
@@ -46,7 +38,8 @@ def train_stage(
     store: CheckpointStore,
     loggers: Loggers,
     observers: Observers,
-    hooks: StageHooks,
+    step_end: Callable[[int, Mapping[str, float]], None],
+    saved: Callable[[int, str], None],
     stop: StopRequest,
     directory: Path,
     resume_from: Path | None = None,
@@ -55,6 +48,8 @@ def train_stage(
     """Train from the checkpoint ``resume_from``, or from the first step; returns the last evaluation's samples.
 
     Args:
+        step_end: told the metrics of each step once they are logged.
+        saved: told the step and the folder of each checkpoint once it is visible.
         directory: of the run.
         profile: one of the observers.
 
@@ -85,11 +80,11 @@ def train_stage(
             models=timed(models, observers, policy=loaded.policy.role.name) if profile else models,
             publish=generation.publish if generation is not None else lambda _version: None,
             evaluations=evaluations_of(stage, driver, models=models, generation=generation),
-            checkpoints=Checkpoints(store, models, published=hooks.checkpoint),
+            checkpoints=Checkpoints(store, models, published=saved),
             memory=loaded.memory,
             loggers=loggers,
             observers=observers,
-            step_end=hooks.step_end,
+            step_end=step_end,
             stop=stop,
             directory=directory,
         ).run()
