@@ -69,7 +69,8 @@ class Algorithm(Protocol):
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         """``examples`` only: rows to sequences with ``loss_mask``; a ``DataError`` names a row that cannot be used.
 
-        A function of the row alone: rows are encoded before :meth:`start` and in a thread of their own, too.
+        A function of the row alone: rows are encoded before :meth:`start`, and in a thread of their own while other
+        methods are called.
         """
         ...
 
