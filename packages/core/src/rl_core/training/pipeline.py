@@ -235,7 +235,8 @@ class Pipeline:
         if self._profile:
             profile = Profile(stage, pool, free_folder(folder / "profile"))
         watching = () if profile is None else (profile, profile.phases)
-        observers = Observers(self._recovery, StepTimes(), Activity(loggers), *watching)
+        # The profile first: what it asks of workers between two steps is in the time of neither.
+        observers = Observers(*watching, self._recovery, StepTimes(), Activity(loggers))
         loaded = assemble(
             stage, driver=driver, pool=pool, directory=folder, done=done, position=drawn, observers=observers
         )
