@@ -33,9 +33,9 @@ from rl_core.cluster.loss import Loss
 from rl_core.cluster.worker import Worker
 from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.rendezvous import Rendezvous
-from rl_core.training.assembly import Assembly
 from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.directory import RunDirectory
+from rl_core.training.export import export_model
 from rl_core.training.loop import Loop
 from rl_core.training.pipeline import Pipeline
 from small_disk import SmallDisk
@@ -120,7 +120,7 @@ class Calls:
             self.counts["saves"] += 1
         if event == "return" and code is Loop.run.__code__:
             self.counts["steps"] = self.counts["loop"]
-        if code is Assembly.export.__code__ and event in ("call", "return"):
+        if code is export_model.__code__ and event in ("call", "return"):
             self._exporting = event == "call"
         if event == "return" and code is Pipeline._run_stage.__code__:
             self._ending = True

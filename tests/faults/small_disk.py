@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from rl_core.training.assembly import Assembly
+import rl_core.training.pipeline
 from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.manifest import size_of
 
@@ -68,14 +68,14 @@ class SmallDisk:
             begin(store, state, write)
 
         CheckpointStore.begin = watched
-        export = Assembly.export
+        export = rl_core.training.pipeline.export_model
 
-        def watched_export(assembly, target):
+        def watched_export(policy, tokenizer, target):
             self._fill(leave=0)
-            export(assembly, target)
+            export(policy, tokenizer, target)
 
         if self._at_export:
-            Assembly.export = watched_export
+            rl_core.training.pipeline.export_model = watched_export
 
     def _prepare(self, step, store):
         self._ballast.unlink(missing_ok=True)

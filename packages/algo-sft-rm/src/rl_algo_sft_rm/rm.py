@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_core.algorithm import AlgorithmBase, mean_metrics
@@ -55,11 +55,6 @@ class RewardModel(AlgorithmBase):
         """One optimizer step; ``train/`` loss, preference_accuracy, margin, score_mean, grad_norm, learning_rate, and
         with a centring coefficient centering."""
         return mean_metrics([models["reward"].train(batch, self._loss)])
-
-    def begin(self, batch: SequenceBatch, models: Mapping[str, Any]) -> Callable[[], Metrics]:
-        """:meth:`step`, asked for."""
-        trained = models["reward"].begin_train(batch, self._loss)
-        return lambda: mean_metrics([trained()])
 
     def evaluate(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """``eval/`` loss, preference_accuracy, margin, score_mean (and centering) of held-out pairs."""

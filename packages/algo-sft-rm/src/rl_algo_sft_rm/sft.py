@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_core.algorithm import AlgorithmBase, mean_metrics
@@ -49,11 +49,6 @@ class Sft(AlgorithmBase):
         """One optimizer step; ``train/loss``, ``train/grad_norm``, ``train/learning_rate``, and with
         label smoothing or z-loss ``train/nll`` (and ``train/z_loss``)."""
         return mean_metrics([models["policy"].train(batch, self._loss)])
-
-    def begin(self, batch: SequenceBatch, models: Mapping[str, Any]) -> Callable[[], Metrics]:
-        """:meth:`step`, asked for."""
-        trained = models["policy"].begin_train(batch, self._loss)
-        return lambda: mean_metrics([trained()])
 
     def evaluate(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """``eval/loss``, the negative log-likelihood in nats per token whatever is trained with, and

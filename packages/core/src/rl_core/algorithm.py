@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,9 +43,6 @@ class AlgorithmBase:
     def limit_rows(self, max_length: int) -> LongRows | None:
         return None
 
-    def begin(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Callable[[], Metrics] | None:
-        return None
-
     def evaluate(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         raise RLError(
             f"algorithm {self.config.name} trains on rollouts; it has no held-out loss, use an evaluator that generates"
@@ -62,17 +59,6 @@ class AlgorithmBase:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to restore: everything that changes is in the models and their optimizers."""
-
-
-def can_begin(algorithm: Any) -> bool:
-    """Whether the ``begin`` of an algorithm belongs to its ``step``: one that is inherited does not know of another
-    ``step`` in a subclass."""
-    for cls in type(algorithm).__mro__:
-        if "begin" in vars(cls):
-            return cls is not AlgorithmBase
-        if "step" in vars(cls):
-            return False
-    return False
 
 
 def sampling_temperature(batch: SequenceBatch) -> float:

@@ -5,8 +5,7 @@ This is the only place that knows about data-parallel ranks, for every backend a
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,12 +66,6 @@ class Model:
         if not all(r.finite for r in results):
             raise NonFiniteBatch(self.role.name, metrics, batch)
         return metrics
-
-    def begin_train(
-        self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None
-    ) -> Callable[[], dict[str, float]]:
-        """The same step, taken when its result is asked for."""
-        return functools.partial(self.train, batch, loss, scale=scale)
 
     def evaluate(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
         """The loss and its metrics, without gradients or an update."""

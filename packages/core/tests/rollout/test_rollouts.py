@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 from rl_core.algorithm import AlgorithmBase
@@ -54,6 +56,9 @@ class Echo:
             },
         )
 
+    def metrics(self):
+        return {"rollout/replicas": 1.0}
+
 
 class Varied:
     """Completions of vowels get different rewards within their group, all others the same."""
@@ -102,6 +107,25 @@ def test_without_resampling_every_group_is_trained_on():
     assert draw.metrics["rollout/reward_mean"] == pytest.approx(1 / 8)
     assert len(draw.samples) == 3
     assert "rollout/rounds" not in draw.metrics
+    assert draw.metrics["rollout/replicas"] == 1.0
+
+
+def test_only_the_generators_need_memory_while_a_batch_is_made():
+    blocks = []
+
+    @contextlib.contextmanager
+    def generating():
+        blocks.append("begins")
+        yield
+        blocks.append("ends")
+
+    class Watched(Varied):
+        def score(self, samples):
+            blocks.append("scores")
+            return super().score(samples)
+
+    feed("ab", rows_per_step=2, rounds=0, reward=Watched(), generating=generating).next(1)
+    assert blocks == ["begins", "scores", "ends"]
 
 
 def test_resampling_draws_until_the_step_is_full_of_wanted_groups():

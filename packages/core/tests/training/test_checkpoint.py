@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from rl_core.errors import RLError, StorageError
-from rl_core.training.checkpoint import CheckpointStore, RunState, damage, read_state, training_goes_on
+from rl_core.training.checkpoint import CheckpointStore, RunState, damage, read_state
 from rl_core.training.retention import Best
 
 
@@ -141,20 +141,6 @@ def test_a_checkpoint_without_the_metric_of_keep_best_is_a_warning_once(tmp_path
     assert caplog.messages == [
         "run.keep_best: step-000001 has no metric eval/loss, so it cannot be among the best; "
         "evaluate at the steps that are saved"
-    ]
-
-
-def test_a_failed_save_is_a_warning_that_names_what_is_kept(tmp_path, caplog):
-    store = CheckpointStore(tmp_path)
-    with training_goes_on(store) as attempt:
-        store.save(state(1), write(b"x"))
-    assert attempt.succeeded
-    with training_goes_on(store) as attempt:
-        raise StorageError("cannot write x: No space left on device")
-    assert not attempt.succeeded
-    assert caplog.messages == [
-        "cannot write x: No space left on device; training goes on, step-000001 is kept, "
-        "and saving is tried again when the next checkpoint is due"
     ]
 
 

@@ -1,3 +1,6 @@
+import contextlib
+
+import pytest
 from rl_core.training.colocation import Colocation
 
 
@@ -25,13 +28,10 @@ class Pool:
 
 def test_a_step_on_shared_gpus_frees_memory_before_it_takes_any():
     pool = Pool()
-    turns = Colocation(pool, shared=True)
-    turns.both()
-    turns.generating()
-    turns.generating()
-    turns.training()
-    turns.both()
-    turns.generating()
+    memory = Colocation(pool, shared=True)
+    for block in (memory.both, memory.generating, memory.generating, memory.training, memory.both, memory.generating):
+        with block():
+            pass
     assert pool.heard == [
         "trainer sleep",
         "generator sleep",
@@ -41,18 +41,37 @@ def test_a_step_on_shared_gpus_frees_memory_before_it_takes_any():
     ]
 
 
-def test_weights_are_handed_over_between_two_turns_of_the_generators():
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_are_handed_over_while_the_generators_have_the_memory(fails):
     pool = Pool()
-    turns = Colocation(pool, shared=True)
-    turns.generating()
-    with turns.handing_over():
-        assert pool.heard == ["trainer sleep", "trainer wake"]
+    memory = Colocation(pool, shared=True)
+    with memory.generating(), contextlib.suppress(ValueError):
+        with memory.both():
+            assert pool.heard == ["trainer sleep", "trainer wake"]
+            if fails:
+                raise ValueError
+        assert pool.heard == ["trainer sleep", "trainer wake", "trainer sleep"]
     assert pool.heard == ["trainer sleep", "trainer wake", "trainer sleep"]
+
+
+def test_handing_memory_over_is_a_phase():
+    phases = []
+
+    @contextlib.contextmanager
+    def phase(name):
+        phases.append(name)
+        yield
+
+    memory = Colocation(Pool(), shared=True, phase=phase)
+    with memory.both():
+        assert phases == [], "both have it at first"
+    with memory.training(), memory.training():
+        assert phases == ["turns"]
 
 
 def test_workers_that_share_nothing_stay_awake():
     pool = Pool()
-    turns = Colocation(pool, shared=False)
-    turns.generating()
-    turns.training()
+    memory = Colocation(pool, shared=False)
+    with memory.generating(), memory.training():
+        pass
     assert pool.heard == []

@@ -1,14 +1,12 @@
 """What evaluators are given of a stage, and what is counted beside them."""
 
-from types import SimpleNamespace
-
 import numpy as np
 from rl_core.component import Component, ComponentChoice
-from rl_core.config.sections import RewardConfig
+from rl_core.config.sections import EvaluatorConfig, RewardConfig
 from rl_core.contracts.evaluator import EvaluationResult
 from rl_core.contracts.reward import Sample
 from rl_core.rewards.pipeline import InThisProcess, RewardPipeline
-from rl_core.training.evaluation import evaluate
+from rl_core.training.evaluation import Evaluations
 
 SAMPLES = [Sample(row={}, prompt="", completion=text) for text in ("ab", "", "abc")]
 
@@ -23,20 +21,44 @@ class Scored:
         return EvaluationResult({"eval/unscored": float(np.isnan(context.score(SAMPLES)).sum())})
 
 
-def chosen(kind, **fields):
-    component = Component(kind, "mine", "mine:Mine", "mine:MineConfig", "")
-    return ComponentChoice(kind, "mine", component, "rl-mine", RewardConfig(name="mine", **fields))
+def chosen(config):
+    component = Component("reward", "mine", "mine:Mine", "mine:MineConfig", "")
+    return ComponentChoice("reward", "mine", component, "rl-mine", config)
+
+
+def evaluator(evaluator, every=None):
+    return chosen(EvaluatorConfig(name="mine", every=every)), evaluator
+
+
+def evaluations(*evaluators, rewards=None, last=10):
+    return Evaluations(
+        evaluators=evaluators,
+        rows=[],
+        tokenizer=None,
+        algorithm=None,
+        rewards=rewards,
+        models={},
+        generation=None,
+        max_length=8,
+        on_long="skip",
+        seed=0,
+        last=last,
+    )
 
 
 def metrics(on_error):
-    rewards = RewardPipeline([(chosen("reward", on_error=on_error), InThisProcess(Length()))])
-    driver = SimpleNamespace(rewards=rewards, eval_rows=[], tokenizer=None, algorithm=None)
-    stage = SimpleNamespace(run=SimpleNamespace(seed=0))
-    parts = SimpleNamespace(router=None, driver=driver, stage=stage, models={})
-    return evaluate(parts, [(chosen("evaluator"), Scored())], 1)[0]
+    rewards = RewardPipeline([(chosen(RewardConfig(name="mine", on_error=on_error)), InThisProcess(Length()))])
+    return evaluations(evaluator(Scored(), every=1), rewards=rewards).run(1)[0]
 
 
 def test_rewards_that_fail_in_an_evaluation_are_counted_there():
     counts = {"eval/reward_failures": 1.0, "eval/reward_timeouts": 0.0}
     assert metrics("drop") == {"eval/unscored": 1.0, "eval/reward_dropped": 1.0, **counts}
     assert metrics("zero") == {"eval/unscored": 0.0, "eval/reward_dropped": 0.0, **counts}
+
+
+def test_evaluators_run_before_the_first_step_every_so_often_and_after_the_last():
+    rare, often = evaluator(Scored()), evaluator(Scored(), every=4)
+    assert [step for step in range(11) if evaluations(rare).due(step)] == [0, 10]
+    assert [step for step in range(11) if evaluations(rare, often).due(step)] == [0, 4, 8, 10]
+    assert not evaluations().due(0)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale
-from rl_core.training.phases import LABELS, Phases, sampling_parts, timed
+from rl_core.training.observers import Observers
+from rl_core.training.phases import LABELS, Phases, StepTimes, sampling_parts, timed
 
 
 class Clock:
@@ -29,35 +30,71 @@ def clock():
 
 def test_every_moment_of_a_step_belongs_to_one_phase(clock):
     phases = Phases(clock)
+    loop = Observers(phases)
     clock.work(50)  # before the step
-    with phases.step():
+    with loop.step(1):
         clock.work(1)
-        with phases.phase("algorithm"):
+        with loop.phase("algorithm"):
             clock.work(2)
-            with phases.phase("train"):
+            with loop.phase("train"):
                 clock.work(4)
             clock.work(8)
-        with phases.phase("weights"):
+        with loop.phase("weights"):
             clock.work(16)
         clock.work(32)
     clock.work(50)  # between steps
-    with phases.step(), phases.phase("weights"):
+    with loop.step(2), loop.phase("weights"):
         clock.work(0.5)
-    assert phases.take() == (2, {"rest": 33.0, "algorithm": 10.0, "train": 4.0, "weights": 16.5})
+    steps, seconds = phases.take()
+    assert (steps, {name: s for name, s in seconds.items() if s}) == (
+        2,
+        {"rest": 33.0, "algorithm": 10.0, "train": 4.0, "weights": 16.5},
+    )
     assert phases.take() == (0, {})
 
 
 def test_a_step_that_ends_with_an_error_counts(clock):
     phases = Phases(clock)
-    with contextlib.suppress(KeyboardInterrupt), phases.step(), phases.phase("checkpoint"):
+    loop = Observers(phases)
+    with contextlib.suppress(KeyboardInterrupt), loop.step(1), loop.phase("checkpoint"):
         clock.work(3)
         raise KeyboardInterrupt
-    assert phases.take() == (1, {"rest": 0.0, "checkpoint": 3.0})
+    steps, seconds = phases.take()
+    assert (steps, sum(seconds.values()), seconds["checkpoint"]) == (1, 3.0, 3.0)
+
+
+def test_the_time_of_a_batch_is_where_the_metrics_of_the_step_say(clock):
+    phases = Phases(clock)
+    loop = Observers(phases)
+    with loop.step(1) as metrics:
+        with loop.phase("sampling"):
+            clock.work(8)
+        metrics |= {"time/rollout_s": 5.0, "time/reward_s": 1.0}
+    seconds = phases.take()[1]
+    assert (seconds["rollout"], seconds["reward"], seconds["sampling"]) == (5.0, 1.0, 2.0)
+
+
+def test_the_times_of_a_step_are_those_until_it_is_logged(clock):
+    times = StepTimes(clock)
+    loop = Observers(times)
+    with loop.phase("evaluation"):
+        clock.work(1)
+    assert loop.metrics() == {"time/eval_s": 1.0}
+    for _ in range(2):
+        with loop.step(1):
+            clock.work(2)
+            with loop.phase("weights"):
+                with loop.phase("turns"):
+                    clock.work(4)
+                clock.work(8)
+            assert loop.metrics() == {"time/weights_s": 12.0, "time/step_s": 14.0}
+            with loop.phase("logging"):
+                clock.work(16)
 
 
 def test_what_somebody_else_measured_comes_off_the_phase_it_was_part_of(clock):
     phases = Phases(clock)
-    with phases.phase("train"):
+    with Observers(phases).phase("train"):
         clock.work(10)
     phases.move("train", {"forward_backward": 6.0, "optimizer": 3.0})
     assert phases.take()[1] == {"train": 1.0, "forward_backward": 6.0, "optimizer": 3.0}
@@ -65,7 +102,7 @@ def test_what_somebody_else_measured_comes_off_the_phase_it_was_part_of(clock):
 
 def test_no_more_is_moved_than_there_is(clock):
     phases = Phases(clock)
-    with phases.phase("train"):
+    with Observers(phases).phase("train"):
         clock.work(10)
     phases.move("train", {"forward_backward": 9.0, "optimizer": 3.0, "other": -1.0})
     phases.move("sampling", {"rollout": 1.0})
@@ -105,7 +142,7 @@ class Model:
 def test_calls_of_models_are_phases_by_role(clock):
     phases = Phases(clock)
     models = {name: Model(clock) for name in ("policy", "reference", "value")}
-    wrapped = timed(models, phases, policy="policy")
+    wrapped = timed(models, Observers(phases), policy="policy")
     batch = SequenceBatch.from_lists([[1, 2], [3]])
     scale = Scale.of(batch)
     for model in wrapped.values():

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from rl_core.errors import Interrupted, WorkerDied
+from rl_core.training.observers import Observers
 from rl_core.training.phases import Phases
 from rl_core.training.profile import Profile, Report, free_folder
 
@@ -68,17 +69,21 @@ def profiled(tmp_path):
         clock = SimpleNamespace(now=0.0)
         phases = Phases(lambda: clock.now)
         stage = SimpleNamespace(
-            name="rl", backend=SimpleNamespace(name="own"), generator=SimpleNamespace(name="sampler")
+            name="rl",
+            backend=SimpleNamespace(name="own"),
+            generator=SimpleNamespace(name="sampler"),
+            run=SimpleNamespace(steps=steps[-1]),
         )
-        parts = SimpleNamespace(stage=stage, pool=Pool(trainers, list(generators)))
-        profile = Profile(parts, free_folder(tmp_path / "profile"), phases, last_step=steps[-1])
+        profile = Profile(stage, Pool(trainers, list(generators)), free_folder(tmp_path / "profile"), phases)
+        loop = Observers(profile, phases)
         try:
             with profile:
+                with loop.phase("evaluation"):
+                    clock.now += 1000.0  # before the first step
                 for step in steps:
-                    profile.before(step)
-                    with phases.step():
+                    with loop.step(step):
                         for name, seconds in STEP.items():
-                            with phases.phase(name):
+                            with loop.phase(name):
                                 clock.now += seconds * (10 if trainers[0].folders[-1] else 1)  # a trace costs time
                         for trainer in trainers:
                             trainer.steps += 1

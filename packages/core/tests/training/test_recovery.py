@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 from rl_core.config.sections import BackendConfig, GeneratorConfig
 from rl_core.errors import WorkerDied
+from rl_core.training.observers import Observers
 from rl_core.training.recovery import Recovery
 
 
@@ -71,3 +72,15 @@ def test_out_of_memory_names_the_settings_as_the_plugins_call_them(role, cause, 
 def test_where_ray_itself_is_gone_it_is_started_again_too(caplog):
     Recovery(3).absorb(WorkerDied("Ray is lost", cause="ray"), stage(), saved=2)
     assert caplog.messages[-1] == "starting Ray and all workers again, and continuing after step 2"
+
+
+def test_the_first_step_after_a_failure_says_what_it_took_and_every_one_how_many_there_were(caplog):
+    recovery = Recovery(None)
+    loop, logged = Observers(recovery), []
+    for step in (1, 2, 3):
+        with loop.step(step):
+            logged.append(sorted(loop.metrics()))
+        if step == 1:
+            recovery.absorb(WorkerDied("gone", cause="hung"), stage(), saved=1)
+            assert loop.metrics() == {}, "nothing of it with an evaluation between steps"
+    assert logged == [[], ["run/failures", "time/recovery_s"], ["run/failures"]]

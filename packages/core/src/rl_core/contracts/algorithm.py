@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -69,7 +69,8 @@ class Algorithm(Protocol):
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         """``examples`` only: rows to sequences with ``loss_mask``; a ``DataError`` names a row that cannot be used.
 
-        A function of the row alone: rows are encoded before :meth:`start` and in a thread of their own, too.
+        A function of the row alone: rows are encoded before :meth:`start`, and in a thread of their own while other
+        methods are called.
         """
         ...
 
@@ -94,15 +95,6 @@ class Algorithm(Protocol):
 
     def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """Train on ``batch``; returns flat metrics (``train/loss``, ``train/grad_norm``, …)."""
-        ...
-
-    def begin(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Callable[[], Metrics] | None:
-        """``examples`` only: ask for what :meth:`step` does and return what waits for its metrics; None if it can't.
-
-        The loop may call it for the next batch before it has the metrics of this one, so it can't depend on them, and
-        :meth:`state` must not change. A class that has a :meth:`step` of its own inherits no ``begin``
-        (:func:`rl_core.algorithm.can_begin`).
-        """
         ...
 
     def evaluate(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,9 @@ class RolloutFeed:
     is worth keeping, as it was sampled.
 
     Completions that a failed reward dropped (``on_error: drop``) are in no batch, as if they had not been sampled.
+
+    Args:
+        generating: a block in which the generators have the memory of GPUs that they share with trainers.
     """
 
     samples = True
@@ -77,6 +81,7 @@ class RolloutFeed:
         prompts: Prompts,
         samples_per_step: int,
         conversations: Conversations | None = None,
+        generating: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.cursor = cursor
         self._rows = rows
@@ -91,9 +96,14 @@ class RolloutFeed:
         self._seed = seed
         self._shown = samples_per_step
         self._prompts = prompts
+        self._generating = generating
         self._empty_steps = 0
 
     def next(self, step: int) -> Draw:
+        with self._generating():
+            return self._draw(step)
+
+    def _draw(self, step: int) -> Draw:
         rounds, kept, groups = [], [], 0
         for number in range(self._plan.max_resample_rounds + 1):
             rounds.append(self._sample(step, number))
@@ -163,14 +173,18 @@ class RolloutFeed:
         named = reward_metrics([r.scores for r in rounds])
         if self._conversations is not None:
             named |= conversation_metrics(columns) | {"time/environment_s": sum(r.environment_s for r in rounds)}
-        return named | {
-            "rollout/completion_tokens_mean": float(tokens.mean()),
-            "rollout/truncated_fraction": float(np.concatenate([c["truncated"] for c in columns]).mean()),
-            "rollout/tokens_per_second": float(tokens.sum() / max(rollout_s, 1e-9)),
-            "data/epoch": self.cursor.epoch,
-            "time/rollout_s": rollout_s,
-            "time/reward_s": sum(r.reward_s for r in rounds),
-        }
+        return (
+            named
+            | self._router.metrics()
+            | {
+                "rollout/completion_tokens_mean": float(tokens.mean()),
+                "rollout/truncated_fraction": float(np.concatenate([c["truncated"] for c in columns]).mean()),
+                "rollout/tokens_per_second": float(tokens.sum() / max(rollout_s, 1e-9)),
+                "data/epoch": self.cursor.epoch,
+                "time/rollout_s": rollout_s,
+                "time/reward_s": sum(r.reward_s for r in rounds),
+            }
+        )
 
     def prompt(self, index: int) -> np.ndarray:
         """int32 [P]: the prompt tokens of a row; empty where it is left out.

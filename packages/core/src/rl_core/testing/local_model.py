@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,12 +52,6 @@ class LocalModel:
         if not result.finite:
             raise NonFiniteBatch(self.role.name, metrics, batch)
         return metrics
-
-    def begin_train(
-        self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None
-    ) -> Callable[[], dict[str, float]]:
-        """The same step, taken when its result is asked for."""
-        return functools.partial(self.train, batch, loss, scale=scale)
 
     def evaluate(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
         """The loss and its metrics without a step."""

@@ -21,12 +21,13 @@ from rl_core.io.permissions import Permissions, apply_permissions, run_folder
 from rl_core.io.values import plain
 from rl_core.preflight.check import check, load_config
 from rl_core.secrets.redaction import RedactingFormatter, mask_known, mask_names, remember_secrets, secret_values
-from rl_core.training.assembly import Assembly, assemble
+from rl_core.training.assembly import LoadedStage, assemble
 from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.cluster_needs import cluster_interface, deadlines_of, ray_needs
 from rl_core.training.directory import RunDirectory, refuse_special_files, require_writable
-from rl_core.training.driver import driver_parts
-from rl_core.training.evaluation import evaluate as run_evaluators
+from rl_core.training.driver import DriverParts, driver_parts
+from rl_core.training.evaluation import evaluations_of
+from rl_core.training.export import export_model
 from rl_core.training.pipeline import Pipeline
 from rl_core.training.progress import working
 from rl_core.training.resuming import Change, changes, environment_changes, has_trained, refuse_corrupting
@@ -105,10 +106,14 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
         raise ConfigError(f"{path}: there are no evaluators\n    add evaluators: [{{name: accuracy}}] and eval_data")
     with _permitted(config):
         folder = _new_folder(Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S"))
-        with _logging(folder, config), _assembled(stage, config, registry, folder, policy_path=policy_path) as parts:
-            parts.publish_weights(0)
+        with _logging(folder, config), _assembled(stage, config, registry, folder, policy_path=policy_path) as found:
+            driver, loaded = found
+            generation = loaded.generation
+            if generation is not None:
+                generation.publish(0)
+            evaluations = evaluations_of(stage, driver, models=loaded.models, generation=generation)
             with working("evaluating"):
-                metrics, samples = run_evaluators(parts, parts.driver.evaluators, stage.run.steps)
+                metrics, samples = evaluations.run(stage.run.steps)
         metrics, samples = mask_names(metrics), [mask_known(row) for row in samples]
         (folder / "metrics.json").write_text(json.dumps(plain(metrics), indent=2) + "\n")
         (folder / "samples.jsonl").write_text("".join(json.dumps(plain(row)) + "\n" for row in samples))
@@ -135,10 +140,10 @@ def export(run_dir: str, *, step: int | None = None, stage: str | None = None, t
     with store.reading(step) as source:  # a run that goes on does not remove it
         if source is None:
             raise RLError(f"{run_dir}: stage {chosen.name!r} has no complete checkpoint to export yet")
-        with _logging(logs, config), _assembled(chosen, config, registry, folder, training=True) as parts:
-            parts.policy.restore(str(source / parts.policy.role.name))
+        with _logging(logs, config), _assembled(chosen, config, registry, folder, training=True) as (driver, loaded):
+            loaded.policy.restore(str(source / loaded.policy.role.name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            parts.export(target)
+            export_model(loaded.policy, driver.tokenizer, target)
     _say(f"exported {source.name} of stage {chosen.name!r}: {target}")
     return 0
 
@@ -243,7 +248,7 @@ def _assembled(
     *,
     training: bool = False,
     policy_path: str | None = None,
-) -> Iterator[Assembly]:
+) -> Iterator[tuple[DriverParts, LoadedStage]]:
     deadlines = deadlines_of(stage.run)
     logs = folder / "logs" if folder.name != "logs" else folder
     logs.mkdir(parents=True, exist_ok=True)
@@ -258,9 +263,10 @@ def _assembled(
         )
         ray.join()
         try:
-            yield assemble(
+            loaded = assemble(
                 stage, driver=driver, pool=pool, directory=folder, training=training, policy_path=policy_path
             )
+            yield driver, loaded
         finally:
             driver.close()
             pool.close()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,33 +10,23 @@ from typing import TYPE_CHECKING
 
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.workers import WorkerPool, group_topologies
-from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.contracts.backend import WorkerContext
-from rl_core.contracts.environment import tools_of
-from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import AdapterSpec, ModelInfo, ModelSpec, Role
-from rl_core.contracts.tokenizer import end_token_ids, never_sampled
-from rl_core.errors import ConfigError, RLError, StorageError
+from rl_core.contracts.tokenizer import never_sampled
+from rl_core.errors import ConfigError, RLError
 from rl_core.model import Model
-from rl_core.rollout.ahead import AheadFeed
-from rl_core.rollout.conversations import Conversations
-from rl_core.rollout.cursor import DataCursor
-from rl_core.rollout.encodings import EncodedRows, Encodings, Prompts
-from rl_core.rollout.feed import ExamplesFeed, Feed
-from rl_core.rollout.rollouts import RolloutFeed
-from rl_core.rollout.router import Router
 from rl_core.training.cluster_needs import resources_of
 from rl_core.training.colocation import Colocation
 from rl_core.training.driver import DriverParts
-from rl_core.training.generation import load_generators, sampling_of, transport_of
-from rl_core.training.generation_config import add_end_tokens
-from rl_core.training.manifest import fsync_all
+from rl_core.training.feeds import coming_rows, conversations_of, encoded_rows
+from rl_core.training.generation import Generation, load_generators, sampling_of, transport_of
+from rl_core.training.observers import Observers
 from rl_core.training.progress import working
-from rl_core.transports.object_store import WeightTransport
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
     from rl_core.contracts.algorithm import Algorithm
+    from rl_core.rollout.encodings import EncodedRows
 
 logger = logging.getLogger("rl")
 
@@ -47,105 +34,22 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 @dataclass(frozen=True)
-class Assembly:
-    """A stage ready to run."""
+class LoadedStage:
+    """What of a stage lives in workers, and its encoded data.
 
-    stage: StageConfig
-    driver: DriverParts
-    resources: Resources
-    pool: WorkerPool
+    Attributes:
+        models: every role by its name.
+        policy: the one that is trained, generated from and exported.
+        generation: how completions are made; None where nothing is sampled.
+        memory: of GPUs that trainers and generators share.
+        encoded: the rows of the data as tokens.
+    """
+
     models: Mapping[str, Model]
-    router: Router | None
-    sampling: SamplingParams | None
-    turns: Colocation
-    transport: WeightTransport | None
-    encodings: EncodedRows
-
-    @property
-    def policy(self) -> Model:
-        """The model that is trained, generated from and exported."""
-        return self.models[policy_role(self.driver.algorithm).name]
-
-    def publish_weights(self, version: int) -> None:
-        """Give the generator the policy's current weights."""
-        if self.router is not None and self.transport is not None:
-            self.turns.both()
-            self.router.renew_weights(self.transport, version)
-
-    def feed(self, position: int) -> Feed:
-        """The source of batches, continuing after ``position`` rows."""
-        run, driver = self.stage.run, self.driver
-        plan = driver.algorithm.plan()
-        cursor = DataCursor(size=len(driver.rows), seed=run.seed, position=position)
-        if plan.input == "examples":
-            assert isinstance(self.encodings, Encodings)
-            return ExamplesFeed(self.encodings, plan=plan, cursor=cursor)
-        if self.router is None or self.sampling is None or driver.rewards is None:
-            raise ConfigError(
-                f"algorithm {self.stage.algorithm.name!r} trains on rollouts, which need a generator and rewards\n"
-                "    add both sections (and, in the plugin, needs=('generator', 'rewards') to the Component)"
-            )
-        assert isinstance(self.encodings, Prompts)
-        feed = RolloutFeed(
-            driver.rows,
-            algorithm=driver.algorithm,
-            tokenizer=driver.tokenizer,
-            plan=plan,
-            cursor=cursor,
-            router=self.router,
-            sampling=replace(self.sampling, n=plan.group_size),
-            rewards=driver.rewards,
-            stage=self.stage.name,
-            seed=run.seed,
-            prompts=self.encodings,
-            samples_per_step=run.samples_per_step,
-            conversations=self.conversations(),
-        )
-        if not run.max_staleness:
-            return feed
-        return AheadFeed(feed, max_staleness=run.max_staleness, steps=run.steps)
-
-    def conversations(self) -> Conversations | None:
-        """Multi-turn generation, where the stage has an environment."""
-        if self.stage.environment is None or self.driver.environment is None or self.router is None:
-            return None
-        return Conversations(
-            self.driver.environment,
-            config=self.stage.environment.config,
-            router=self.router,
-            tokenizer=self.driver.tokenizer,
-            max_length=self.stage.model.max_length,
-        )
-
-    def export(self, target: Path) -> None:
-        """Write the policy and its tokenizer as a Hugging Face folder; complete or absent.
-
-        Raises:
-            StorageError: there is no room for it.
-        """
-        temporary = target.with_name(f".tmp-{target.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir()
-            self.policy.export(str(temporary))
-            self.driver.tokenizer.save(str(temporary))
-            add_end_tokens(temporary, end_token_ids(self.driver.tokenizer))
-            fsync_all(temporary)  # that the stage has finished is written next
-        except (OSError, RLError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            full = os.strerror(errno.ENOSPC)
-            if full in str(error):  # a library's error, or a worker's: only its text says so
-                raise StorageError(
-                    f"{target} cannot be written: {full}; the checkpoint that it is made of is kept\n"
-                    "    make room, then make it with: rl resume RUN_DIR (or rl export RUN_DIR)"
-                ) from error
-            raise
-        replaced = target.with_name(f".old-{target.name}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if target.exists():
-            target.rename(replaced)  # and not removed in its place, where half of it would look like a model
-        temporary.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
+    policy: Model
+    generation: Generation | None
+    memory: Colocation
+    encoded: EncodedRows
 
 
 def policy_role(algorithm: Algorithm) -> Role:
@@ -163,7 +67,8 @@ def assemble(
     policy_path: str | None = None,
     done: int = 0,
     position: int = 0,
-) -> Assembly:
+    observers: Observers | None = None,
+) -> LoadedStage:
     """Start or reuse workers and load every role and the generator; encode examples meanwhile.
 
     Args:
@@ -171,6 +76,7 @@ def assemble(
         position: data rows that they drew.
         training: False builds no optimizers.
         policy_path: a folder to take the policy from; frozen roles keep what the stage started from.
+        observers: of the steps, during which GPUs are handed over.
     """
     resources = resources_of(stage)
     tokenizer_path = directory / TOKENIZER_FOLDER
@@ -185,42 +91,30 @@ def assemble(
         max_length=stage.model.max_length,
         never_sampled=never_sampled(driver.tokenizer),
     )
-    encodings = _encoded_rows(stage, driver)
-    starting = f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"
+    encoded = encoded_rows(stage, driver)
     done = done if training else stage.run.steps
-    with working(starting), encodings.ahead(*_coming_rows(stage, driver, done, position)):
+    starting = f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"
+    with working(starting), encoded.ahead(*coming_rows(stage, driver, done, position)):
         _start_workers(stage, pool, resources)
         models = _load_models(stage, driver, pool, resources, spec, training=training, policy_path=policy_path)
-        turns = Colocation(pool, shared=resources.shared)
         policy = models[policy_role(driver.algorithm).name]
-        router, transport = None, None
+        memory = Colocation(pool, shared=resources.shared, phase=(observers or Observers()).phase)
+        generation = None
         if stage.generator is not None:
+            context = _context(stage, resources, resources.generator_threads)
+            most = resources.max_replicas
             router = load_generators(
-                stage,
-                pool,
-                _context(stage, resources, resources.generator_threads),
-                spec,
-                tokenizer_path,
-                most=resources.max_replicas,
-                policy=policy,
-                turns=turns,
+                stage, pool, context, spec, tokenizer_path, most=most, policy=policy, memory=memory
             )
-            transport = transport_of(stage, pool, policy, device=resources.device)
-    assembly = Assembly(
-        stage=stage,
-        driver=driver,
-        resources=resources,
-        pool=pool,
-        models=models,
-        router=router,
-        sampling=sampling_of(stage, driver.tokenizer),
-        turns=turns,
-        transport=transport,
-        encodings=encodings,
-    )
-    encodings.check(*_coming_rows(stage, driver, done, position))
-    logger.info("%s: %s parameters", stage.name, f"{assembly.policy.info.parameters:,}")
-    return assembly
+            generation = Generation(
+                router=router,
+                transport=transport_of(stage, pool, policy, device=resources.device),
+                sampling=sampling_of(stage, driver.tokenizer),
+                conversations=conversations_of(stage, driver, router),
+            )
+    encoded.check(*coming_rows(stage, driver, done, position))
+    logger.info("%s: %s parameters", stage.name, f"{policy.info.parameters:,}")
+    return LoadedStage(models=models, policy=policy, generation=generation, memory=memory, encoded=encoded)
 
 
 def _start_workers(stage: StageConfig, pool: WorkerPool, resources: Resources) -> None:
@@ -229,31 +123,6 @@ def _start_workers(stage: StageConfig, pool: WorkerPool, resources: Resources) -
     pool.warm(pool.trainers, stage.backend)
     if stage.generator is not None:
         pool.warm(pool.generators[: resources.replicas], stage.generator)
-
-
-def _encoded_rows(stage: StageConfig, driver: DriverParts) -> EncodedRows:
-    """What the stage's steps are made of: examples, or prompts."""
-    max_length, tokenizer = stage.model.max_length, driver.tokenizer
-    if driver.algorithm.plan().input == "examples" or stage.generator is None:
-        return Encodings(driver.rows, algorithm=driver.algorithm, tokenizer=tokenizer, max_length=max_length)
-    environment = stage.environment
-    own = environment is not None and environment.config.max_tokens_per_turn is not None
-    return Prompts(
-        driver.rows,
-        tokenizer=tokenizer,
-        max_length=max_length,
-        max_new_tokens=max_tokens_per_turn(stage),
-        on_long=getattr(stage.algorithm.config, "on_long_prompt", "skip"),
-        limit_name="environment.max_tokens_per_turn" if own else "generator.max_new_tokens",
-        tools=tools_of(driver.environment.environment) if driver.environment is not None else (),
-    )
-
-
-def _coming_rows(stage: StageConfig, driver: DriverParts, done: int, position: int) -> tuple[DataCursor, int]:
-    """The rows of the steps after ``done``: where they begin, and how many there are (with resampling: at most)."""
-    plan = driver.algorithm.plan()
-    cursor = DataCursor(size=len(driver.rows), seed=stage.run.seed, position=position)
-    return cursor, (stage.run.steps - done) * plan.rows_per_step * (plan.max_resample_rounds + 1)
 
 
 def _load_models(

@@ -14,7 +14,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -320,30 +319,6 @@ class CheckpointStore:
         for prefix in (_REMOVED, _REPLACED, _TEMPORARY):
             for leftover in self.folder.glob(f"{prefix}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-
-
-@dataclass
-class Attempt:
-    """Whether something could be written."""
-
-    succeeded: bool = True
-
-
-@contextmanager
-def training_goes_on(store: CheckpointStore) -> Iterator[Attempt]:
-    """Turn a :class:`StorageError` inside the block into a warning: a full disk must not cost the run its progress."""
-    attempt = Attempt()
-    try:
-        yield attempt
-    except StorageError as error:
-        attempt.succeeded = False
-        store.discard()
-        newest = store.newest_name()
-        logger.warning(
-            "%s; training goes on, %s, and saving is tried again when the next checkpoint is due",
-            error,
-            f"{newest} is kept" if newest else "there is no checkpoint yet",
-        )
 
 
 def _readable(count: float) -> str:

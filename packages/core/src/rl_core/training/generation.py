@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from rl_core.contracts.tokenizer import Tokenizer, end_token_ids
 from rl_core.errors import ConfigError, DataError
 from rl_core.model import Model
 from rl_core.planning.generators import weight_transport
+from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.router import Router
 from rl_core.training.colocation import Colocation
 from rl_core.training.replacements import GeneratorReplacements
@@ -26,6 +28,26 @@ if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
 
 
+@dataclass(frozen=True)
+class Generation:
+    """How a stage's completions are made.
+
+    Attributes:
+        transport: the way of new weights to the generators.
+        sampling: that of rollouts.
+        conversations: multi-turn generation, where the stage has an environment.
+    """
+
+    router: Router
+    transport: WeightTransport
+    sampling: SamplingParams
+    conversations: Conversations | None
+
+    def publish(self, version: int) -> None:
+        """Give the generators the policy's current weights; returns when they have them."""
+        self.router.renew_weights(self.transport, version)
+
+
 def load_generators(
     stage: StageConfig,
     pool: WorkerPool,
@@ -35,7 +57,7 @@ def load_generators(
     *,
     most: int,
     policy: Model,
-    turns: Colocation,
+    memory: Colocation,
 ) -> Router:
     """Build and load the stage's generators, at most ``most``; replacements get the policy's weights in time."""
     assert stage.generator is not None
@@ -46,7 +68,7 @@ def load_generators(
 
     @contextmanager
     def weights() -> Iterator[list[Any]]:
-        with turns.handing_over():
+        with memory.both():
             yield policy.weight_references()
 
     replacements = GeneratorReplacements(
@@ -74,10 +96,9 @@ def transport_of(stage: StageConfig, pool: WorkerPool, policy: Model, *, device:
     return Collective(pool, policy, sender=sender, receiver=receiver, device=device, ahead=ahead)
 
 
-def sampling_of(stage: StageConfig, tokenizer: Tokenizer) -> SamplingParams | None:
-    """How rollouts are sampled; None where nothing is."""
-    if stage.generator is None:
-        return None
+def sampling_of(stage: StageConfig, tokenizer: Tokenizer) -> SamplingParams:
+    """How rollouts are sampled."""
+    assert stage.generator is not None
     config = stage.generator.config
     _check_stop_strings(stage, tokenizer)
     return SamplingParams(

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
 from rl_core.secrets.redaction import mask_known
+from rl_core.training.observers import StepObserver
+from rl_core.training.phases import ALGORITHM, CHECKPOINT, EVALUATION, SAMPLING
 
 if TYPE_CHECKING:
     from rl_core.config.stage import RunConfig
     from rl_core.discovery.registry import Registry
 
 logger = logging.getLogger("rl")
+
+
+ACTIVITIES: Mapping[str, str] = {
+    SAMPLING: "sampling",
+    ALGORITHM: "training",
+    EVALUATION: "evaluating",
+    CHECKPOINT: "saving a checkpoint",
+}
+"""What loggers show during a phase; nothing during others."""
 
 
 class Loggers:
@@ -34,14 +44,9 @@ class Loggers:
             masked = [mask_known(row) for row in rows]
             self._each(lambda one: one.log_samples(step, masked))
 
-    @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Tell the loggers that show activities what goes on inside the block."""
+    def doing(self, what: str | None) -> None:
+        """Tell the loggers that show activities what goes on, or (None) that what began last has ended."""
         self._each(lambda one: one.doing(what) if isinstance(one, ShowsActivity) else None)
-        try:
-            yield
-        finally:
-            self._each(lambda one: one.doing(None) if isinstance(one, ShowsActivity) else None)
 
     def close(self) -> None:
         self._each(lambda one: one.close())
@@ -53,6 +58,21 @@ class Loggers:
             except Exception as error:  # noqa: BLE001 - the plugin boundary
                 logger.warning("logger %r failed and is dropped: %s: %s", name, type(error).__name__, error)
                 self._loggers.remove((name, one))
+
+
+class Activity(StepObserver):
+    """Has the loggers show what a step is busy with."""
+
+    def __init__(self, loggers: Loggers) -> None:
+        self._loggers = loggers
+
+    def phase_begins(self, name: str) -> None:
+        if name in ACTIVITIES:
+            self._loggers.doing(ACTIVITIES[name])
+
+    def phase_ends(self, name: str) -> None:
+        if name in ACTIVITIES:
+            self._loggers.doing(None)
 
 
 def build_loggers(config: RunConfig, registry: Registry) -> Loggers:

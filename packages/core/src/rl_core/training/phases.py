@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_core.contracts.profiling import FORWARD_BACKWARD, OPTIMIZER
+from rl_core.training.observers import Observers, StepObserver
 
 if TYPE_CHECKING:
     from rl_core.model import Model
 
 REST = "rest"
 SAMPLING = "sampling"
+ALGORITHM = "algorithm"
+WEIGHTS = "weights"
+EVALUATION = "evaluation"
+CHECKPOINT = "checkpoint"
+LOGGING = "logging"
+TURNS = "turns"
 TRAIN = "train"
 
 LABELS: Mapping[str, str] = {
@@ -33,18 +39,46 @@ LABELS: Mapping[str, str] = {
     FORWARD_BACKWARD: "forward and backward",
     OPTIMIZER: "optimizer",
     TRAIN: "training calls, the rest",
-    "algorithm": "advantages, minibatches",
-    "weights": "weight transfer",
-    "turns": "GPU handed over",
-    "evaluation": "evaluation",
-    "checkpoint": "checkpoints",
-    "logging": "loggers and hooks",
+    ALGORITHM: "advantages, minibatches",
+    WEIGHTS: "weight transfer",
+    TURNS: "GPU handed over",
+    EVALUATION: "evaluation",
+    CHECKPOINT: "checkpoints",
+    LOGGING: "loggers and hooks",
     REST: "rest",
 }
 """Phases in the order of a step, as a reader sees them."""
 
 
-class Phases:
+class StepTimes(StepObserver):
+    """``time/weights_s`` and ``time/eval_s``, where there were any, and ``time/step_s`` until the step is logged."""
+
+    _NAMES: ClassVar = {WEIGHTS: "time/weights_s", EVALUATION: "time/eval_s"}
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._step: float | None = None
+        self._begun: dict[str, float] = {}
+        self._times: dict[str, float] = {}
+
+    def step_begins(self, step: int) -> None:
+        self._step, self._times = self._now(), {}
+
+    def phase_begins(self, name: str) -> None:
+        self._begun[name] = self._now()
+
+    def phase_ends(self, name: str) -> None:
+        if name in self._NAMES:
+            self._times[self._NAMES[name]] = self._now() - self._begun[name]
+
+    def metrics(self) -> Mapping[str, float]:
+        return self._times if self._step is None else self._times | {"time/step_s": self._now() - self._step}
+
+    def step_ends(self, metrics: Mapping[str, float]) -> None:
+        self._step = None
+
+
+class Phases(StepObserver):
     """A stopwatch with one hand: a phase that begins inside another stops the outer one until it ends.
 
     Args:
@@ -58,25 +92,23 @@ class Phases:
         self._seconds: dict[str, float] = {}
         self._steps = 0
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """One training step; what is in no phase is the rest."""
-        try:
-            with self.phase(REST):
-                yield
-        finally:  # a step may end with a request to stop
-            self._steps += 1
+    def step_begins(self, step: int) -> None:
+        """What is in no phase is the rest."""
+        self.phase_begins(REST)
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """The time of the block, less that of phases inside it."""
+    def phase_begins(self, name: str) -> None:
         self._turn()
         self._open.append(name)
-        try:
-            yield
-        finally:
-            self._turn()
-            self._open.pop()
+
+    def phase_ends(self, name: str) -> None:
+        self._turn()
+        self._open.pop()
+
+    def step_ends(self, metrics: Mapping[str, float]) -> None:
+        self.phase_ends(REST)
+        self._steps += 1  # a step may end with a request to stop
+        if SAMPLING in self._seconds:
+            self.move(SAMPLING, sampling_parts(metrics))
 
     def move(self, source: str, parts: Mapping[str, float]) -> None:
         """Give ``parts`` of the time of ``source``, which somebody else measured, to phases of their own.
@@ -102,7 +134,7 @@ class Phases:
 
 
 def sampling_parts(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What a feed says about the time it took for a batch (``time/…``), by phase."""
+    """What a step's metrics say about the time its batch took (``time/…``), by phase."""
     if "time/wait_s" in metrics:  # generating and scoring went on beside the step
         return {"wait": metrics["time/wait_s"]}
     environment = metrics.get("time/environment_s", 0.0)
@@ -117,8 +149,8 @@ def sampling_parts(metrics: Mapping[str, float]) -> dict[str, float]:
 class TimedModel:
     """A :class:`rl_core.model.Model` whose calls are phases: forward passes by role, training."""
 
-    def __init__(self, model: Model, phases: Phases, *, forward: str) -> None:
-        self._model, self._phases, self._forward = model, phases, forward
+    def __init__(self, model: Model, observers: Observers, *, forward: str) -> None:
+        self._model, self._observers, self._forward = model, observers, forward
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -127,16 +159,16 @@ class TimedModel:
         self, batch: SequenceBatch, outputs: tuple[str, ...] = ("logprobs",), *, temperature: float = 1.0
     ) -> dict[str, np.ndarray]:
         """As :meth:`rl_core.model.Model.forward`."""
-        with self._phases.phase(self._forward):
+        with self._observers.phase(self._forward):
             return self._model.forward(batch, outputs, temperature=temperature)
 
     def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
         """As :meth:`rl_core.model.Model.train`."""
-        with self._phases.phase(TRAIN):
+        with self._observers.phase(TRAIN):
             return self._model.train(batch, loss, scale=scale)
 
 
-def timed(models: Mapping[str, Model], phases: Phases, *, policy: str) -> Mapping[str, Any]:
+def timed(models: Mapping[str, Model], observers: Observers, *, policy: str) -> Mapping[str, Any]:
     """``models`` with their calls timed; ``policy`` is the role that is generated from."""
     names = {policy: "old_logprobs", "reference": "ref_logprobs"}
-    return {role: TimedModel(model, phases, forward=names.get(role, "forward")) for role, model in models.items()}
+    return {role: TimedModel(model, observers, forward=names.get(role, "forward")) for role, model in models.items()}

@@ -24,14 +24,16 @@ from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.cluster_needs import cluster_interface, deadlines_of, ray_needs
 from rl_core.training.directory import RunDirectory
 from rl_core.training.driver import DriverParts, driver_parts
-from rl_core.training.loggers import Loggers, build_loggers
-from rl_core.training.loop import Loop, LoopHooks
-from rl_core.training.phases import Phases
+from rl_core.training.export import export_model
+from rl_core.training.loggers import Activity, Loggers, build_loggers
+from rl_core.training.observers import Observers
+from rl_core.training.phases import StepTimes
 from rl_core.training.profile import Profile, Report, free_folder
 from rl_core.training.progress import working
 from rl_core.training.recovery import Recovery
 from rl_core.training.resuming import announce, newest_checkpoint, starting_point
 from rl_core.training.signals import StopRequest, listen, stop_on_interrupt
+from rl_core.training.stage import train_stage
 from rl_core.training.state import read_state
 
 if TYPE_CHECKING:
@@ -226,32 +228,35 @@ class Pipeline:
         start: tuple[Path | None, int],
     ) -> None:
         folder = Path(self._config.stage_directory(stage.name))
-        checkpoints = self._checkpoints(stage)
         latest, done = start
         self._directory.trim(stage.name, done if latest else -1)
         drawn = read_state(latest).position if latest else 0
-        parts = assemble(stage, driver=driver, pool=pool, directory=folder, done=done, position=drawn)
-        loggers.start(self._info(stage, done + 1))
-        phases = Phases()
         profile = None
         if self._profile:
-            profile = Profile(parts, free_folder(folder / "profile"), phases, last_step=stage.run.steps)
-        loop = Loop(
-            parts=parts,
-            checkpoints=checkpoints,
-            loggers=loggers,
-            hooks=LoopHooks(step_end=self._step_end(stage), checkpoint=self._checkpointed(stage)),
-            stop=stop,
-            directory=self._directory.path,
-            resume_from=latest,
-            failures=self._recovery.failures,
-            failed_at=self._recovery.take_failed_at(),
-            phases=phases,
-            profile=profile,
+            profile = Profile(stage, pool, free_folder(folder / "profile"))
+        watching = () if profile is None else (profile, profile.phases)
+        # The profile first: what it asks of workers between two steps is in the time of neither.
+        observers = Observers(*watching, self._recovery, StepTimes(), Activity(loggers))
+        loaded = assemble(
+            stage, driver=driver, pool=pool, directory=folder, done=done, position=drawn, observers=observers
         )
+        loggers.start(self._info(stage, done + 1))
         gc.freeze()  # what is there stays for the stage: looking through it takes as long as a small model's step
         try:
-            samples = loop.run()
+            samples = train_stage(
+                stage,
+                driver,
+                loaded,
+                store=self._checkpoints(stage),
+                loggers=loggers,
+                observers=observers,
+                step_end=self._step_end(stage),
+                saved=self._checkpointed(stage),
+                stop=stop,
+                directory=self._directory.path,
+                resume_from=latest,
+                profile=profile,
+            )
         finally:
             gc.unfreeze()
             driver.close()
@@ -262,7 +267,7 @@ class Pipeline:
         self._directory.require_intact()
         if stage.run.steps:
             with working(f"{stage.name}: exporting the model"):
-                parts.export(folder / "export")
+                export_model(loaded.policy, driver.tokenizer, folder / "export")
         self._directory.require_intact()
         write_atomic(folder / FINISHED, json.dumps({"steps": stage.run.steps}) + "\n")
 

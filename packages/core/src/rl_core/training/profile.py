@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.errors import Interrupted, WorkerDied
 from rl_core.io.files import write_atomic
+from rl_core.training.observers import StepObserver
 from rl_core.training.phases import LABELS, REST, TRAIN, Phases
 
 if TYPE_CHECKING:
-    from rl_core.training.assembly import Assembly
+    from rl_core.cluster.workers import WorkerPool
+    from rl_core.config.stage import StageConfig
 
 logger = logging.getLogger("rl")
 
@@ -91,20 +93,19 @@ class Report:
 
 
 @dataclass
-class Profile:
-    """Profiles the steps of one loop.
+class Profile(StepObserver):
+    """Profiles the steps of a stage; a context manager that writes the report at the end.
 
     Attributes:
         folder: for everything that is written; made by the first step.
-        phases: the loop's stopwatch.
-        last_step: of the stage.
+        phases: the stopwatch, an observer of its own that comes after this one.
         report: what was found; None before :meth:`finish`, and without steps.
     """
 
-    parts: Assembly
+    stage: StageConfig
+    pool: WorkerPool
     folder: Path
-    phases: Phases
-    last_step: int
+    phases: Phases = field(default_factory=Phases)
     report: Report | None = None
     _begun: list[int] = field(default_factory=list)
     _traced: list[int] = field(default_factory=list)
@@ -121,16 +122,17 @@ class Profile:
         if kind is None or issubclass(kind, Interrupted):
             self.finish()
 
-    def before(self, step: int) -> None:
+    def step_begins(self, step: int) -> None:
         """Between two steps: begin or end measuring what ``step`` and the next ones need."""
-        number = len(self._begun)
+        number, last = len(self._begun), self.stage.run.steps
         if number == 0:
             self.folder.mkdir(parents=True)
-            self._begin(trace=step == self.last_step)
+            self.phases.take()  # of what was before the first step
+            self._begin(trace=step == last)
         elif number == 1:
             self._end()
             self._begin(trace=True)
-        elif number == 1 + min(TRACED_STEPS, max(1, (self.last_step - self._begun[0]) // 2)):
+        elif number == 1 + min(TRACED_STEPS, max(1, (last - self._begun[0]) // 2)):
             self._end()
             self._begin(trace=False)
         self._begun.append(step)
@@ -147,7 +149,7 @@ class Profile:
             return
         self.report = Report(
             folder=self.folder,
-            stage=self.parts.stage.name,
+            stage=self.stage.name,
             steps=steps,
             seconds=seconds,
             traced=self._traced,
@@ -162,7 +164,7 @@ class Profile:
             logger.info("%s: profile of the steps in %s", self.report.stage, self.folder)
 
     def _begin(self, *, trace: bool) -> None:
-        pool, stage = self.parts.pool, self.parts.stage
+        pool, stage = self.pool, self.stage
         folder = str(self.folder.resolve()) if trace else None
         can = pool.get([w.start_profile.remote(folder) for w in pool.trainers], what="starting the profile")
         if not all(can):
@@ -175,7 +177,7 @@ class Profile:
         self._started = [(w, w.start_profile.remote(folder)) for w in pool.generators] if trace else []
 
     def _end(self) -> None:
-        pool = self.parts.pool
+        pool = self.pool
         stopped = pool.get([w.stop_profile.remote() for w in pool.trainers], what="ending the profile")
         self.phases.move(TRAIN, stopped[0])
         for generator, started in self._started:
@@ -187,7 +189,7 @@ class Profile:
         self._started = []
 
     def _end_generator(self, generator: Any, started: Any) -> None:
-        pool, stage = self.parts.pool, self.parts.stage
+        pool, stage = self.pool, self.stage
         try:
             can, _ = pool.get([started, generator.stop_profile.remote()], what="ending the profile")
         except WorkerDied as death:

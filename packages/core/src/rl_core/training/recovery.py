@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rl_core.errors import WorkerDied
+from rl_core.training.observers import StepObserver
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice, StageConfig
@@ -15,19 +16,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rl")
 
 
-@dataclass
-class Recovery:
-    """The failures of a run.
+class Recovery(StepObserver):
+    """The failures of a run; with the metrics of a step how many there were (``run/failures``), and at the first step
+    after one what it took to get there (``time/recovery_s``).
+
+    Args:
+        limit: how many are recovered from; None: any number.
 
     Attributes:
-        limit: how many are recovered from; None: any number.
         failures: how many there were.
-        failed_at: when the last one was noticed (monotonic seconds), until :meth:`take_failed_at`.
     """
 
-    limit: int | None
-    failures: int = 0
-    failed_at: float | None = None
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.failures = 0
+        self._failed_at: float | None = None  # when the last one was noticed (monotonic seconds), until a step begins
+        self._metrics: dict[str, float] = {}
 
     def absorb(self, death: WorkerDied, stage: StageConfig, *, saved: int | None) -> None:
         """Count a failure; returns if the run is to go on.
@@ -39,7 +43,7 @@ class Recovery:
             WorkerDied: there were more than ``limit``; says why and what to change.
         """
         self.failures += 1
-        self.failed_at = time.monotonic()
+        self._failed_at = time.monotonic()
         advice = _advice(death, stage)
         if self.limit is not None and self.failures > self.limit:
             text = (
@@ -54,10 +58,17 @@ class Recovery:
         what = "Ray and all workers" if death.cause == "ray" else "all workers"
         logger.warning("starting %s again, and continuing %s", what, where)
 
-    def take_failed_at(self) -> float | None:
-        """``failed_at``, for whoever begins the first step after the failure."""
-        at, self.failed_at = self.failed_at, None
-        return at
+    def step_begins(self, step: int) -> None:
+        self._metrics = {"run/failures": float(self.failures)} if self.failures else {}
+        if self._failed_at is not None:
+            self._metrics["time/recovery_s"] = time.monotonic() - self._failed_at
+            self._failed_at = None
+
+    def metrics(self) -> Mapping[str, float]:
+        return self._metrics
+
+    def step_ends(self, metrics: Mapping[str, float]) -> None:
+        self._metrics = {}
 
 
 def _count(failures: int) -> str:

@@ -45,23 +45,6 @@ ALGORITHM = {
         "a step trains and returns finite metrics",
         "step left the weights of its first trainable role as they were",
     ),
-    "another step when it is asked for ahead": (
-        STEP + "\n    def begin(self, batch, models):\n        return lambda: {'train/loss': 0.0}\n",
-        "a step that is asked for ahead is the same step",
-        "begin leads to other weights than step",
-    ),
-    "other metrics when it is asked for ahead": (
-        STEP + "\n    def begin(self, batch, models):\n"
-        "        return lambda: self.step(batch, models) | {'train/learning_rate': 7.0}\n",
-        "a step that is asked for ahead is the same step",
-        "what begin returns has another train/learning_rate (7.0, not 1e-06) than step",
-    ),
-    "a state that changes before the step is done": (
-        STEP + "\n    def begin(self, batch, models):\n        self.seen = 1\n        return lambda: {}\n"
-        "\n    def state(self):\n        return {'seen': getattr(self, 'seen', 0)}\n",
-        "a step that is asked for ahead is the same step",
-        "begin changes state() from {'seen': 0} to {'seen': 1}; another step's checkpoint may be saved after it",
-    ),
     "a state that is forgotten": (
         METRICS + "        self.steps = getattr(self, 'steps', 0) + 1\n"
         "        return metrics | {'policy/steps': float(self.steps)}\n",

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from rl_core.algorithm import can_begin
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import Algorithm, BatchPlan
 from rl_core.contracts.data import Row
@@ -80,29 +79,6 @@ class AlgorithmConformance(ComponentConformance):
         self.check_metrics(metrics, "step")
         self.expect("train/loss" in metrics, f"step returned no train/loss: {', '.join(sorted(metrics))}")
         self.expect(not same_weights(before, after), "step left the weights of its first trainable role as they were")
-
-    def test_a_step_that_is_asked_for_ahead_is_the_same_step(self, tmp_path: Path) -> None:
-        with self._stage(tmp_path) as (algorithm, models):
-            if not can_begin(algorithm):
-                return  # the loop asks for its steps one at a time
-            batch = self._batch(algorithm, models)
-            expected = dict(algorithm.step(batch, models))
-            weights = models[_policy(algorithm)].weights()
-        with self._stage(tmp_path) as (algorithm, models):
-            state = self._json(algorithm.state())
-            wait = algorithm.begin(batch, models)
-            if wait is None:
-                return
-            self.expect(
-                self._json(algorithm.state()) == state,
-                f"begin changes state() from {state} to {self._json(algorithm.state())}; another step's checkpoint "
-                "may be saved after it",
-            )
-            found = dict(wait())
-            begun = models[_policy(algorithm)].weights()
-        self.expect(same_weights(weights, begun), "begin leads to other weights than step")
-        differ = self._differing(found, expected)
-        self.expect(not differ, f"what begin returns has another {', '.join(differ)} than step")
 
     def test_evaluating_returns_finite_metrics_and_trains_nothing(self, tmp_path: Path) -> None:
         with self._stage(tmp_path) as (algorithm, models):
