@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ranks import Ranks
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_megatron.config import MegatronConfig
-from rl_core.cluster.meeting_places import MeetingPlaces
+from rl_core.cluster.group_rendezvous import RendezvousPoints
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def pair():
 
 @pytest.fixture
 def places():
-    made = MeetingPlaces()
+    made = RendezvousPoints()
     yield made
     made.close()
 

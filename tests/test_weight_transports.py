@@ -146,7 +146,7 @@ def test_a_broadcast_outlives_generators_that_die_and_includes_those_that_join(r
         run.router.renew_weights(transport, run.version)
         run.assert_all_sample_from_the_newest_weights()
     assert run.router.replicas == 2
-    meeting = transport._meeting[0]
+    group = transport._group[0]
 
     os.kill(ray.get(run.pool.generators[0].pid.remote()), signal.SIGKILL)
     run.train()
@@ -155,13 +155,13 @@ def test_a_broadcast_outlives_generators_that_die_and_includes_those_that_join(r
     run.assert_all_sample_from_the_newest_weights()
     assert any(m.startswith("an exchange of weights with 2 generators broke off: ") for m in caplog.messages)
     assert not any("object store" in m for m in caplog.messages)
-    assert (meeting.size, transport._meeting[0].size) == (3, 2)
+    assert (group.size, transport._group[0].size) == (3, 2)
 
     run.await_both_generators()
     run.assert_all_sample_from_the_newest_weights()
     run.train()
     run.router.renew_weights(transport, run.version)
-    assert transport._meeting[0].size == 3
+    assert transport._group[0].size == 3
     run.assert_all_sample_from_the_newest_weights()
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from listening_jobs import SPEC
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
-from rl_core.cluster.meeting_places import MeetingPlaces
+from rl_core.cluster.group_rendezvous import RendezvousPoints
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.model import OptimizerSpec, Role
 from rl_core.contracts.rendezvous import Rendezvous
@@ -33,7 +33,7 @@ def say(what: object) -> None:
 def main(rank: int, interface: str) -> None:
     name, address = chosen(interface, otherwise="")
     use_interface(name)
-    held = MeetingPlaces()
+    held = RendezvousPoints()
     if rank == 0:
         places = [held.open(purpose, address=address, one_machine=False) for purpose in ("train", "weights")]
         say([asdict(place) for place in places])

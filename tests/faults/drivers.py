@@ -88,7 +88,7 @@ class DirectPool(WorkerPool):
         worker._thread = InThisThread()
         self.trainers = [Direct(worker)]
 
-    def meeting_place(self, _actors, **_options):
+    def rendezvous_point(self, _actors, **_options):
         return Rendezvous("127.0.0.1", 0)
 
     def get(self, references, **_options):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rl_core.component import Component, ComponentChoice
 from rl_core.errors import ConfigError, RLError
-from rl_core.rewards.pipeline import InThisProcess, RewardPipeline
+from rl_core.rewards.scoring import InThisProcess, WeightedRewards
 from rl_reward_rule.config import FunctionConfig
 from rl_reward_rule.function import FunctionReward
 
@@ -122,7 +122,7 @@ def test_what_it_does_wrong_is_told_with_function_and_line(
     component = Component("reward", "function", "rl_reward_rule.function:FunctionReward", "x:Y", "")
     choice = ComponentChoice("reward", "function", component, "rl-reward-rule", built.config)
     with pytest.raises(RLError) as caught:
-        RewardPipeline([(choice, InThisProcess(built))]).score(samples)
+        WeightedRewards([(choice, InThisProcess(built))]).score(samples)
     line = next((n for n, text in enumerate(FILE.splitlines(), 1) if function in text), 0) + 1
     place = "" if function == "too_few" else "train.jsonl:3: "
     expected = f"{place}reward 'function' (rl-reward-rule; …/own.py:{function}) {reason.format(line=line)}"

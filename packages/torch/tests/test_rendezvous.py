@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import sockets
 import torch.distributed as dist
-from rl_core.cluster.meeting_places import MeetingPlaces
+from rl_core.cluster.group_rendezvous import RendezvousPoints
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.contracts.transport import WeightGroup
 from rl_torch.rendezvous import open_store, store_of
@@ -24,7 +24,7 @@ def opened():
 
 @pytest.fixture
 def places():
-    made = MeetingPlaces()
+    made = RendezvousPoints()
     yield made
     made.close()
 
@@ -70,7 +70,7 @@ def test_ranks_of_several_machines_share_a_server_on_the_one_address_and_held_po
 
 
 def test_ranks_set_up_by_hand_meet_at_an_address_and_listen_on_no_other(opened):
-    with_port = MeetingPlaces()
+    with_port = RendezvousPoints()
     port = with_port.open("any", address="127.0.0.2", one_machine=False).port
     with_port.close()  # a port that was free a moment ago, as users find one
     first, second = both(Rendezvous("127.0.0.2", port))

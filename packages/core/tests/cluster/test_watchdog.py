@@ -151,7 +151,7 @@ def test_a_crash_leaves_its_last_words_and_exceptions_their_tracebacks(start):
 
 def test_the_folder_of_a_group_is_private_and_goes_with_its_workers_even_if_they_were_killed(start):
     pool = start(2)
-    places = [pool.meeting_place(pool.trainers, purpose=purpose) for purpose in ("one", "two")]
+    places = [pool.rendezvous_point(pool.trainers, purpose=purpose) for purpose in ("one", "two")]
     assert len({place.folder for place in places}) == 2
     assert all(stat.S_IMODE(os.stat(place.folder).st_mode) == 0o700 for place in places)
     for rank in (0, 1):

@@ -8,7 +8,7 @@ import pytest
 from rl_core.component import Component, ComponentChoice
 from rl_core.config.sections import RewardConfig
 from rl_core.contracts.reward import Sample
-from rl_core.rewards.pipeline import RewardPipeline, scorer
+from rl_core.rewards.scoring import WeightedRewards, scorer
 
 REWARD = '''
 import ctypes, gc, json, os, pathlib, pickle, signal, socket, struct, sys, threading, time
@@ -136,7 +136,7 @@ def attacked(folder):
     component = Component("reward", "attacked", "attacked_reward:Attacked", "x:Y", "")
     config = RewardConfig(name="attacked", timeout_s=1.0, on_error="drop")
     choice = ComponentChoice("reward", "attacked", component, "rl-attacked", config)
-    pipeline = RewardPipeline([(choice, scorer(choice, None))])
+    pipeline = WeightedRewards([(choice, scorer(choice, None))])
     yield pipeline
     pipeline.close()
 

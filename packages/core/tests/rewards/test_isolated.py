@@ -13,7 +13,7 @@ from rl_core.config.sections import RewardConfig
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, EnvironmentProblem, RLError
 from rl_core.rewards.outcomes import Failure
-from rl_core.rewards.pipeline import RewardPipeline, scorer
+from rl_core.rewards.scoring import WeightedRewards, scorer
 
 TIMEOUT_S = 4.0
 REWARD = """
@@ -120,7 +120,7 @@ def line_of(code):
 
 def test_what_is_late_is_killed_with_all_it_started_and_the_others_are_scored(process, tmp_path, folder, caplog):
     hanging = sample("hang", pids=str(tmp_path / "pids"))
-    pipeline = RewardPipeline([(choice(on_error="drop"), process)])
+    pipeline = WeightedRewards([(choice(on_error="drop"), process)])
     scores = pipeline.score([sample("ab"), hanging, sample("abc")])
     assert str(scores.rewards.tolist()) == "[2.0, nan, 3.0]"
     assert scores.counts == {"reward_failures": 1.0, "reward_timeouts": 1.0, "reward_dropped": 1.0}
@@ -136,7 +136,7 @@ def test_what_is_late_is_killed_with_all_it_started_and_the_others_are_scored(pr
 
 def test_a_late_reward_stops_the_run_where_nothing_else_is_asked_for(process, tmp_path, folder):
     with pytest.raises(RLError) as raised:
-        RewardPipeline([(choice(), process)]).score([sample("hang", pids=str(tmp_path / "pids"))])
+        WeightedRewards([(choice(), process)]).score([sample("hang", pids=str(tmp_path / "pids"))])
     assert str(raised.value) == (
         "rows.jsonl:7: reward 'moody' (rl-moody) took longer than timeout_s: 4 "
         f"({folder}/moody_reward.py:{line_of('            time.sleep(600)')})\n"

@@ -11,7 +11,7 @@ from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.environment import Turn
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError
-from rl_core.rewards.pipeline import InThisProcess, RewardPipeline
+from rl_core.rewards.scoring import InThisProcess, WeightedRewards
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.encodings import Prompts
@@ -87,7 +87,7 @@ def feed(letters, *, rows_per_step, rounds, reward=None, on_error="error", **opt
         plan=BatchPlan("rollouts", rows_per_step=rows_per_step, group_size=2, max_resample_rounds=rounds),
         router=Echo(),
         sampling=SamplingParams(n=2, max_new_tokens=1),
-        rewards=RewardPipeline([(choice, InThisProcess(reward or Varied()))]),
+        rewards=WeightedRewards([(choice, InThisProcess(reward or Varied()))]),
         stage="train",
         seed=0,
         prompts=Prompts(rows, tokenizer=Letters(), max_length=8, max_new_tokens=1),

@@ -5,7 +5,7 @@ from rl_core.component import Component, ComponentChoice
 from rl_core.config.sections import EvaluatorConfig, RewardConfig
 from rl_core.contracts.evaluator import EvaluationResult
 from rl_core.contracts.reward import Sample
-from rl_core.rewards.pipeline import InThisProcess, RewardPipeline
+from rl_core.rewards.scoring import InThisProcess, WeightedRewards
 from rl_core.training.evaluation import Evaluations
 
 SAMPLES = [Sample(row={}, prompt="", completion=text) for text in ("ab", "", "abc")]
@@ -47,7 +47,7 @@ def evaluations(*evaluators, rewards=None, last=10):
 
 
 def metrics(on_error):
-    rewards = RewardPipeline([(chosen(RewardConfig(name="mine", on_error=on_error)), InThisProcess(Length()))])
+    rewards = WeightedRewards([(chosen(RewardConfig(name="mine", on_error=on_error)), InThisProcess(Length()))])
     return evaluations(evaluator(Scored(), every=1), rewards=rewards).run(1)[0]
 
 

@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from rl_core.cluster.component_thread import ComponentThread, ExitsAreErrors
 from rl_core.cluster.examination import dump_on_signal
+from rl_core.cluster.group_rendezvous import RendezvousPoints
 from rl_core.cluster.heartbeat import Heartbeat, own_heartbeat
-from rl_core.cluster.meeting_places import MeetingPlaces
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.profiling import Profiles
 from rl_core.contracts.rendezvous import Rendezvous
@@ -86,7 +86,7 @@ class Worker:
         self._thread = ComponentThread("component")
         self._updates = ComponentThread("updates")
         self._refusal: RLError | None = None
-        self._places = MeetingPlaces()
+        self._places = RendezvousPoints()
         self._own_address = ""
         from rl_core.discovery.registry import load_registry
 
@@ -113,8 +113,8 @@ class Worker:
         self._check_ready()
         return str(ray.get_runtime_context().get_node_id())
 
-    async def meeting_place(self, purpose: str, one_machine: bool) -> Rendezvous:
-        """A place for a new group of which this worker is the first rank; see :class:`MeetingPlaces`."""
+    async def rendezvous_point(self, purpose: str, one_machine: bool) -> Rendezvous:
+        """A place for a new group of which this worker is the first rank; see :class:`RendezvousPoints`."""
         self._check_ready()
         return self._places.open(purpose, address=self._own_address, one_machine=one_machine)
 

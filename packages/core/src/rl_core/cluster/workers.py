@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.calls import Deadlines, actor_of, fetch
 from rl_core.cluster.failures import WorkerInfo
+from rl_core.cluster.group_rendezvous import remove_folder
 from rl_core.cluster.loss import Loss
-from rl_core.cluster.meeting_places import remove_folder
 from rl_core.cluster.placement import bundles_in_order, machine_count, machines_of, reserve, room_for
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.watchdog import Watchdog, Watched
@@ -184,7 +184,7 @@ class WorkerPool:
 
     def build(self, actors: Sequence[Any], choice: ComponentChoice, *, kind: str, context: WorkerContext) -> list[Any]:
         """Build ``choice`` on each actor; returns what each ``setup`` gave. Ranks follow the actors' order."""
-        place = self.meeting_place(actors, purpose=kind, starting=True, together=kind == "train")
+        place = self.rendezvous_point(actors, purpose=kind, starting=True, together=kind == "train")
         references = []
         for rank, actor in enumerate(actors):
             own = replace(
@@ -199,7 +199,7 @@ class WorkerPool:
             references.append(actor.build.remote(choice.component.factory, choice.config, own, kind))
         return self.get(references, starting=True)
 
-    def meeting_place(
+    def rendezvous_point(
         self, actors: Sequence[Any], *, purpose: str, starting: bool = False, together: bool = True
     ) -> Rendezvous:
         """Where ``actors`` may meet as a new group; the first of them is its rank 0.
@@ -221,8 +221,8 @@ class WorkerPool:
                 "a machine joined the cluster after the workers of the first one had started, and these listen on "
                 "loopback only\n    set run.network_interface for a cluster that grows from one machine"
             )
-        asked = actors[0].meeting_place.remote(purpose, one_machine)
-        place: Rendezvous = self.get([asked], starting=starting, what=f"meeting ({purpose})")[0]
+        asked = actors[0].rendezvous_point.remote(purpose, one_machine)
+        place: Rendezvous = self.get([asked], starting=starting, what=f"rendezvous ({purpose})")[0]
         self._folders.add(place.folder)
         return place
 

@@ -16,7 +16,7 @@ from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
 from rl_core.contracts.tokenizer import Message, Tokenizer
 from rl_core.errors import RLError
-from rl_core.rewards.pipeline import RewardPipeline, Scores
+from rl_core.rewards.scoring import Scores, WeightedRewards
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor, request_seeds
 from rl_core.rollout.encodings import Prompts
@@ -75,7 +75,7 @@ class RolloutFeed:
         cursor: DataCursor,
         router: Router,
         sampling: SamplingParams,
-        rewards: RewardPipeline,
+        rewards: WeightedRewards,
         stage: str,
         seed: int,
         prompts: Prompts,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rl_core.rewards.pipeline import RewardPipeline, scorer
+from rl_core.rewards.scoring import WeightedRewards, scorer
 from rl_core.rollout.environment_calls import EnvironmentCalls
 from rl_core.training.progress import working
 
@@ -32,7 +32,7 @@ class DriverParts:
     eval_rows: Sequence[Row]
     fingerprint: str
     algorithm: Algorithm
-    rewards: RewardPipeline | None
+    rewards: WeightedRewards | None
     evaluators: tuple[tuple[ComponentChoice, Evaluator], ...]
     environment: EnvironmentCalls | None = None
 
@@ -79,7 +79,7 @@ def _changing(stage: StageConfig, build: Callable[[ComponentChoice], Any]) -> di
     rewards = [(choice, scorer(choice, build)) for choice in stage.rewards]
     return {
         "algorithm": build(stage.algorithm),
-        "rewards": RewardPipeline(rewards) if rewards or environment else None,
+        "rewards": WeightedRewards(rewards) if rewards or environment else None,
         "evaluators": tuple((c, build(c)) for c in stage.evaluators),
         "environment": _environment_calls(environment, build(environment)) if environment else None,
     }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import Tokenizer
     from rl_core.long_rows import OnLong
     from rl_core.model import Model
-    from rl_core.rewards.pipeline import RewardPipeline
+    from rl_core.rewards.scoring import WeightedRewards
     from rl_core.training.driver import DriverParts
     from rl_core.training.generation import Generation
 
@@ -50,7 +50,7 @@ class Evaluations:
     rows: Sequence[Row]
     tokenizer: Tokenizer
     algorithm: Algorithm
-    rewards: RewardPipeline | None
+    rewards: WeightedRewards | None
     models: Mapping[str, Model]
     generation: Generation | None
     max_length: int

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.workers import WorkerPool
-from rl_core.contracts.transport import BucketLayout, Meeting, WeightTransferFailed
+from rl_core.contracts.transport import BucketLayout, WeightGroup, WeightTransferFailed
 from rl_core.errors import EnvironmentProblem
 from rl_core.transports.object_store import Lost, ObjectStore, WeightTransport, outcomes
 
@@ -41,7 +41,7 @@ class Collective(WeightTransport):
         self._device = device
         self._ahead = ahead
         self._plan: tuple[BucketLayout, ...] = ()
-        self._meeting: tuple[Meeting, list[Any]] | None = None
+        self._group: tuple[WeightGroup, list[Any]] | None = None
         self._given_up = False
 
     def give(self, generators: Sequence[Any], version: int) -> Lost:
@@ -52,14 +52,14 @@ class Collective(WeightTransport):
             if not alive:
                 return lost
             try:
-                meeting = self._meet(alive)
+                group = self._group_of(alive)
             except EnvironmentProblem as problem:
                 logger.warning("no group for weights with %d generators: %s", len(alive), problem)
                 break
-            died, failure = self._exchange(meeting, alive, version)
+            died, failure = self._exchange(group, alive, version)
             lost += died
             if died or failure is not None:
-                self._meeting = None
+                self._group = None
             if failure is None:
                 return lost
             logger.warning("an exchange of weights with %d generators broke off: %s", len(alive), failure)
@@ -69,15 +69,15 @@ class Collective(WeightTransport):
             logger.warning("from now on weights take the object store")
         return lost + ObjectStore(self._pool, self._policy, self._ahead).give(alive, version)
 
-    def _meet(self, generators: list[Any]) -> Meeting:
-        if self._meeting is not None and same(self._meeting[1], generators):
-            return self._meeting[0]
+    def _group_of(self, generators: list[Any]) -> WeightGroup:
+        if self._group is not None and same(self._group[1], generators):
+            return self._group[0]
         trainers = self._pool.trainers
         if not self._plan:
             plans = [t.transport.remote(self._sender, "plan", self._policy.role.name) for t in trainers]
             self._plan = self._pool.get(plans, what="planning the exchange of weights")[0]
-        place = self._pool.meeting_place([trainers[0], *generators], purpose="weights")
-        meeting = Meeting(
+        place = self._pool.rendezvous_point([trainers[0], *generators], purpose="weights")
+        group = WeightGroup(
             address=place.address,
             port=place.port,
             size=1 + len(generators),
@@ -85,21 +85,19 @@ class Collective(WeightTransport):
             timeout_s=self._pool.deadlines.heartbeat_s,
             rendezvous=place,
         )
-        self._meeting = meeting, generators
-        return meeting
+        self._group = group, generators
+        return group
 
     def _exchange(
-        self, meeting: Meeting, generators: list[Any], version: int
+        self, group: WeightGroup, generators: list[Any], version: int
     ) -> tuple[Lost, WeightTransferFailed | None]:
         """Those that died, and why it is to be repeated, if it is."""
         sends = [
-            t.transport.remote(self._sender, "send", self._policy.role.name, meeting if rank == 0 else None)
+            t.transport.remote(self._sender, "send", self._policy.role.name, group if rank == 0 else None)
             for rank, t in enumerate(self._pool.trainers)
         ]
         receives = [
-            g.transport.remote(
-                self._receiver, "receive", meeting, rank, self._plan, version, while_sampling=self._ahead
-            )
+            g.transport.remote(self._receiver, "receive", group, rank, self._plan, version, while_sampling=self._ahead)
             for rank, g in enumerate(generators, start=1)
         ]
         lost, failed = outcomes(self._pool, list(zip(generators, receives, strict=True)))

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rl_core.cluster import meeting_places
-from rl_core.cluster.meeting_places import MeetingPlaces, remove_folder
+from rl_core.cluster import group_rendezvous
+from rl_core.cluster.group_rendezvous import RendezvousPoints, remove_folder
 from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import EnvironmentProblem
@@ -33,7 +33,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def places():
-    opened = MeetingPlaces()
+    opened = RendezvousPoints()
     yield opened
     opened.close()
 
@@ -89,15 +89,15 @@ def test_another_user_cannot_enter_the_folder(places):
 
 HOLDING = """
 import sys, tempfile, time
-from rl_core.cluster.meeting_places import MeetingPlaces
+from rl_core.cluster.group_rendezvous import RendezvousPoints
 tempfile.tempdir = sys.argv[1]
-print(MeetingPlaces().open("train", address="127.0.0.1", one_machine=True).folder, flush=True)
+print(RendezvousPoints().open("train", address="127.0.0.1", one_machine=True).folder, flush=True)
 time.sleep(600)
 """
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_has_is_not(places, root, monkeypatch):
-    monkeypatch.setattr(meeting_places, "_SETTLED_S", 0.0)
+    monkeypatch.setattr(group_rendezvous, "_SETTLED_S", 0.0)
     holders = [
         subprocess.Popen([sys.executable, "-c", HOLDING, str(root)], stdout=subprocess.PIPE, text=True) for _ in "ab"
     ]
@@ -143,7 +143,7 @@ class Worker:
 
     def __init__(self, machine):
         self.node = SimpleNamespace(remote=lambda: machine)
-        self.meeting_place = SimpleNamespace(remote=lambda *asked: Rendezvous("127.0.0.1", 1, str(asked)))
+        self.rendezvous_point = SimpleNamespace(remote=lambda *asked: Rendezvous("127.0.0.1", 1, str(asked)))
 
 
 @pytest.fixture
@@ -155,13 +155,13 @@ def pool(tmp_path, monkeypatch):
 
 def test_members_of_a_group_meet_by_files_where_all_are_on_one_machine(pool):
     first, beside, away = Worker("a"), Worker("a"), Worker("b")
-    assert pool.meeting_place([first, beside], purpose="weights").folder == "('weights', True)"
-    assert pool.meeting_place([first, away], purpose="generate", together=False).folder == "('generate', False)"
+    assert pool.rendezvous_point([first, beside], purpose="weights").folder == "('weights', True)"
+    assert pool.rendezvous_point([first, away], purpose="generate", together=False).folder == "('generate', False)"
 
 
 def test_a_machine_that_joins_workers_on_loopback_is_no_member_of_their_groups_and_told_why(pool):
     with pytest.raises(EnvironmentProblem) as caught:
-        pool.meeting_place([Worker("a"), Worker("b")], purpose="weights")
+        pool.rendezvous_point([Worker("a"), Worker("b")], purpose="weights")
     assert str(caught.value) == (
         "a machine joined the cluster after the workers of the first one had started, and these listen on loopback "
         "only\n    set run.network_interface for a cluster that grows from one machine"

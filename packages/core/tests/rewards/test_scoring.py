@@ -8,7 +8,7 @@ from rl_core.component import Component, ComponentChoice
 from rl_core.config.sections import RewardConfig
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, RLError
-from rl_core.rewards.pipeline import InThisProcess, RewardPipeline
+from rl_core.rewards.scoring import InThisProcess, WeightedRewards
 
 SAMPLES = [
     Sample(row={"answer": c, "__where__": f"rows.jsonl:{i}"}, prompt="p" * 70, completion=c)
@@ -61,7 +61,7 @@ def by_answer(**scores):
 
 
 def pipeline(*pairs):
-    return RewardPipeline([(c, InThisProcess(reward)) for c, reward in pairs])
+    return WeightedRewards([(c, InThisProcess(reward)) for c, reward in pairs])
 
 
 def test_rewards_are_added_up_with_their_weights():

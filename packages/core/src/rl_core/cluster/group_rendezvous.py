@@ -35,7 +35,7 @@ class _Place:
             self.lock = None
 
 
-class MeetingPlaces:
+class RendezvousPoints:
     """Opened for one group after the other; each is used once.
 
     Folders of processes that were killed are removed when the next one is opened on their machine.

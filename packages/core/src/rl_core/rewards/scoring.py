@@ -80,7 +80,7 @@ def scorer(choice: ComponentChoice, build: Callable[[ComponentChoice], Any]) -> 
     )
 
 
-class RewardPipeline:
+class WeightedRewards:
     """Adds up rewards, and what the environment gave, with each reward's own mean as a metric.
 
     Where a call fails, its samples are scored one by one, so that ``on_error`` reaches only those that fail alone.
