@@ -29,12 +29,15 @@ class DataCursor:
     def draw(self, count: int) -> np.ndarray:
         """Row indices int64 [count]; every row appears once per epoch, in an order of its own."""
         drawn = np.empty(count, np.int64)
-        for i in range(count):
+        done = 0
+        while done < count:
             epoch, offset = divmod(self.position, self.size)
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.size)
-            drawn[i] = self._order[offset]
-            self.position += 1
+            rows = self._order[offset : offset + count - done]
+            drawn[done : done + len(rows)] = rows
+            done += len(rows)
+            self.position += len(rows)
         return drawn
 
     @property

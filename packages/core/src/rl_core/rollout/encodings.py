@@ -79,15 +79,15 @@ class EncodedRows(ABC):
         drawn: list[int] = []
         left_out = 0
         while len(drawn) < count:
-            index = int(cursor.draw(1)[0])
-            if len(self[index]):
-                drawn.append(index)
-                left_out = 0
-                continue
-            left_out += 1
-            if left_out == cursor.size:
-                why = f"\n    {self.long.summary(cursor.size)}" if self.long is not None and len(self.long) else ""
-                raise DataError(f"none of the {cursor.size:,} rows of data can be used{why}")
+            for index in cursor.draw(count - len(drawn)).tolist():
+                if len(self[index]):
+                    drawn.append(index)
+                    left_out = 0
+                    continue
+                left_out += 1
+                if left_out == cursor.size:
+                    why = f"\n    {self.long.summary(cursor.size)}" if self.long is not None and len(self.long) else ""
+                    raise DataError(f"none of the {cursor.size:,} rows of data can be used{why}")
         return drawn
 
     @contextmanager
