@@ -30,8 +30,8 @@ import rl_core.cli.main
 import rl_core.training.pipeline
 import torch
 from rl_core.cluster.loss import Loss
+from rl_core.cluster.pool import WorkerPool
 from rl_core.cluster.worker import Worker
-from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.directory import RunDirectory
