@@ -36,8 +36,8 @@ from rich.console import Console
 from rich.table import Table
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.heartbeat import Heartbeat, own_heartbeat
+from rl_core.cluster.pool import Deadlines, WorkerPool
 from rl_core.cluster.watchdog import Watchdog, Watched
-from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import Topology, WeightBucket
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelInfo, Role

@@ -144,13 +144,13 @@ def test_a_component_keeps_the_promises_of_its_kind(kind, name, fields, request)
 @pytest.mark.slow
 def test_a_ray_worker_receives_and_builds_every_component(fields, cluster):
     registry = load_registry()
-    parcels = []
+    arriving = []
     for kind, name in components():
         component = registry.find(kind, name).component
         given = given_to(component, fields)
-        parcels.append((f"{kind} {name!r}", component, registry.resolve(component.config)(name=name, **given)))
-    assert len(parcels) > 20
-    check_arrival(parcels)
+        arriving.append((f"{kind} {name!r}", component, registry.resolve(component.config)(name=name, **given)))
+    assert len(arriving) > 20
+    check_arrival(arriving)
 
 
 @pytest.mark.slow

@@ -15,9 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(p for p in (ROOT / "packages").iterdir() if (p / "pyproject.toml").exists())
 MODULES = {p.name: next((p / "src").iterdir()).name for p in PACKAGES}
 OUR_OWN_WORDS = {
+    "beside": "with, or a name of the relation",
+    "cell": "text, entry or device",
+    "cells": "texts, entries or devices",
+    "crew": "workers",
+    "enlist": "add",
     "judged": "scored or checked",
+    "meeting": "rendezvous",
     "mend": "fix",
     "mended": "fixed",
+    "parcel": "message",
+    "parcels": "messages",
+    "pulse": "heartbeat",
+    "subject": "component",
+    "supply": "feed or data",
     "teach": "train",
     "teaches": "trains",
 }

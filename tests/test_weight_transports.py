@@ -14,8 +14,8 @@ import ray
 import sockets
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.pool import Deadlines, WorkerPool, group_topologies
 from rl_core.cluster.resources import Resources
-from rl_core.cluster.workers import Deadlines, WorkerPool, group_topologies
 from rl_core.contracts.backend import LossSpec, WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role

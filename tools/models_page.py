@@ -15,7 +15,7 @@ RESULTS, PAGE = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 
 Found = dict[str, dict[str, str]]
 
-_LAYOUTS = ("ragged", "packed", "padded")
+_PACKINGS = ("ragged", "packed", "padded")
 _INTRODUCTION = """\
 # Models: which families work
 
@@ -29,9 +29,9 @@ as several processes or 16-bit runs do. All families are here, except encoders t
 language models. This page is generated: `hatch run models all` writes it again, `hatch run nightly` compares it with
 the code.
 
-- **Layouts** are those of `backend.packing`. `auto` takes one that is right: `padded` where a family does not keep the
-  sequences of a row apart. On GPUs `attention: auto` attends to packed rows sequence by sequence, also with the
-  soft-capped scores of Gemma 2 and the sinks of gpt-oss.
+- **Packing**: the values of `backend.packing` that are right. `auto` takes one of them: `padded` where a family does
+  not keep the sequences of a row apart. On GPUs `attention: auto` attends to packed rows sequence by sequence, also
+  with the soft-capped scores of Gemma 2 and the sinks of gpt-oss.
 - **Generates**: *yes, slowly* where the family keeps a state that a cache of keys and values cannot hold; the generator
   `hf` then reads the whole sequence again for every token. Take `vllm` for such a model where it supports it.
 - **Reward**: *no class* where transformers has no sequence classifier of the family, or one with another head.
@@ -67,11 +67,11 @@ def page(results: dict[str, Found]) -> str:
     """
     families = results["families"]
     lines = [_INTRODUCTION.format(version=results["transformers"])]
-    lines += ["| `model_type` | Layouts | Generates | Export | LoRA | Reward |", "|---|---|---|---|---|---|"]
+    lines += ["| `model_type` | Packing | Generates | Export | LoRA | Reward |", "|---|---|---|---|---|---|"]
     refused = {name: found["load"] for name, found in families.items() if found.get("load") != "ok"}
     for name, found in sorted(families.items()):
         if name not in refused:
-            lines.append(f"| {name} | {' | '.join(_cells(found))} |")
+            lines.append(f"| {name} | {' | '.join(_columns(found))} |")
     lines.append(_REFUSED)
     for name, why in sorted(refused.items()):
         because = results["refused"].get(name)
@@ -93,14 +93,14 @@ _STAGE = {
 
 def _is_notable(stage: str, found: str) -> bool:
     """A refusal that the table does not explain."""
-    return stage not in (*_LAYOUTS, "auto", "load") and not found.startswith(("ok", "none"))
+    return stage not in (*_PACKINGS, "auto", "load") and not found.startswith(("ok", "none"))
 
 
-def _cells(found: dict[str, str]) -> list[str]:
-    layouts = ", ".join(name for name in _LAYOUTS if found[name] == "ok")
+def _columns(found: dict[str, str]) -> list[str]:
+    packings = ", ".join(name for name in _PACKINGS if found[name] == "ok")
     slowly = found["generate"].startswith("ok: ")
     return [
-        layouts,
+        packings,
         "yes, slowly" if slowly else _yes(found["generate"]),
         _yes(found["export"]),
         _yes(found["adapter"]),

@@ -29,9 +29,9 @@ from contextlib import contextmanager
 import rl_core.cli.main
 import rl_core.training.pipeline
 import torch
-from rl_core.cluster.loss import Loss
+from rl_core.cluster.pool import WorkerPool
+from rl_core.cluster.ray_loss import RayLoss
 from rl_core.cluster.worker import Worker
-from rl_core.cluster.workers import WorkerPool
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.directory import RunDirectory
@@ -147,7 +147,7 @@ class Calls:
 class NoSession:
     """Does one thing that joining Ray does: it takes SIGTERM for itself."""
 
-    loss = Loss()
+    loss = RayLoss()
 
     def join(self):
         signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(signum))

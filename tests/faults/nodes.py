@@ -22,8 +22,8 @@ import ray
 from frail_workers import Options
 from ray.cluster_utils import Cluster
 from rl_core.batch import SequenceBatch
+from rl_core.cluster.pool import Deadlines, WorkerPool
 from rl_core.cluster.resources import Resources
-from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.discovery.registry import load_registry

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import pytest
 from frail_workers import Options
+from rl_core.cluster.pool import Deadlines, WorkerPool
 from rl_core.cluster.resources import Resources
-from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
 from rl_core.discovery.registry import load_registry
 from rl_core.io.permissions import FILE, FOLDER, run_folder

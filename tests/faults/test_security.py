@@ -12,13 +12,12 @@ from support import ROOT
 SOURCES = sorted(p for p in ROOT.glob("packages/*/src/**/*") if p.suffix == ".py" or p.name.endswith(".py.tmpl"))
 KIT = "packages/core/src/rl_core/testing"
 IPC = "packages/torch/src/rl_torch/transports/ipc.py"
-PARCELS = "packages/core/src/rl_core/cluster/parcels.py"
 RENDERING = "packages/core/src/rl_core/chat_render_worker.py"
 ISOLATED = "packages/core/src/rl_core/isolation/child.py"
-BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py", IPC, PARCELS, RENDERING, ISOLATED}
-"""The conformance kit sends configs to processes of its own, a trainer handles of its memory, the driver calls over a
-socket whose other end has proven to know a secret that Ray brought, and messages to the process that renders chat
-templates and to processes with the user's code, which answer in JSON; no file of others is involved."""
+BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py", IPC, RENDERING, ISOLATED}
+"""The conformance kit sends configs to processes of its own, a trainer sends handles of its memory, and the driver
+sends messages to the process that renders chat templates and to processes with the user's code, which answer in JSON;
+no file of others is involved."""
 
 
 def calls():

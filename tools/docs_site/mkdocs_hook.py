@@ -1,4 +1,4 @@
-"""mkdocs calls this: it adds the generated pages, and mends links of pages that are also read in the repository."""
+"""mkdocs calls this: it adds the generated pages, and fixes links of pages that are also read in the repository."""
 
 from __future__ import annotations
 

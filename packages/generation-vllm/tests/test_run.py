@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rl_core.cluster.pool import Deadlines, WorkerPool
 from rl_core.cluster.resources import Resources
-from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.discovery.registry import load_registry

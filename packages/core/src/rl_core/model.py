@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.workers import WorkerPool
+from rl_core.cluster.pool import WorkerPool
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult
 from rl_core.contracts.model import ModelInfo, Role
 from rl_core.errors import NonFiniteLoss

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rl_core.batch import ragged
-from rl_core.batch.ragged import Rows, any_per_row
+from rl_core.batch.ragged import Segments, any_per_row
 
 LENGTHS = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 
@@ -24,7 +24,7 @@ def test_rows_are_taken_and_put_back_element_by_element_whichever_way_is_chosen(
     column = np.arange(int(offsets[-1]) * 2, dtype=np.float32).reshape(-1, 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ragged, "SLICED_FROM", sliced_from)
-        rows = Rows(offsets[which], np.array(lengths, np.int64)[which])
+        rows = Segments(offsets[which], np.array(lengths, np.int64)[which])
         assert rows.total == len(expected)
         assert rows.index.tolist() == expected
         taken = rows.take(column)
@@ -38,7 +38,7 @@ def test_rows_are_taken_and_put_back_element_by_element_whichever_way_is_chosen(
 
 
 def test_too_many_values_are_refused():
-    rows = Rows(np.array([0]), np.array([100]))
+    rows = Segments(np.array([0]), np.array([100]))
     with pytest.raises(ValueError, match=r"^there are 101 values for rows of 100 elements$"):
         rows.put(np.zeros(200), np.ones(101))
 

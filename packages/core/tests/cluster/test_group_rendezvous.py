@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from rl_core.cluster import group_rendezvous
 from rl_core.cluster.group_rendezvous import RendezvousPoints, remove_folder
-from rl_core.cluster.workers import Deadlines, WorkerPool
+from rl_core.cluster.pool import Deadlines, WorkerPool
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import EnvironmentProblem
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from frail_workers import Options
 from rl_core.cluster.calls import actor_of
+from rl_core.cluster.pool import Deadlines, WorkerPool
 from rl_core.cluster.resources import Resources
-from rl_core.cluster.workers import Deadlines, WorkerPool
 from rl_core.contracts.backend import WorkerContext
 from rl_core.discovery.registry import load_registry
 from rl_core.errors import EnvironmentProblem, RLError, WorkerDied

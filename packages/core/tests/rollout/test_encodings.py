@@ -1,4 +1,4 @@
-"""Rows are encoded once, ahead where there is time, and a bad one is reported where it is drawn."""
+"""Rows are encoded once, before they are drawn where there is time, and a bad one is reported where it is drawn."""
 
 from __future__ import annotations
 
@@ -50,30 +50,30 @@ def test_the_rows_of_coming_steps_are_encoded_in_a_thread_in_the_order_of_the_dr
     rows, algorithm = built(range(1, 9))
     cursor = DataCursor(size=8, seed=3, position=4)
     expected = DataCursor(size=8, seed=3, position=4).draw(3) + 1
-    with rows.ahead(cursor, 3):
+    with rows.prefetching(cursor, 3):
         wait_for(lambda: len(rows) == 3)
     assert [n for n, _ in algorithm.asked] == expected.tolist()
-    assert {name for _, name in algorithm.asked} == {"encoding ahead"}
+    assert {name for _, name in algorithm.asked} == {"encode rows"}
     assert len(rows[int(expected[0]) - 1].tokens) == expected[0]
     assert len(algorithm.asked) == 3
 
 
 def test_the_thread_ends_with_the_block_and_when_all_rows_are_encoded():
     rows, algorithm = built([1, 2, 3])
-    with rows.ahead(DataCursor(size=3, seed=0), 10**9):
-        wait_for(lambda: "encoding ahead" not in {t.name for t in threading.enumerate()})
+    with rows.prefetching(DataCursor(size=3, seed=0), 10**9):
+        wait_for(lambda: "encode rows" not in {t.name for t in threading.enumerate()})
     assert sorted(n for n, _ in algorithm.asked) == [1, 2, 3]
 
     more, _ = built([1] * 100_000)
-    with more.ahead(DataCursor(size=100_000, seed=0), 100_000):
+    with more.prefetching(DataCursor(size=100_000, seed=0), 100_000):
         wait_for(lambda: len(more))
-    assert "encoding ahead" not in {t.name for t in threading.enumerate()}
+    assert "encode rows" not in {t.name for t in threading.enumerate()}
     assert len(more) < 100_000
 
 
 def test_a_row_that_cannot_be_encoded_says_so_where_it_is_drawn():
     rows, algorithm = built([5, 13, 60])
-    with rows.ahead(DataCursor(size=3, seed=0), 3):
+    with rows.prefetching(DataCursor(size=3, seed=0), 3):
         wait_for(lambda: len(algorithm.asked) == 3)
     assert len(rows[0].tokens) == 5
     with pytest.raises(DataError) as raised:
@@ -93,6 +93,6 @@ def test_beyond_a_number_of_tokens_rows_are_encoded_anew(monkeypatch):
     assert [len(rows[i].tokens) for i in (0, 1, 2, 2)] == [3, 4, 2, 2]
     assert [n for n, _ in algorithm.asked] == [3, 4, 2, 2]
     before = len(algorithm.asked)
-    with rows.ahead(DataCursor(size=3, seed=0), 3):
+    with rows.prefetching(DataCursor(size=3, seed=0), 3):
         pass
     assert len(algorithm.asked) == before

@@ -76,9 +76,9 @@ def arrival(install, cluster):
 
     def arrival(*names: str) -> str:
         components = [registry.find("reward", name).component for name in names]
-        parcels = [(f"reward {one.name!r}", one, registry.resolve(one.config)(name=one.name)) for one in components]
+        given = [(f"reward {one.name!r}", one, registry.resolve(one.config)(name=one.name)) for one in components]
         try:
-            check_arrival(parcels)
+            check_arrival(given)
         except AssertionError as error:
             return str(error)
         return ""

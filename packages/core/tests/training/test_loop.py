@@ -14,7 +14,7 @@ from rl_core.errors import DataError, Interrupted, RLError
 from rl_core.model import NonFiniteBatch
 from rl_core.rollout.feed import Draw
 from rl_core.training.algorithm_step import algorithm_step
-from rl_core.training.loggers import Activity, Loggers
+from rl_core.training.logger_group import Activity, LoggerGroup
 from rl_core.training.loop import Loop
 from rl_core.training.observers import Observers
 from rl_core.training.phases import StepTimes
@@ -127,7 +127,7 @@ class Trial:
         self.events, self.at_end = [], {}
         self.logger, self.memory, self.stop = Logger(self.events), Memory(self.events), StopRequest()
         self.checkpoints = Checkpoints(self.events, slow=slow, disk_full=disk_full)
-        loggers = Loggers([("own", self.logger)])
+        loggers = LoggerGroup([("own", self.logger)])
         self.loop = Loop(
             stage=SimpleNamespace(name="train", run=SimpleNamespace(steps=STEPS, checkpoint_every=every)),
             start=RunState("train", start, 2 * start, start, fingerprint="of the data"),

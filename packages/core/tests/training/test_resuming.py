@@ -5,7 +5,7 @@ import pytest
 from rl_core.config.stage import RunConfig, StageConfig
 from rl_core.errors import ConfigError, RLError
 from rl_core.training.checkpoint import CheckpointStore, RunState
-from rl_core.training.resuming import announce, changes, has_trained, is_allowed, refuse_corrupting, starting_point
+from rl_core.training.resume import announce, changes, has_trained, is_allowed, refuse_corrupting, starting_point
 
 BEFORE = {
     "model": {"path": "org/base", "max_length": 64},

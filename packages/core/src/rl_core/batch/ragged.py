@@ -14,8 +14,8 @@ SLICED_FROM = 256
 """Mean length in elements from which copying slices beats an index (measured on float32 columns)."""
 
 
-class Rows:
-    """Some rows of flat arrays, in an order of their own.
+class Segments:
+    """Some segments ("rows" here) of flat arrays, in an order of their own.
 
     Args:
         starts: int64 [R]: first element of each row.

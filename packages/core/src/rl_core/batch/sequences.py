@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rl_core.batch.packing import balance, best_fit_decreasing
-from rl_core.batch.ragged import Rows
+from rl_core.batch.ragged import Segments
 from rl_core.batch.units import Units
 
 UNIT = "unit"
@@ -123,11 +123,11 @@ class SequenceBatch:
 
     def token_index(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """int64: positions of the tokens of ``indices``' sequences, in that order."""
-        return self._rows(np.asarray(indices, np.int64)).index
+        return self._segments(np.asarray(indices, np.int64)).index
 
-    def _rows(self, indices: np.ndarray) -> Rows:
+    def _segments(self, indices: np.ndarray) -> Segments:
         starts = self.offsets[indices]
-        return Rows(starts, self.offsets[indices + 1] - starts)
+        return Segments(starts, self.offsets[indices + 1] - starts)
 
     def select(self, indices: np.ndarray | Sequence[int]) -> SequenceBatch:
         """The sequences at ``indices`` (integers or a boolean mask), in that order, with all columns."""
@@ -135,7 +135,7 @@ class SequenceBatch:
         if indices.dtype == bool:
             indices = np.flatnonzero(indices)
         indices = indices.astype(np.int64, copy=False)
-        rows = self._rows(indices)
+        rows = self._segments(indices)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths[indices])])
         return SequenceBatch(
             rows.take(self.tokens),
@@ -221,7 +221,7 @@ class SequenceBatch:
         merged = np.zeros(size, dtype)
         for indices, value in zip(parts, values, strict=True):
             if per_token:
-                self._rows(indices).put(merged, value)
+                self._segments(indices).put(merged, value)
             else:
                 merged[indices] = value
         return merged

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl_core.batch.ragged import Rows
+from rl_core.batch.ragged import Segments
 
 
 @dataclass(frozen=True)
@@ -46,4 +46,4 @@ class Units:
         chosen = np.asarray(which, np.int64)
         if self.order is None or self.starts is None or self.counts is None:
             return chosen
-        return Rows(self.starts[chosen], self.counts[chosen]).take(self.order)
+        return Segments(self.starts[chosen], self.counts[chosen]).take(self.order)

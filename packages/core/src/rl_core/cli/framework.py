@@ -77,7 +77,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for column in columns:
         built.add_column(column, overflow="fold")
     for row in rows:
-        built.add_row(*(Text(cell) for cell in row))
+        built.add_row(*(Text(value) for value in row))
     return built
 
 

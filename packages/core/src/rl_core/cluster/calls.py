@@ -28,7 +28,7 @@ class Deadlines:
 
 
 class WorkerDirectory(Protocol):
-    """Knows the workers behind calls; see :class:`rl_core.cluster.workers.WorkerPool`. Actors have hex ids."""
+    """Knows the workers behind calls; see :class:`rl_core.cluster.pool.WorkerPool`. Actors have hex ids."""
 
     def check(self) -> None:
         """Raise WorkerDied where a worker that everybody needs is gone."""

@@ -49,7 +49,7 @@ class Resources:
 
     @property
     def rank_gpus(self) -> float:
-        """Share of a GPU that Ray counts for a rank; the larger part where a generator is beside it."""
+        """Share of a GPU that Ray counts for a rank; the larger part where a generator shares it."""
         return 0.0 if not self.gpus else 1.0 if self.separate else 0.6
 
     def replica_gpus(self, *, outside: bool) -> float:

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from rl_core.cluster import head
 from rl_core.cluster.head import Head, HeadOptions
 from rl_core.cluster.local_cluster import LocalCluster, joinable
-from rl_core.cluster.loss import Loss, NodeWatch, ProcessWatch, in_background
 from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.ray_logs import keep_logs, link_logs
+from rl_core.cluster.ray_loss import NodeWatch, ProcessWatch, RayLoss, in_background
 from rl_core.cluster.reach import wait_for_answer
 from rl_core.cluster.resources import RayNeeds, usable_cpus
 from rl_core.cluster.temporary import RayFolder
@@ -47,7 +47,7 @@ class RaySession(Protocol):
         loss: what has become of it.
     """
 
-    loss: Loss
+    loss: RayLoss
 
     def join(self) -> None:
         """Connect this process; returns when workers can be started.
@@ -106,7 +106,7 @@ class _Given:
     """A Ray that this process has initialised itself; it is left running."""
 
     def __init__(self, on_loss: Callable[[str], None]) -> None:
-        self.loss = Loss()
+        self.loss = RayLoss()
         self._on_loss = on_loss
         self._watch: NodeWatch | None = None
 
@@ -161,7 +161,7 @@ class OwnRay:
     """
 
     def __init__(self, options: HeadOptions, logs: Path | None, *, within_s: float) -> None:
-        self.loss = Loss()
+        self.loss = RayLoss()
         self._options = options
         self._logs = logs
         self._within_s = within_s

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_core.cluster.calls import actor_of
-from rl_core.cluster.examination import Examination, examine_and_end
+from rl_core.cluster.diagnosis import Examination, examine_and_end
 from rl_core.cluster.failures import WorkerInfo, died, hung
 from rl_core.cluster.heartbeat import Heartbeat
 from rl_core.errors import WorkerDied

@@ -64,12 +64,12 @@ class LiveView:
         rows = self._rows
         if self._evaluated is not None and self._evaluated not in rows:
             rows = [self._evaluated, *rows]
-        shown = [column for column in COLUMNS if any(column.cell(metrics) for _, metrics in rows)]
+        shown = [column for column in COLUMNS if any(column.value(metrics) for _, metrics in rows)]
         table = Table(box=None, padding=(0, self._gap, 0, 0), header_style="dim")
         table.add_column("step", justify="right", style="dim")
         for column in shown:
             table.add_column(column.title, justify="right", no_wrap=True)
         for step, metrics in rows:
             newest = step == rows[-1][0]
-            table.add_row(str(step), *(column.cell(metrics) for column in shown), style="" if newest else "dim")
+            table.add_row(str(step), *(column.value(metrics) for column in shown), style="" if newest else "dim")
         return table if rows else Text("waiting for the first step", style="dim")

@@ -9,7 +9,7 @@ from rl_core.loggers._stage import COLUMNS, EVERY_STEP, SHORT_S, Column, StagePr
 
 _SHARE_OF_STAGE = 0.1
 _LONGEST_SILENCE_S = 60.0
-_CELL_WIDTH = len("100.0 %")
+_TEXT_WIDTH = len("100.0 %")
 
 
 class PlainView:
@@ -58,13 +58,13 @@ class PlainView:
         total = str(progress.total)
         parts = [f"{progress.info.stage}  step {step:>{len(total)}}/{total}"]
         for column in COLUMNS:
-            cell = column.cell(metrics)
-            if not cell and column not in self._shown:
+            text = column.value(metrics)
+            if not text and column not in self._shown:
                 continue
             # A column once shown keeps its place, so that lines stay aligned.
             self._shown.add(column)
-            title = column.title if cell else " " * len(column.title)
-            parts.append(f"{title} {cell:>{_CELL_WIDTH}}")
+            title = column.title if text else " " * len(column.title)
+            parts.append(f"{title} {text:>{_TEXT_WIDTH}}")
         remaining = progress.remaining_s
         if remaining is not None and step < progress.total:
             parts.append(f"{duration(remaining)} left")

@@ -59,7 +59,7 @@ class Column:
     keys: tuple[str, ...]
     text: Callable[[float], str]
 
-    def cell(self, metrics: Mapping[str, float]) -> str:
+    def value(self, metrics: Mapping[str, float]) -> str:
         """The formatted value, or an empty string where the metric is absent."""
         return next((self.text(metrics[key]) for key in self.keys if key in metrics), "")
 

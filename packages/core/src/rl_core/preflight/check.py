@@ -236,7 +236,7 @@ def _build_stages(
         crosscheck.check_plans(selected, stage, findings)
         crosscheck.check_models(selected, stage, read, findings)
         crosscheck.check_adapter(selected, stage, findings)
-        crosscheck.check_ahead(selected, stage, findings)
+        crosscheck.check_staleness(selected, stage, findings)
         crosscheck.check_placement(selected, stage, machine, findings)
         crosscheck.check_network(selected, stage, findings)
         crosscheck.check_environment(selected, stage, findings)

@@ -167,7 +167,7 @@ def _model_problem(path: str, run: str | None) -> tuple[str, str] | None:
     return None
 
 
-def check_ahead(selected: Selected, stage: StageConfig, findings: Findings) -> None:
+def check_staleness(selected: Selected, stage: StageConfig, findings: Findings) -> None:
     """Sampling ahead of training and training share no GPU."""
     if stage.generator is None or not (stage.run.max_staleness and stage.run.gpus) or has_own_gpus(stage):
         return

@@ -31,7 +31,7 @@ _CHECKED_ROWS = 20_000
 """Rows that are encoded before the first step, at most: seconds. Later ones are treated alike when they are drawn."""
 
 _NICENESS = 10
-"""Of encoding ahead: workers that start meanwhile go first."""
+"""Of prefetching: workers that start meanwhile go first."""
 
 
 class EncodedRows(ABC):
@@ -91,7 +91,7 @@ class EncodedRows(ABC):
         return drawn
 
     @contextmanager
-    def ahead(self, cursor: DataCursor, count: int) -> Iterator[None]:
+    def prefetching(self, cursor: DataCursor, count: int) -> Iterator[None]:
         """Encode the next ``count`` rows of ``cursor`` in a thread, as far as it comes while the block lasts.
 
         A row that cannot be encoded says so in :meth:`check`, or when it is drawn.
@@ -99,7 +99,7 @@ class EncodedRows(ABC):
         done = threading.Event()
         if self.long is not None:
             self.long.quiet()
-        thread = threading.Thread(target=self._encode, args=(cursor, count, done), name="encoding ahead", daemon=True)
+        thread = threading.Thread(target=self._encode, args=(cursor, count, done), name="encode rows", daemon=True)
         thread.start()
         try:
             yield
@@ -153,7 +153,7 @@ class EncodedRows(ABC):
             try:
                 self[int(cursor.draw(1)[0])]
             except Exception as error:  # noqa: BLE001 - whatever it is, it is raised again where the row is drawn
-                logger.debug("a row could not be encoded ahead: %s", error)
+                logger.debug("a row could not be encoded before it is drawn: %s", error)
 
 
 class Encodings(EncodedRows):

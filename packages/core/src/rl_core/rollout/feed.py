@@ -31,7 +31,7 @@ class Draw:
 
 
 class Feed(Protocol):
-    """Supplies the batch of each step.
+    """Makes the batch of each step.
 
     Attributes:
         cursor: position in the data, its whole state.

@@ -14,7 +14,7 @@ import numpy as np
 from rl_core.batch import SequenceBatch
 from rl_core.batch.packing import balance
 from rl_core.cluster.calls import CHECK_EVERY_S, actor_of
-from rl_core.cluster.workers import WorkerPool
+from rl_core.cluster.pool import WorkerPool
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError, WorkerDied
 from rl_core.rollout.replacements import Replacements
@@ -56,7 +56,7 @@ class Router:
     Args:
         replacements: starts replicas in the place of dead ones and where the cluster has room; without it there are
             none but ``replicas``.
-        ahead: whether weights arrive while replicas sample.
+        while_sampling: whether weights arrive while replicas sample.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Router:
         pool: WorkerPool,
         *,
         replacements: Replacements | None = None,
-        ahead: bool = False,
+        while_sampling: bool = False,
     ) -> None:
         self._replicas = [_Replica(handle) for handle in replicas]
         self._pool = pool
         self._replacements = replacements
-        self._ahead = ahead
+        self._while_sampling = while_sampling
         self._lock = threading.RLock()
         self._retried = 0
         self.version = -1
@@ -121,7 +121,7 @@ class Router:
 
     def update_weights(self, buckets: list[Any], version: int) -> None:
         """Give every replica, and those that have become ready, the weights behind ``buckets`` as ``version``."""
-        self.renew_weights(StoredWeights(self._pool, buckets, self._ahead), version)
+        self.renew_weights(StoredWeights(self._pool, buckets, self._while_sampling), version)
 
     def renew_weights(self, transport: WeightTransport, version: int) -> None:
         """The same with the policy's weights of this moment, as ``transport`` gives them.
@@ -224,7 +224,7 @@ class Router:
         """Give replicas that arrive between two updates the weights that the others have."""
         if arrived and self.version >= 0 and self._replacements is not None:
             with self._replacements.weights() as buckets:
-                self._hand_over(arrived, StoredWeights(self._pool, buckets, self._ahead))
+                self._hand_over(arrived, StoredWeights(self._pool, buckets, self._while_sampling))
 
     def _await_replacement(self, death: WorkerDied | None) -> None:
         """Wait until a replica is there again, with the current weights.

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_core.cluster.pool import WorkerPool
 from rl_core.cluster.session import ray_session
-from rl_core.cluster.workers import WorkerPool
 from rl_core.discovery.registry import Registry, load_registry
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError
 from rl_core.io.appending import LogFile
@@ -30,7 +30,7 @@ from rl_core.training.evaluation import evaluations_of
 from rl_core.training.export import export_model
 from rl_core.training.pipeline import Pipeline
 from rl_core.training.progress import working
-from rl_core.training.resuming import Change, changes, environment_changes, has_trained, refuse_corrupting
+from rl_core.training.resume import Change, changes, environment_changes, has_trained, refuse_corrupting
 from rl_core.training.sidecars import changed_in_environment, write_sidecars
 from rl_core.training.summary import show
 
@@ -51,7 +51,7 @@ def run(
     """Check the config and run it; with ``resume``, continue its run directory where there is one.
 
     Args:
-        allowed: keys that may have changed although that mixes two runs (see :mod:`rl_core.training.resuming`).
+        allowed: keys that may have changed although that mixes two runs (see :mod:`rl_core.training.resume`).
         profile: measure where the time goes (see :mod:`rl_core.training.profile`).
     """
     registry = load_registry()

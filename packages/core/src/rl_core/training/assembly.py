@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rl_core.cluster.pool import WorkerPool, group_topologies
 from rl_core.cluster.resources import Resources
-from rl_core.cluster.workers import WorkerPool, group_topologies
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.model import AdapterSpec, ModelInfo, ModelSpec, Role
 from rl_core.contracts.tokenizer import never_sampled
@@ -94,7 +94,7 @@ def assemble(
     encoded = encoded_rows(stage, driver)
     done = done if training else stage.run.steps
     starting = f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"
-    with working(starting), encoded.ahead(*coming_rows(stage, driver, done, position)):
+    with working(starting), encoded.prefetching(*coming_rows(stage, driver, done, position)):
         _start_workers(stage, pool, resources)
         models = _load_models(stage, driver, pool, resources, spec, training=training, policy_path=policy_path)
         policy = models[policy_role(driver.algorithm).name]

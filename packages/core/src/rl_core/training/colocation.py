@@ -11,7 +11,7 @@ from rl_core.errors import WorkerDied
 from rl_core.training.phases import TURNS
 
 if TYPE_CHECKING:
-    from rl_core.cluster.workers import WorkerPool
+    from rl_core.cluster.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 

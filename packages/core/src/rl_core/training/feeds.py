@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.contracts.environment import tools_of
 from rl_core.errors import ConfigError
-from rl_core.rollout.ahead import AheadFeed
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.encodings import EncodedRows, Encodings, Prompts
@@ -16,6 +15,7 @@ from rl_core.rollout.feed import ExamplesFeed, Feed
 from rl_core.rollout.prefetch import Prefetch
 from rl_core.rollout.rollouts import RolloutFeed
 from rl_core.rollout.router import Router
+from rl_core.rollout.staleness import BoundedStalenessFeed
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
@@ -66,7 +66,7 @@ def build_feed(
     )
     if not run.max_staleness:
         return feed
-    return AheadFeed(feed, max_staleness=run.max_staleness, steps=run.steps)
+    return BoundedStalenessFeed(feed, max_staleness=run.max_staleness, steps=run.steps)
 
 
 def encoded_rows(stage: StageConfig, driver: DriverParts) -> EncodedRows:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_core.cluster.workers import WorkerPool
+from rl_core.cluster.pool import WorkerPool
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
@@ -80,20 +80,20 @@ def load_generators(
         most=most,
         weights=weights,
     )
-    return Router(generators, pool, replacements=replacements, ahead=bool(stage.run.max_staleness))
+    return Router(generators, pool, replacements=replacements, while_sampling=bool(stage.run.max_staleness))
 
 
 def transport_of(stage: StageConfig, pool: WorkerPool, policy: Model, *, device: str) -> WeightTransport:
     """How weights go from the policy to the stage's generators."""
     assert stage.generator is not None
-    name, ahead = weight_transport(stage), bool(stage.run.max_staleness)
+    name, while_sampling = weight_transport(stage), bool(stage.run.max_staleness)
     if name == "object_store":
-        return ObjectStore(pool, policy, ahead)
+        return ObjectStore(pool, policy, while_sampling)
     sender = stage.backend.config.weight_transports[name]
     receiver = stage.generator.config.weight_transports[name]
     if name == "ipc":
         return Ipc(pool, policy, sender=sender, receiver=receiver, device=device)
-    return Collective(pool, policy, sender=sender, receiver=receiver, device=device, ahead=ahead)
+    return Collective(pool, policy, sender=sender, receiver=receiver, device=device, while_sampling=while_sampling)
 
 
 def sampling_of(stage: StageConfig, tokenizer: Tokenizer) -> SamplingParams:

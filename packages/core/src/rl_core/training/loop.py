@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rl_core.rollout.feed import Feed
     from rl_core.training.colocation import Colocation
     from rl_core.training.evaluation import Evaluations
-    from rl_core.training.loggers import Loggers
+    from rl_core.training.logger_group import LoggerGroup
     from rl_core.training.observers import Observers
     from rl_core.training.saving import Checkpoints
     from rl_core.training.signals import StopRequest
@@ -51,7 +51,7 @@ class Loop:
     evaluations: Evaluations
     checkpoints: Checkpoints
     memory: Colocation
-    loggers: Loggers
+    loggers: LoggerGroup
     observers: Observers
     step_end: Callable[[int, Mapping[str, float]], None]
     stop: StopRequest

@@ -135,7 +135,7 @@ class Phases(StepObserver):
 
 def sampling_parts(metrics: Mapping[str, float]) -> dict[str, float]:
     """What a step's metrics say about the time its batch took (``time/…``), by phase."""
-    if "time/wait_s" in metrics:  # generating and scoring went on beside the step
+    if "time/wait_s" in metrics:  # generating and scoring went on during the step before
         return {"wait": metrics["time/wait_s"]}
     environment = metrics.get("time/environment_s", 0.0)
     return {

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_core.cluster.pool import WorkerPool
 from rl_core.cluster.session import RaySession, ray_session
-from rl_core.cluster.workers import WorkerPool
 from rl_core.config.gates import gate_failure
 from rl_core.contracts.logger import RunInfo
 from rl_core.errors import Interrupted, RLError, WorkerDied
@@ -25,13 +25,13 @@ from rl_core.training.cluster_needs import cluster_interface, deadlines_of, ray_
 from rl_core.training.directory import RunDirectory
 from rl_core.training.driver import DriverParts, driver_parts
 from rl_core.training.export import export_model
-from rl_core.training.loggers import Activity, Loggers, build_loggers
+from rl_core.training.logger_group import Activity, LoggerGroup, build_loggers
 from rl_core.training.observers import Observers
 from rl_core.training.phases import StepTimes
 from rl_core.training.profile import Profile, Report, free_folder
 from rl_core.training.progress import working
 from rl_core.training.recovery import Recovery
-from rl_core.training.resuming import announce, newest_checkpoint, starting_point
+from rl_core.training.resume import announce, newest_checkpoint, starting_point
 from rl_core.training.signals import StopRequest, listen, stop_on_interrupt
 from rl_core.training.stage import train_stage
 from rl_core.training.state import read_state
@@ -181,7 +181,7 @@ class Pipeline:
         stage: StageConfig,
         driver: DriverParts,
         pool: WorkerPool,
-        loggers: Loggers,
+        loggers: LoggerGroup,
         stop: StopRequest,
         start: tuple[Path | None, int],
         ray: RaySession,
@@ -223,7 +223,7 @@ class Pipeline:
         stage: StageConfig,
         driver: DriverParts,
         pool: WorkerPool,
-        loggers: Loggers,
+        loggers: LoggerGroup,
         stop: StopRequest,
         start: tuple[Path | None, int],
     ) -> None:

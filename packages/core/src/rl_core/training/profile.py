@@ -19,7 +19,7 @@ from rl_core.training.observers import StepObserver
 from rl_core.training.phases import LABELS, REST, TRAIN, Phases
 
 if TYPE_CHECKING:
-    from rl_core.cluster.workers import WorkerPool
+    from rl_core.cluster.pool import WorkerPool
     from rl_core.config.stage import StageConfig
 
 logger = logging.getLogger("rl")

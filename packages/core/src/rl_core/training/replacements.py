@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rl_core.errors import RLError
 
 if TYPE_CHECKING:
-    from rl_core.cluster.workers import WorkerPool
+    from rl_core.cluster.pool import WorkerPool
     from rl_core.config.stage import ComponentChoice
     from rl_core.contracts.backend import WorkerContext
     from rl_core.contracts.model import ModelSpec

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rl_core.training.assembly import LoadedStage
     from rl_core.training.checkpoint import CheckpointStore
     from rl_core.training.driver import DriverParts
-    from rl_core.training.loggers import Loggers
+    from rl_core.training.logger_group import LoggerGroup
     from rl_core.training.observers import Observers
     from rl_core.training.profile import Profile
     from rl_core.training.signals import StopRequest
@@ -36,7 +36,7 @@ def train_stage(
     loaded: LoadedStage,
     *,
     store: CheckpointStore,
-    loggers: Loggers,
+    loggers: LoggerGroup,
     observers: Observers,
     step_end: Callable[[int, Mapping[str, float]], None],
     saved: Callable[[int, str], None],

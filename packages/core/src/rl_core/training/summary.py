@@ -42,8 +42,8 @@ def samples_table(samples: list[dict[str, Any]], limit: int = 10) -> Any:
         table.add_column(column, overflow="fold", max_width=48)
     table.add_column("reward", justify="right")
     for row in samples[:limit]:
-        cells = [Text(_short(mask_known(row.get(c)))) for c in ("prompt", "completion", "answer")]
-        table.add_row(*cells, f"{row['reward']:.3g}" if row.get("reward") is not None else "")
+        texts = [Text(_short(mask_known(row.get(c)))) for c in ("prompt", "completion", "answer")]
+        table.add_row(*texts, f"{row['reward']:.3g}" if row.get("reward") is not None else "")
     return table
 
 

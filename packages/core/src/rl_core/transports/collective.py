@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rl_core.cluster.workers import WorkerPool
+from rl_core.cluster.pool import WorkerPool
 from rl_core.contracts.transport import BucketLayout, WeightGroup, WeightTransferFailed
 from rl_core.errors import EnvironmentProblem
 from rl_core.transports.object_store import Lost, ObjectStore, WeightTransport, outcomes
@@ -29,17 +29,17 @@ class Collective(WeightTransport):
 
     Args:
         sender, receiver: references to the ends, see :mod:`rl_core.contracts.transport`.
-        ahead: whether generators may be sampling meanwhile.
+        while_sampling: whether generators may be sampling meanwhile.
     """
 
     def __init__(
-        self, pool: WorkerPool, policy: Model, *, sender: str, receiver: str, device: str, ahead: bool = False
+        self, pool: WorkerPool, policy: Model, *, sender: str, receiver: str, device: str, while_sampling: bool = False
     ) -> None:
         self._pool = pool
         self._policy = policy
         self._sender, self._receiver = sender, receiver
         self._device = device
-        self._ahead = ahead
+        self._while_sampling = while_sampling
         self._plan: tuple[BucketLayout, ...] = ()
         self._group: tuple[WeightGroup, list[Any]] | None = None
         self._given_up = False
@@ -67,7 +67,7 @@ class Collective(WeightTransport):
         if not self._given_up:
             self._given_up = True
             logger.warning("from now on weights take the object store")
-        return lost + ObjectStore(self._pool, self._policy, self._ahead).give(alive, version)
+        return lost + ObjectStore(self._pool, self._policy, self._while_sampling).give(alive, version)
 
     def _group_of(self, generators: list[Any]) -> WeightGroup:
         if self._group is not None and same(self._group[1], generators):
@@ -97,7 +97,9 @@ class Collective(WeightTransport):
             for rank, t in enumerate(self._pool.trainers)
         ]
         receives = [
-            g.transport.remote(self._receiver, "receive", group, rank, self._plan, version, while_sampling=self._ahead)
+            g.transport.remote(
+                self._receiver, "receive", group, rank, self._plan, version, while_sampling=self._while_sampling
+            )
             for rank, g in enumerate(generators, start=1)
         ]
         lost, failed = outcomes(self._pool, list(zip(generators, receives, strict=True)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.calls import CHECK_EVERY_S, actor_of
-from rl_core.cluster.workers import WorkerPool
+from rl_core.cluster.pool import WorkerPool
 from rl_core.contracts.transport import BucketLayout, WeightTransferFailed
 from rl_core.transports.object_store import Lost, ObjectStore, WeightTransport, outcomes
 

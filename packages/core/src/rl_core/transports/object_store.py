@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rl_core.cluster.workers import WorkerPool
+from rl_core.cluster.pool import WorkerPool
 from rl_core.contracts.transport import WeightTransferFailed
 from rl_core.errors import WorkerDied
 
@@ -37,16 +37,16 @@ class StoredWeights(WeightTransport):
 
     Attributes:
         buckets: references to :class:`rl_core.contracts.backend.WeightBucket` objects.
-        ahead: whether generators may be sampling meanwhile.
+        while_sampling: whether generators may be sampling meanwhile.
     """
 
     pool: WorkerPool
     buckets: Sequence[Any]
-    ahead: bool = False
+    while_sampling: bool = False
 
     def give(self, generators: Sequence[Any], version: int) -> Lost:
         """See :class:`WeightTransport`."""
-        return outcomes(self.pool, updates(generators, self.buckets, version, ahead=self.ahead))[0]
+        return outcomes(self.pool, updates(generators, self.buckets, version, while_sampling=self.while_sampling))[0]
 
 
 @dataclass(frozen=True)
@@ -55,25 +55,27 @@ class ObjectStore(WeightTransport):
 
     pool: WorkerPool
     policy: Model
-    ahead: bool = False
+    while_sampling: bool = False
 
     def give(self, generators: Sequence[Any], version: int) -> Lost:
         """See :class:`WeightTransport`."""
         streams = self.policy.stream_weights()
         # Asked at once, so that no time passes between the weights' being there and their being read.
-        calls = updates(generators, streams[0], version, ahead=self.ahead)
+        calls = updates(generators, streams[0], version, while_sampling=self.while_sampling)
         self.policy.finish_stream(streams)
         return outcomes(self.pool, calls)[0]
 
 
-def updates(generators: Sequence[Any], buckets: Any, version: int, *, ahead: bool) -> list[tuple[Any, Any]]:
+def updates(generators: Sequence[Any], buckets: Any, version: int, *, while_sampling: bool) -> list[tuple[Any, Any]]:
     """Ask every generator to take weights; ``(generator, call)`` pairs.
 
     Args:
         buckets: references to weight buckets, or a reference to a list of them.
-        ahead: whether the generators may be sampling.
+        while_sampling: whether the generators may be sampling.
     """
-    return [(g, g.call_each.remote("update_weights", buckets, version, while_sampling=ahead)) for g in generators]
+    return [
+        (g, g.call_each.remote("update_weights", buckets, version, while_sampling=while_sampling)) for g in generators
+    ]
 
 
 def outcomes(pool: WorkerPool, calls: Sequence[tuple[Any, Any]]) -> tuple[Lost, list[tuple[Any, WeightTransferFailed]]]:

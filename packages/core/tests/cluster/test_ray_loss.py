@@ -9,8 +9,8 @@ import time
 
 import psutil
 import pytest
-from rl_core.cluster import loss as module
-from rl_core.cluster.loss import Loss, NodeWatch, ProcessWatch
+from rl_core.cluster import ray_loss as module
+from rl_core.cluster.ray_loss import NodeWatch, ProcessWatch, RayLoss
 from rl_core.errors import WorkerDied
 
 CHILDREN = "import subprocess, sys, time; [subprocess.Popen(['sleep', '60']) for _ in range(2)]; time.sleep(60)"
@@ -18,7 +18,7 @@ CHILDREN = "import subprocess, sys, time; [subprocess.Popen(['sleep', '60']) for
 
 @pytest.fixture
 def lost():
-    return Loss()
+    return RayLoss()
 
 
 def test_a_call_of_ray_s_control_process_ends_when_it_is_gone(lost):

@@ -2,7 +2,7 @@ import os
 
 import pytest
 from rl_core.cluster.calls import actor_of, fetch
-from rl_core.cluster.workers import group_topologies
+from rl_core.cluster.pool import group_topologies
 from rl_core.contracts.backend import Topology
 from rl_core.errors import DataError, RLError, WorkerDied
 

@@ -1,4 +1,4 @@
-from rl_core.training.loggers import Loggers
+from rl_core.training.logger_group import LoggerGroup
 
 
 class Keeps:
@@ -16,7 +16,7 @@ class Fails(Keeps):
 
 def test_a_failing_logger_is_dropped_with_one_warning_and_the_others_go_on(caplog):
     kept = Keeps()
-    loggers = Loggers([("remote", Fails()), ("file", kept)])
+    loggers = LoggerGroup([("remote", Fails()), ("file", kept)])
     for step in (1, 2, 3):
         loggers.log(step, {"train/loss": 0.5})
     assert kept.rows == [(step, {"train/loss": 0.5}) for step in (1, 2, 3)]

@@ -11,7 +11,7 @@ from rl_core.rollout.feed import Draw, Feed
 from rl_core.rollout.prefetch import Prefetch
 
 
-class AheadFeed(Prefetch):
+class BoundedStalenessFeed(Prefetch):
     """Samples up to ``max_staleness`` steps ahead of training.
 
     Step ``s`` is trained from weights of version ``s - 1``. Its batch may have been begun by weights that are at most

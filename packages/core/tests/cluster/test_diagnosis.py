@@ -4,7 +4,7 @@ from itertools import cycle
 from types import SimpleNamespace
 
 import pytest
-from rl_core.cluster import examination
+from rl_core.cluster import diagnosis
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,6 @@ from rl_core.cluster import examination
     ],
 )
 def test_one_look_is_not_taken_for_the_whole(monkeypatch, statuses, usual):
-    monkeypatch.setattr(examination, "_BETWEEN_LOOKS_S", 0.0)
+    monkeypatch.setattr(diagnosis, "_BETWEEN_LOOKS_S", 0.0)
     process = SimpleNamespace(status=cycle(statuses).__next__)
-    assert examination._usual_status(process) == usual
+    assert diagnosis._usual_status(process) == usual

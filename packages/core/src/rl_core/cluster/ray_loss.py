@@ -1,7 +1,7 @@
 """Whether the Ray under a run is still there, and calls that must not wait for one that is gone.
 
 A call that needs Ray's control process (the GCS) waits for a dead one: sixty seconds, and then Ray ends the whole
-process. Calls on actors fail within seconds, so only the others need :meth:`Loss.guard`.
+process. Calls on actors fail within seconds, so only the others need :meth:`RayLoss.guard`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _GUARD_S = 0.1
 _LAST_ANSWER_S = 5.0
 
 
-class Loss:
+class RayLoss:
     """What has become of Ray, as far as it is known; shared by all that call it.
 
     Attributes:
@@ -107,7 +107,7 @@ class ProcessWatch:
         stopped_s: how long one may be stopped.
     """
 
-    def __init__(self, loss: Loss, head: int, *, stopped_s: float = STOPPED_S) -> None:
+    def __init__(self, loss: RayLoss, head: int, *, stopped_s: float = STOPPED_S) -> None:
         self._loss = loss
         self._stopped_s = stopped_s
         self._stopped_since: dict[int, float] = {}
@@ -153,7 +153,7 @@ class NodeWatch:
     """
 
     def __init__(
-        self, loss: Loss, *, node_id: str | None, on_loss: Callable[[str], None] = lambda reason: None
+        self, loss: RayLoss, *, node_id: str | None, on_loss: Callable[[str], None] = lambda reason: None
     ) -> None:
         self._loss = loss
         self._node_id = node_id

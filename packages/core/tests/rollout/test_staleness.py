@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl_core.batch import SequenceBatch
 from rl_core.errors import RLError
-from rl_core.rollout.ahead import AheadFeed
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.feed import Draw
+from rl_core.rollout.staleness import BoundedStalenessFeed
 
 STEPS = 6
 PATIENCE_S = 120
@@ -68,7 +68,7 @@ delays = st.lists(st.sampled_from([0.0, 0.002, 0.01]), min_size=STEPS, max_size=
 @given(max_staleness=st.integers(0, 4), sampling=delays, training=delays)
 def test_no_token_is_older_than_allowed_whatever_takes_how_long(max_staleness, sampling, training):
     recorded = Recorded(sampling)
-    draws = train(AheadFeed(recorded, max_staleness=max_staleness, steps=STEPS), recorded, training)
+    draws = train(BoundedStalenessFeed(recorded, max_staleness=max_staleness, steps=STEPS), recorded, training)
     assert [step for step, _ in recorded.begun] == list(range(1, STEPS + 1)), "each once, none beyond the last"
     for step, version in recorded.begun:
         assert step <= version + 1 + max_staleness
@@ -79,9 +79,9 @@ def test_no_token_is_older_than_allowed_whatever_takes_how_long(max_staleness, s
 
 
 def test_batches_are_the_same_and_in_the_same_order_as_without_it():
-    alone, ahead = Recorded(), Recorded()
+    alone, prefetched = Recorded(), Recorded()
     expected = train(alone, alone)
-    found = train(AheadFeed(ahead, max_staleness=3, steps=STEPS), ahead)
+    found = train(BoundedStalenessFeed(prefetched, max_staleness=3, steps=STEPS), prefetched)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.batch.sequence_columns["first_row"] == theirs.batch.sequence_columns["first_row"]
         assert ours.metrics["rollout/reward_mean"] == theirs.metrics["rollout/reward_mean"]
@@ -89,7 +89,7 @@ def test_batches_are_the_same_and_in_the_same_order_as_without_it():
 
 def test_without_staleness_a_batch_is_begun_when_it_is_asked_for():
     recorded = Recorded()
-    train(AheadFeed(recorded, max_staleness=0, steps=STEPS), recorded, [0.003] * STEPS)
+    train(BoundedStalenessFeed(recorded, max_staleness=0, steps=STEPS), recorded, [0.003] * STEPS)
     assert recorded.begun == [(step, step - 1) for step in range(1, STEPS + 1)]
 
 
@@ -104,7 +104,7 @@ def test_sampling_and_training_overlap():
             return draw
 
     recorded = Waiting()
-    feed = AheadFeed(recorded, max_staleness=1, steps=STEPS)
+    feed = BoundedStalenessFeed(recorded, max_staleness=1, steps=STEPS)
     for step in range(1, STEPS + 1):
         feed.next(step)
         trained[step].set()
@@ -114,7 +114,7 @@ def test_sampling_and_training_overlap():
 
 def test_the_position_in_the_data_is_that_of_the_batches_handed_out():
     recorded = Recorded()
-    feed = AheadFeed(recorded, max_staleness=4, steps=STEPS)
+    feed = BoundedStalenessFeed(recorded, max_staleness=4, steps=STEPS)
     feed.next(1)
     wait_until(lambda: len(recorded.begun) == 5)
     assert feed.cursor.position == 3
@@ -129,7 +129,7 @@ def test_a_failure_is_raised_for_the_step_that_needs_the_batch():
                 raise RLError("the reward failed")
             return super().next(step)
 
-    feed = AheadFeed(Failing(), max_staleness=4, steps=STEPS)
+    feed = BoundedStalenessFeed(Failing(), max_staleness=4, steps=STEPS)
     feed.next(1)
     feed.next(2)
     with pytest.raises(RLError, match=r"^the reward failed$"):
@@ -137,7 +137,7 @@ def test_a_failure_is_raised_for_the_step_that_needs_the_batch():
 
 
 def test_weights_that_never_arrive_are_an_error():
-    feed = AheadFeed(Recorded(), max_staleness=1, steps=STEPS)
+    feed = BoundedStalenessFeed(Recorded(), max_staleness=1, steps=STEPS)
     feed.next(1)
     feed.next(2)
     with pytest.raises(RLError) as caught:
@@ -150,7 +150,7 @@ def test_weights_that_never_arrive_are_an_error():
 
 def test_nothing_is_begun_after_close():
     recorded = Recorded()
-    feed = AheadFeed(recorded, max_staleness=1, steps=STEPS)
+    feed = BoundedStalenessFeed(recorded, max_staleness=1, steps=STEPS)
     feed.next(1)
     wait_until(lambda: len(recorded.begun) == 2)
     feed.close()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rl_core.cluster.calls import Deadlines, actor_of, fetch
 from rl_core.cluster.failures import WorkerInfo
 from rl_core.cluster.group_rendezvous import remove_folder
-from rl_core.cluster.loss import Loss
 from rl_core.cluster.placement import bundles_in_order, machine_count, machines_of, reserve, room_for
+from rl_core.cluster.ray_loss import RayLoss
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.watchdog import Watchdog, Watched
 from rl_core.cluster.worker import actor_class
@@ -51,14 +51,14 @@ class WorkerPool:
         deadlines: Deadlines,
         stopping: Callable[[], bool] = lambda: False,
         network_interface: str | None = None,
-        loss: Loss | None = None,
+        loss: RayLoss | None = None,
     ) -> None:
         self._manifest = manifest
         self._network_interface = network_interface
         self._interface: str | None = LOOPBACK
         self._logs = logs
         self._stopping = stopping
-        self._loss = loss or Loss()
+        self._loss = loss or RayLoss()
         self.deadlines = deadlines
         self._resources: Resources | None = None
         self._placement: Any = None

@@ -27,7 +27,7 @@ ACTIVITIES: Mapping[str, str] = {
 """What loggers show during a phase; nothing during others."""
 
 
-class Loggers:
+class LoggerGroup:
     """Fans out to every logger; keeps the name of each for messages."""
 
     def __init__(self, loggers: Sequence[tuple[str, Logger]]) -> None:
@@ -63,7 +63,7 @@ class Loggers:
 class Activity(StepObserver):
     """Has the loggers show what a step is busy with."""
 
-    def __init__(self, loggers: Loggers) -> None:
+    def __init__(self, loggers: LoggerGroup) -> None:
         self._loggers = loggers
 
     def phase_begins(self, name: str) -> None:
@@ -75,7 +75,7 @@ class Activity(StepObserver):
             self._loggers.doing(None)
 
 
-def build_loggers(config: RunConfig, registry: Registry) -> Loggers:
+def build_loggers(config: RunConfig, registry: Registry) -> LoggerGroup:
     """The configured loggers of all stages, and the core's own two where they are not listed."""
     own = {name: {"name": name} for name in ("console", "jsonl")}
     chosen: dict[str, tuple[str, Any]] = {}
@@ -91,4 +91,4 @@ def build_loggers(config: RunConfig, registry: Registry) -> Loggers:
             loggers.append((name, registry.resolve(component.factory)(built)))
     for name, choice in chosen.values():
         loggers.append((name, registry.resolve(choice.component.factory)(choice.config)))
-    return Loggers(loggers)
+    return LoggerGroup(loggers)
