@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,9 @@ class Rank:
 
     def stop_iteration(self):
         next(iter(()))
+
+    def cancel(self):
+        raise futures.CancelledError("the engine is gone")
 
     def end_or_wait(self, rank, seconds):
         if self.rank == rank:
@@ -151,6 +155,11 @@ class AsyncComponent:
 
     async def stop_iteration(self):
         next(iter(()))
+
+    async def cancel(self):
+        task = asyncio.ensure_future(asyncio.sleep(100))
+        task.cancel("the engine is gone")
+        await task
 
     async def closed(self):
         return type(self).closings

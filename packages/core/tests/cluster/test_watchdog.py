@@ -34,7 +34,7 @@ def start(cluster, tmp_path):
         pool = WorkerPool(
             manifest=load_registry().manifest() if manifest is None else manifest,
             logs=tmp_path,
-            deadlines=Deadlines(start_s=100, **({"call_s": 60, "heartbeat_s": HEARTBEAT_S} | deadlines)),
+            deadlines=Deadlines(**({"start_s": 100, "call_s": 60, "heartbeat_s": HEARTBEAT_S} | deadlines)),
         )
         pools.append(pool)
         pool.prepare(Resources(ranks=ranks, replicas=0, gpus=0, nodes=1, threads=1, generator_threads=1))
@@ -130,6 +130,23 @@ def test_a_call_past_its_deadline_ends_the_worker_although_its_heart_beats(start
         pool.get(ask(pool, "wait", 600), what="policy train")
     assert "and was ended: no answer within 2 s (run.worker_timeout_s, run.start_timeout_s); " in str(caught.value)
     assert "in wait" in str(caught.value)
+
+
+class NeverRead(dict):
+    """A manifest that a worker waits for, as for a plugin whose import hangs."""
+
+    def __reduce__(self):
+        return time.sleep, (600,)
+
+
+def test_a_worker_that_hangs_before_its_first_heartbeat_is_ended_and_named(start):
+    with pytest.raises(WorkerDied) as caught:
+        start(1, manifest=NeverRead(), start_s=8.0)
+    assert (caught.value.worker, caught.value.cause) == ("train-0", "hung")
+    assert str(caught.value).startswith(
+        "training worker train-0 hung, and was ended: no answer within 8 s (run.worker_timeout_s, "
+        "run.start_timeout_s); it has not answered since it was started: "
+    )
 
 
 def test_a_crash_leaves_its_last_words_and_exceptions_their_tracebacks(start):

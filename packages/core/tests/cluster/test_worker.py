@@ -78,9 +78,10 @@ def test_new_weights_reach_a_component_that_is_sampling(pool, call):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("component", ["Rank", "AsyncComponent"])
-def test_a_component_that_exits_or_ends_an_iteration_is_an_error_and_its_worker_goes_on(pool, call, component):
+def test_a_component_that_exits_cancels_or_ends_an_iteration_is_an_error_and_its_worker_goes_on(pool, call, component):
     ask = call(component)
-    for method, text in (("leave", "SystemExit: 3"), ("stop_iteration", "StopIteration")):
+    ended = (("leave", "SystemExit: 3"), ("stop_iteration", "StopIteration"), ("cancel", "CancelledError: the engine"))
+    for method, text in ended:
         with pytest.raises(RLError, match=rf"^training worker train-0 .*\n(.*\n)*.*{text}"):
             pool.get([ask(method)])
     assert pool.get([ask("count")]) == [1]

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from typing import Any
+
+_NOT_FOR_ASYNCIO = (
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    StopIteration,
+    asyncio.CancelledError,
+    futures.CancelledError,
+)
 
 
 class ComponentThread:
     """Runs functions one after the other, in the order in which they come."""
 
     def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._executor = futures.ThreadPoolExecutor(1, thread_name_prefix=name)
 
     async def run(self, function: Callable[[], Any]) -> Any:
         """What ``function`` returns or raises."""
@@ -24,11 +33,14 @@ class ComponentThread:
 
 
 class ExitsAreErrors:
-    """In its block what means something to asyncio is an error: ``sys.exit()`` would end the actor's event loop."""
+    """In its block what means something to asyncio is an error.
+
+    ``sys.exit()`` would end the actor's event loop; of a call that a component cancels Ray would say no more than that.
+    """
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit | StopIteration):
+        if isinstance(error, _NOT_FOR_ASYNCIO):
             raise RuntimeError(f"the component raised {type(error).__name__}: {error}") from error

@@ -34,6 +34,8 @@ _LAST_ANSWER_S = 2.0
 _LAST_WORD_S = 5.0
 """Ray learns of the end of a process within some hundredths of a second."""
 
+_NEVER_HEARD = "it has not answered since it was started"
+
 _SILENT_S = 5 * LOOK_EVERY_S
 """A worker without a heartbeat for this long may not be able to end itself."""
 
@@ -257,8 +259,9 @@ def _look_at(worker: Watched) -> Examination:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    assert worker.heartbeat is not None
     try:
+        if worker.heartbeat is None:
+            return Examination(f"{_NEVER_HEARD}: it may hang while it opens its log or imports plugins", "")
         if worker.heartbeat.node_id == own_node():
             return examine_and_end(worker.heartbeat.pid, str(worker.log))
         there = NodeAffinitySchedulingStrategy(worker.heartbeat.node_id, soft=False)
