@@ -30,6 +30,11 @@ def worker(cluster):
         def fail_with_what_cannot_be_read_again(self):
             raise Unreadable("first", "second")
 
+        def fail_as_ray_does(self):
+            import ray
+
+            raise ray.exceptions.GetTimeoutError("the engine's own wait")
+
         def end(self):
             os._exit(3)
 
@@ -78,6 +83,11 @@ def test_an_exception_that_cannot_be_read_again_is_told_as_text(worker):
         fetched([worker.remote().fail_with_what_cannot_be_read_again.remote()], what="policy train")
     assert str(raised.value).startswith("a worker failed in policy train:\n")
     assert "first and second" in str(raised.value)
+
+
+def test_what_a_worker_raises_is_no_failure_of_ray_although_it_is_an_exception_of_ray(worker):
+    with pytest.raises(RLError, match=r"^a worker failed in policy train:\n(.*\n)*.*the engine's own wait"):
+        fetched([worker.remote().fail_as_ray_does.remote()], what="policy train")
 
 
 def test_an_explained_error_arrives_as_it_was_raised(worker):

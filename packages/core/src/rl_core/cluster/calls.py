@@ -61,6 +61,8 @@ def fetch(references: Sequence[Any], timeout_s: float, *, what: str, directory: 
 
     try:
         return _as_they_come(references, time.monotonic() + timeout_s, directory)
+    except ray.exceptions.RayTaskError as error:  # first: Ray's copy of what a worker raised is also of that class
+        raise _blame(error, references, what=what, directory=directory) from error
     except ray.exceptions.GetTimeoutError:
         _, unanswered = ray.wait(list(references), num_returns=len(references), timeout=0)
         raise directory.overdue([actor_of(r) for r in unanswered], timeout_s, what=what) from None

@@ -188,23 +188,19 @@ class Worker:
 
     async def start_profile(self, folder: str | None) -> bool:
         """Have the component profile itself, with a trace into ``folder`` if given; False where it cannot."""
-
-        def start() -> bool:
-            if not isinstance(self._component, Profiles):
-                return False
-            self._component.start_profile(f"{folder}/{self._name}.trace.json.gz" if folder else None)
-            return True
-
-        return bool(await self._run("start_profile", start))
+        component = self._component
+        if not isinstance(component, Profiles):
+            return False
+        trace = f"{folder}/{self._name}.trace.json.gz" if folder else None
+        await self._run("start_profile", lambda: component.start_profile(trace))
+        return True
 
     async def stop_profile(self) -> dict[str, float]:
         """Seconds by section since :meth:`start_profile`; none where the component cannot tell."""
-
-        def stop() -> dict[str, float]:
-            return dict(self._component.stop_profile()) if isinstance(self._component, Profiles) else {}
-
-        found: dict[str, float] = await self._run("stop_profile", stop)
-        return found
+        component = self._component
+        if not isinstance(component, Profiles):
+            return {}
+        return dict(await self._run("stop_profile", component.stop_profile))
 
     async def transport(self, end: str, method: str, *args: Any, while_sampling: bool = False) -> Any:
         """Call a method of this worker's end of a weight transport (a reference to its class), made at first use.
