@@ -52,7 +52,8 @@ class Obeys:
             os.setsid()
             if os.fork() == 0:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                (self.folder / "daemon").write_text(str(os.getpid()))
+                (self.folder / "new").write_text(str(os.getpid()))
+                (self.folder / "new").rename(self.folder / "daemon")
                 time.sleep(600)
             os._exit(0)
         child = subprocess.Popen(["sleep", "600"], start_new_session=True)
