@@ -1,4 +1,4 @@
-"""One front door to all generator replicas: balances requests, gives each the new weights, outlives them."""
+"""All generator replicas behind one object: balances requests, gives each the new weights, replaces dead ones."""
 
 from __future__ import annotations
 
