@@ -1,8 +1,8 @@
 """The process behind every worker: an asyncio Ray actor that holds one component at a time.
 
 It knows no kind of component. A blocking component has one thread of its own; what an async one returns to be awaited
-is awaited on the actor's event loop. Workers are kept between stages: a stage unloads what it built and the next one builds its
-own in the same, already warm process.
+is awaited on the actor's event loop. Workers are kept between stages: a stage unloads what it built and the next one
+builds its own in the same, already warm process.
 """
 
 from __future__ import annotations
