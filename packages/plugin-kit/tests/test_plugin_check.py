@@ -98,20 +98,21 @@ def test_the_name_is_compared_as_pip_compares_it(plugin, capsys):
 
 @pytest.mark.slow
 def test_the_promises_of_each_component_follow_the_rules_of_the_package(plugin, cluster, capsys):
-    assert main(["plugin", "check", plugin()]) == 0
-    printed = rows(capsys.readouterr().out)
+    assert main(["plugin", "check", plugin()]) == 1
+    said = capsys.readouterr()
+    printed = rows(said.out)
     start = printed.index("reward one")
     assert printed[start + 4 :] == [
         "a ray worker receives its config and builds it ok",
-        "a tiny run continues exactly where it stopped skipped a tiny run needs an algorithm that learns from "
-        "rollouts, and none is installed",
+        "a tiny run continues exactly where it stopped failed reward 'rl-x-one/one': a tiny run needs an algorithm "
+        "that learns from rollouts, and none is installed: pip install rl-algo-grpo",
+        "no method has almost the name of one that is called ok",
         "every sample gets one finite score ok",
         "no samples have no scores ok",
         "scores belong to their samples ok",
         "it can be built again after it was closed ok",
-        "",
-        "rl-x-one ok, 1 not checked completely",
     ]
+    assert said.err == "rl-x-one breaks 1 of 20 rules\n"
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,57 @@ def test_a_component_that_fails_in_a_run_is_shown_with_its_error(found):
     assert "RuntimeError: no gradient" in found["rl-x-fails"]
 
 
+@pytest.fixture
+def parts(install):
+    """Components in numpy, with a change to their config or code."""
+
+    def parts(*changes: str) -> None:
+        config, code = CONFIG, PARTS
+        for old, new in _pairs(changes):
+            assert (config + code).count(old) == 1, old
+            config, code = config.replace(old, new), code.replace(old, new)
+        install("rl-x-run", PLUGIN, files={"config.py": config, "parts.py": code})
+
+    return parts
+
+
+def test_the_steps_of_the_run_have_no_row_in_common(parts, tmp_path):
+    parts("rows_per_step=4", "rows_per_step=12", "return questions()", "return []")
+    with pytest.raises(CannotRun):  # there is no source that reads them
+        sections_for("backend", {"name": "Slope"}, tmp_path)
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 24
+
+
+def test_a_section_that_is_given_is_not_looked_for(parts, tmp_path):
+    parts("rows_per_step=4", "rows_per_step=4")
+    given = {"algorithm": {"name": "Count"}, "rewards": [{"name": "none"}], "model": {"path": "here"}, "run": {}}
+    assert sections_for("reward", {"name": "mine"}, tmp_path, given) == {
+        "model": {"path": "here"},
+        "algorithm": {"name": "Count"},
+        "rewards": [{"name": "mine"}],
+        "backend": {"name": "Slope"},
+        "data": {"name": "Questions"},
+        "tokenizer": {"name": "Letters"},
+    }
+
+
+def test_rows_that_no_algorithm_takes_are_named(parts, tmp_path):
+    parts("return questions()", 'return [{"text": "abc", "__where__": "here:1"}]')
+    with pytest.raises(CannotRun) as caught:
+        sections_for("data_source", {"name": "Questions"}, tmp_path)
+    assert str(caught.value) == (
+        "a tiny run needs an algorithm that learns from rows with text, and no installed one does: "
+        "name one in the suite's `sections`"
+    )
+
+
+def test_rows_of_prompts_alone_are_sampled_from(parts, tmp_path):
+    parts("return questions()", 'return [{"prompt": "abc", "__where__": "here:1"}]')
+    with pytest.raises(CannotRun) as caught:
+        sections_for("data_source", {"name": "Questions"}, tmp_path)
+    assert "an algorithm that learns from rollouts, and none is installed" in str(caught.value)
+
+
 def test_a_kind_of_which_none_is_installed_is_named(install, tmp_path):
     only = PLUGIN.partition("@hookimpl\ndef register_backends")[0] + (
         "@hookimpl\ndef register_data_sources():\n    return [_one('data_source', 'Questions')]\n"
@@ -237,4 +288,6 @@ def test_a_kind_of_which_none_is_installed_is_named(install, tmp_path):
     )
     with pytest.raises(CannotRun) as caught:
         sections_for("reward", {"name": "Count"}, tmp_path)
-    assert str(caught.value) == ("a tiny run needs an algorithm that learns from rollouts, and none is installed")
+    assert str(caught.value) == (
+        "a tiny run needs an algorithm that learns from rollouts, and none is installed: pip install rl-algo-grpo"
+    )

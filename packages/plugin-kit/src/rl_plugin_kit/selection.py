@@ -22,26 +22,33 @@ MODEL = {
     "max_length": 512,
 }
 MAX_NEW_TOKENS = 4
+STEPS = 2
+PUBLISHED = {"examples": "sft", "rollouts": "grpo"}
+"""What an algorithm learns from → a published one, for messages."""
 
 
 class CannotRun(Exception):
     """A run needs a component of a kind of which none is installed; says which and what to install."""
 
 
-def sections_for(kind: str, section: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def sections_for(
+    kind: str, section: Mapping[str, Any], folder: Path, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The sections of a run that uses ``section``, all but ``run``.
 
     Args:
         kind: of the component that ``section`` selects.
         section: as in the YAML.
         folder: for a file with rows.
+        more: further sections; those are not looked for.
 
     Raises:
         CannotRun: nothing that is installed fits a section that the run needs.
     """
     chooser = _Chooser(load_registry(), folder)
     own = {"data_source": "data", "reward": "rewards", "evaluator": "evaluators", "logger": "loggers"}.get(kind, kind)
-    chosen: dict[str, Any] = {own: section}
+    chosen: dict[str, Any] = {"model": MODEL, **(more or {}), own: section}
+    chosen.pop("run", None)
     needs: set[str] = set()
     if "algorithm" not in chosen:
         if kind == "evaluator":
@@ -50,17 +57,17 @@ def sections_for(kind: str, section: Mapping[str, Any], folder: Path) -> dict[st
         rows = chooser.rows(section) if kind == "data_source" else questions()
         chosen["algorithm"] = chooser.algorithm(rollouts=rollouts, rows=rows)
     algorithm = chooser.component("algorithm", str(chosen["algorithm"]["name"]))
+    chooser.count = max(chooser.count, STEPS * chooser.rows_per_step(chosen["algorithm"]))
     needs |= set(algorithm.needs) | {"data", "tokenizer", "backend"} | ({"eval_data"} if kind == "evaluator" else set())
     for name in sorted(needs - set(chosen)):
         chosen[name] = chooser.section(name)
     for name in ("rewards", "evaluators", "loggers"):
-        if name in chosen:
-            chosen[name] = [dict(chosen[name])]
+        if isinstance(chosen.get(name), Mapping):
+            chosen[name] = [chosen[name]]
     if "generator" in chosen:
         chosen["generator"] = {"max_new_tokens": MAX_NEW_TOKENS, **chosen["generator"]}
     return {
-        "model": MODEL,
-        **{name: value if isinstance(value, list) else dict(value) for name, value in chosen.items()},
+        name: [dict(one) for one in value] if isinstance(value, list) else dict(value) for name, value in chosen.items()
     }
 
 
@@ -70,6 +77,8 @@ class _Chooser:
     def __init__(self, registry: Registry, folder: Path) -> None:
         self._registry = registry
         self._folder = folder
+        self.count = len(questions())
+        """Rows to write: the steps of a run have none in common."""
 
     def component(self, kind: str, name: str) -> Component:
         return self._registry.find(kind, name).component
@@ -83,18 +92,41 @@ class _Chooser:
     def algorithm(self, *, rollouts: bool, rows: Sequence[Row]) -> dict[str, Any]:
         """One that learns from rollouts, or from examples such as ``rows``."""
         wanted = "rollouts" if rollouts else "examples"
+        others = False
         for name, config in self._buildable("algorithm", [{}]):
-            factory = self._registry.resolve(self.component("algorithm", name).factory)
-            built = factory(self._model("algorithm", name)(name=name, **config))
-            if built.plan().input == wanted and (rollouts or _encodes(built, rows[0])):
-                return {"name": name, **config}
-        raise CannotRun(f"a tiny run needs an algorithm that learns from {wanted}, and none is installed")
+            built = self._built_algorithm({"name": name, **config})
+            if built.plan().input == wanted:
+                if rollouts or _encodes(built, rows[0]):
+                    return {"name": name, **config}
+                others = True
+        if others and "prompt" in rows[0]:  # it has no completions: they are sampled
+            return self.algorithm(rollouts=True, rows=rows)
+        if others:
+            columns = ", ".join(sorted(set(rows[0]) - {"__where__"}))
+            raise CannotRun(
+                f"a tiny run needs an algorithm that learns from rows with {columns}, and no installed one does: "
+                "name one in the suite's `sections`"
+            )
+        raise CannotRun(
+            f"a tiny run needs an algorithm that learns from {wanted}, and none is installed: "
+            f"pip install {published()['algorithm'][PUBLISHED[wanted]]}"
+        )
+
+    def rows_per_step(self, section: Mapping[str, Any]) -> int:
+        """Of an algorithm."""
+        return self._built_algorithm(section).plan().rows_per_step
+
+    def _built_algorithm(self, section: Mapping[str, Any]) -> Algorithm:
+        name = str(section["name"])
+        component = self.component("algorithm", name)
+        config = self._registry.resolve(component.config)(**{**section, "name": component.name})
+        return self._registry.resolve(component.factory)(config)
 
     def section(self, section: str) -> dict[str, Any]:
         kind = KIND_OF[section]
         options: Sequence[Mapping[str, Any]] = [{}]
         if kind == "data_source":
-            path = write_questions(self._folder / "rows.jsonl")
+            path = write_questions(self._folder / "rows.jsonl", self.count)
             options = [{"path": str(path)}, {"function": "rl_plugin_kit.rows:questions"}, {}]
         for name, config in self._buildable(kind, options):
             if self._works(kind, name, config):

@@ -15,11 +15,9 @@ from rl_core.discovery.status import describe
 from rl_core.errors import RLError
 
 from rl_plugin_kit.ray_worker import ray_for_checks
-from rl_plugin_kit.selection import CannotRun, sections_for
+from rl_plugin_kit.selection import STEPS, CannotRun, sections_for
 
 __all__ = ["CannotRun", "check_tiny_run"]
-
-STEPS = 2
 
 
 def check_tiny_run(
@@ -40,7 +38,7 @@ def check_tiny_run(
     Raises:
         CannotRun: something that a run needs is not installed.
     """
-    document = {**sections_for(kind, section, folder), **more}
+    document = sections_for(kind, section, folder, more)
     run = {"name": "conformance", "steps": STEPS, "cpus": 2, "checkpoint_every": 1, "keep_last": STEPS}
     document["run"] = {**run, **more.get("run", {}), "directory": str(folder / "straight")}
     (folder / "config.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")

@@ -51,6 +51,19 @@ ALGORITHM = {
         "a resumed training takes the same steps",
         "after a resume the next step returns another policy/steps (1.0, not 2.0); see state()",
     ),
+    # With the same batch again, a mean that starts from the first batch is what it was.
+    "running statistics that are forgotten": (
+        METRICS + "        mean = float(batch.sequence_columns['reward'].mean())\n"
+        "        self.mean = 0.9 * getattr(self, 'mean', mean) + 0.1 * mean\n"
+        "        return metrics | {'policy/baseline': self.mean}\n",
+        "a resumed training takes the same steps",
+        "after a resume the next step returns another policy/baseline (0.28125, not 0.5343749999999999); see state()",
+    ),
+    "a state under the name that PyTorch has for it": (
+        STEP + "\n    def state_dict(self):\n        return {}\n",
+        "no method has almost the name of one that is called",
+        "MyFirstAlgorithm.state_dict is never called, state would be; rename it, or begin it with _",
+    ),
     "a state that is no JSON": (
         STEP + "\n    def state(self):\n        return {'seen': {1, 2}}\n",
         "a resumed training takes the same steps",

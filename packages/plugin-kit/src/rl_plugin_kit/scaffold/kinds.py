@@ -14,8 +14,8 @@ class PluginKind:
         component: the kind of component it offers, one of :data:`rl_core.component.KINDS`.
         suffix: end of the class name.
         summary: what the generated code does, for ``rl plugin new --help``.
-        dependencies: besides rl-core and pydantic. ``rl-torch`` gets the same range of versions as rl-core.
-        test_dependencies: likewise, for the extra ``test``.
+        dependencies: besides rl-core and pydantic. Packages of this project get the range of versions of rl-core.
+        test_dependencies: likewise, for the extra ``test``: what its tests and its tiny run need.
     """
 
     name: str
@@ -30,15 +30,20 @@ class PluginKind:
         """The class in :mod:`rl_plugin_kit.suites` that checks what it promises."""
         return "".join(part.capitalize() for part in self.component.split("_")) + "Conformance"
 
-    @property
-    def uses_torch(self) -> bool:
-        """Whether the package or its tests install PyTorch."""
-        return any(one.startswith("torch") for one in self.dependencies)
-
 
 NUMPY = "numpy>=1.26"
 TORCH = "torch>=2.7"
 TRANSFORMERS = "transformers>=5.17,<6"
+
+ALGORITHM, BACKEND, GENERATOR, REWARD = "rl-algo-grpo", "rl-backend-fsdp2", "rl-generation-hf", "rl-reward-rule"
+ON_EXAMPLES = ("rl-algo-sft-rm", BACKEND, "rl-data-text")
+ON_ROLLOUTS = (ALGORITHM, BACKEND, "rl-data-text", GENERATOR, REWARD)
+"""What a tiny run is made of, besides the component under test."""
+
+
+def _without(packages: tuple[str, ...], own: str) -> tuple[str, ...]:
+    return tuple(one for one in packages if one != own)
+
 
 PLUGIN_KINDS = (
     PluginKind(
@@ -47,7 +52,7 @@ PLUGIN_KINDS = (
         "Algorithm",
         "REINFORCE with the group's mean reward as baseline",
         dependencies=(NUMPY, TORCH),
-        test_dependencies=("rl-torch",),
+        test_dependencies=("rl-torch", *_without(ON_ROLLOUTS, ALGORITHM)),
     ),
     PluginKind(
         "backend",
@@ -55,6 +60,7 @@ PLUGIN_KINDS = (
         "Backend",
         "plain PyTorch training in one process, on CPU or one GPU",
         dependencies=(NUMPY, "rl-torch", TORCH, TRANSFORMERS),
+        test_dependencies=_without(ON_EXAMPLES, BACKEND),
     ),
     PluginKind(
         "generator",
@@ -62,16 +68,36 @@ PLUGIN_KINDS = (
         "Generator",
         "a sampling loop over a Hugging Face model",
         dependencies=(NUMPY, "rl-torch", TORCH, TRANSFORMERS),
+        test_dependencies=_without(ON_ROLLOUTS, GENERATOR),
     ),
-    PluginKind("data", "data_source", "Source", "prompts and answers from the lines of a text file"),
-    PluginKind("reward", "reward", "Reward", "full reward at a wanted length, less with the distance from it"),
-    PluginKind("environment", "environment", "Environment", "asks again until the answer is right"),
+    PluginKind(
+        "data",
+        "data_source",
+        "Source",
+        "prompts and answers from the lines of a text file",
+        test_dependencies=ON_EXAMPLES,
+    ),
+    PluginKind(
+        "reward",
+        "reward",
+        "Reward",
+        "full reward at a wanted length, less with the distance from it",
+        test_dependencies=_without(ON_ROLLOUTS, REWARD),
+    ),
+    PluginKind(
+        "environment",
+        "environment",
+        "Environment",
+        "asks again until the answer is right",
+        test_dependencies=ON_ROLLOUTS,
+    ),
     PluginKind(
         "evaluator",
         "evaluator",
         "Evaluator",
         "how many greedy completions contain the answer",
         dependencies=(NUMPY,),
+        test_dependencies=ON_ROLLOUTS,
     ),
-    PluginKind("logger", "logger", "Logger", "metrics as lines of a CSV file"),
+    PluginKind("logger", "logger", "Logger", "metrics as lines of a CSV file", test_dependencies=ON_EXAMPLES),
 )

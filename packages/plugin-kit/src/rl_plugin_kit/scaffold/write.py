@@ -99,7 +99,6 @@ def placeholders(names: PackageNames, *, core: str) -> dict[str, str]:
         "summary": kind.summary[0].upper() + kind.summary[1:],
         "dependencies": _toml_lines(sorted(required)),
         "test_dependencies": _toml_lines(sorted(tests)),
-        "torch_step": _TORCH_STEP if kind.uses_torch else "",
     }
 
 
@@ -110,18 +109,12 @@ def core_range(version: str) -> str:
     return f">={parsed.major}.{parsed.minor},<{end}"
 
 
-_TORCH_STEP = """\
-      # The CPU build: it is smaller, and the tests need no GPU.
-      - run: pip install torch --index-url https://download.pytorch.org/whl/cpu
-"""
-
-
 def _render(template: Traversable, values: dict[str, str]) -> str:
     return Template(template.read_text(encoding="utf-8")).substitute(values)
 
 
 def _ranged(dependency: str, versions: str) -> str:
-    return f"{dependency}{versions}" if dependency == "rl-torch" else dependency
+    return f"{dependency}{versions}" if dependency.startswith("rl-") else dependency
 
 
 def _toml_lines(values: list[str]) -> str:

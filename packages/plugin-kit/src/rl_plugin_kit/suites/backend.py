@@ -35,6 +35,7 @@ class BackendConformance(ComponentConformance):
     """
 
     kind = "backend"
+    contracts = (Backend, Profiles)
     shape: ClassVar[TinyShape] = TinyShape()
     tolerance: ClassVar[float] = 1e-4
 

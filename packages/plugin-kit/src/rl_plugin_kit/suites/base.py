@@ -14,6 +14,7 @@ from rl_core.discovery.references import install_command
 from rl_core.discovery.registry import Registered, Registry, load_registry
 from rl_core.errors import EnvironmentProblem
 
+from rl_plugin_kit.near_misses import near_misses
 from rl_plugin_kit.ray_worker import check_arrival
 from rl_plugin_kit.tiny_run import CannotRun, check_tiny_run
 
@@ -24,11 +25,14 @@ class ComponentConformance:
     Attributes:
         component: the component's name, or ``distribution/name``.
         fields: values for its config, as they would stand in the YAML; those without a default must be there.
+        contracts, optional: of the kind: Protocols whose methods core calls, and names of further methods.
         sections: further sections of the config of the tiny run, e.g. ``{"backend": {"name": "mine"}}``; the run
             is put together from what is installed, and these win.
     """
 
     kind: ClassVar[str] = ""
+    contracts: ClassVar[tuple[type, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = ()
     component: ClassVar[str] = ""
     fields: ClassVar[Mapping[str, Any]] = {}
     sections: ClassVar[Mapping[str, Any]] = {}
@@ -42,7 +46,15 @@ class ComponentConformance:
         try:
             check_tiny_run(self.label, self.kind, section, self.sections, tmp_path)
         except CannotRun as reason:
-            pytest.skip(str(reason))
+            raise AssertionError(f"{self.label}: {reason}") from reason
+
+    def test_no_method_has_almost_the_name_of_one_that_is_called(self) -> None:
+        factory = self._resolve(self.registered().component.factory)
+        built = factory if isinstance(factory, type) else type(self.build())
+        for method, called in near_misses(built, self.contracts, self.optional):
+            self.expect(
+                False, f"{built.__name__}.{method} is never called, {called} would be; rename it, or begin it with _"
+            )
 
     @cached_property
     def registry(self) -> Registry:

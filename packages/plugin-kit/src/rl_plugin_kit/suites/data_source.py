@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rl_core.contracts.data import Row
+from rl_core.contracts.data import DataSource, Row
 
 from rl_plugin_kit.suites.base import ComponentConformance
 
@@ -17,6 +17,7 @@ class DataSourceConformance(ComponentConformance):
     """``fields`` name a small source with at least one row."""
 
     kind = "data_source"
+    contracts = (DataSource,)
 
     def test_rows_are_dicts_that_know_where_they_come_from(self) -> None:
         rows = self._rows()

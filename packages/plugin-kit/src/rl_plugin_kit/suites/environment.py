@@ -26,6 +26,8 @@ class EnvironmentConformance(ComponentConformance):
     """
 
     kind = "environment"
+    contracts = (Environment,)
+    optional = ("end", "close")
     rows: ClassVar[Sequence[Row]] = tuple(questions(4))
     replies: ClassVar[Sequence[str]] = ("3", "", "I do not know.")
     most_turns: ClassVar[int] = 5

@@ -10,7 +10,7 @@ import numpy as np
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.data import Row
-from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult
+from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult, Evaluator
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
 from rl_core.rollout.samples import to_samples
@@ -26,6 +26,7 @@ class EvaluatorConformance(ComponentConformance):
     """
 
     kind = "evaluator"
+    contracts = (Evaluator,)
     rows: ClassVar[Sequence[Row]] = tuple(questions())
 
     def test_it_returns_finite_metrics_of_its_own_section(self) -> None:

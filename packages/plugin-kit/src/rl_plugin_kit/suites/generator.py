@@ -33,6 +33,7 @@ class GeneratorConformance(ComponentConformance):
     """
 
     kind = "generator"
+    contracts = (Generator, Profiles)
     shape: ClassVar[TinyShape] = TinyShape()
     tolerance: ClassVar[float] = 1e-4
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rl_core.contracts.logger import RunInfo
+from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
 
 from rl_plugin_kit.suites.base import ComponentConformance
 
@@ -15,6 +15,7 @@ class LoggerConformance(ComponentConformance):
     """A run of two stages is logged into a folder, then continued by a second logger, as after a resume."""
 
     kind = "logger"
+    contracts = (Logger, ShowsActivity)
 
     def test_a_run_is_logged_from_start_to_close(self, tmp_path: Path) -> None:
         one = self.build()

@@ -23,6 +23,8 @@ class RewardConformance(ComponentConformance):
     """
 
     kind = "reward"
+    contracts = (Reward,)
+    optional = ("close",)
     samples: ClassVar[Sequence[Sample]] = tuple(answers())
     tolerance: ClassVar[float] = 1e-5
     repeatable: ClassVar[bool] = True

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from rl_core.contracts.data import Row
-from rl_core.contracts.tokenizer import LossOn
+from rl_core.contracts.tokenizer import LossOn, Tokenizer
 
 from rl_plugin_kit.rows import questions
 from rl_plugin_kit.suites.base import ComponentConformance
@@ -23,6 +23,7 @@ class TokenizerConformance(ComponentConformance):
     """
 
     kind = "tokenizer"
+    contracts = (Tokenizer,)
     model_path: ClassVar[str | None] = None
     rows: ClassVar[Sequence[Row]] = tuple(questions())
 
