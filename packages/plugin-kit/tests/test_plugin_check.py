@@ -111,6 +111,7 @@ def test_the_promises_of_each_component_follow_the_rules_of_the_package(plugin, 
         "no samples have no scores ok",
         "scores belong to their samples ok",
         "it can be built again after it was closed ok",
+        "",
     ]
     assert said.err == "rl-x-one breaks 1 of 20 rules\n"
 
