@@ -8,8 +8,8 @@
         component = "brevity"
         fields = {"target_tokens": 20}
 
-A suite checks what the contract of its kind promises (:mod:`rl_core.contracts`) on a small real instance. What it
-cannot check here, it skips with the reason.
+A suite checks what the contract of its kind promises (:mod:`rl_core.contracts`) on a small real instance. What needs a
+module or a field that is not there it skips, with the reason; where no tiny run can be made, it fails.
 """
 
 from __future__ import annotations

@@ -49,8 +49,7 @@ class ComponentConformance:
             raise AssertionError(f"{self.label}: {reason}") from reason
 
     def test_no_method_has_almost_the_name_of_one_that_is_called(self) -> None:
-        factory = self._resolve(self.registered().component.factory)
-        built = factory if isinstance(factory, type) else type(self.build())
+        built = self._class()
         for method, called in near_misses(built, self.contracts, self.optional):
             self.expect(
                 False, f"{built.__name__}.{method} is never called, {called} would be; rename it, or begin it with _"
@@ -119,6 +118,14 @@ class ComponentConformance:
                 isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
                 f"{where} returned {value!r} for the metric {name!r}, not a finite number",
             )
+
+    def _class(self) -> type:
+        """Of the component; one whose factory is a class is not built, which may be costly."""
+        if type(self).build is ComponentConformance.build:
+            factory = self._resolve(self.registered().component.factory)
+            if isinstance(factory, type):
+                return factory
+        return type(self.build())
 
     @property
     def _name(self) -> str:
