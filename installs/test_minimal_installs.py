@@ -75,7 +75,7 @@ TEAMS = {
         tuple(package for package in ALL if package != "rl-generation-vllm"),
         (),
         PPO + SAMPLED + "backend: {name: fsdp2}\n" + EVERYTHING,
-        ("vllm", "hypothesis", "pytest"),
+        ("vllm", "hypothesis"),
     ),
 }
 

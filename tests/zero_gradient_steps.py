@@ -15,7 +15,7 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
-from rl_core.testing.reference import from_buckets
+from rl_plugin_kit.reference import from_buckets
 
 OPTIMIZER = OptimizerSpec(learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
 """With moments and decay, which go on where the gradient is 0."""
