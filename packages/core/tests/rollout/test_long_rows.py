@@ -6,9 +6,9 @@ import logging
 
 import numpy as np
 import pytest
+from rl_algo_common.encoding import LengthLimit, RowEncoder
 from rl_core.algorithm import AlgorithmBase
 from rl_core.contracts.algorithm import BatchPlan
-from rl_core.encoding import LengthLimit, RowEncoder
 from rl_core.errors import DataError
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.encodings import Encodings, Prompts

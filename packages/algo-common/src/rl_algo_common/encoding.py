@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
+from rl_core.algorithm import AlgorithmBase
 from rl_core.batch import UNIT, SequenceBatch
 from rl_core.errors import DataError
 from rl_core.long_rows import LongRows, OnLong
 
 if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import LossOn, Tokenizer
+
+    from rl_algo_common.config import RowsConfig
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,24 @@ class RowEncoder:
                 return None
             tokens, mask = _up_to_last_trained(tokens[:limit], mask[:limit])
         return np.asarray(tokens, np.int32), _weights(mask, where)
+
+
+class RowsAlgorithm(AlgorithmBase):
+    """Base of algorithms that train on rows; add ``roles``, ``encode`` and ``step``.
+
+    Attributes:
+        rows: encodes rows, and deals with long ones as the config says.
+    """
+
+    config: RowsConfig
+
+    def __init__(self, config: RowsConfig) -> None:
+        super().__init__(config)
+        self.rows = RowEncoder(LengthLimit(config.max_tokens, config.on_long_row))
+
+    def limit_rows(self, max_length: int) -> LongRows:
+        """No row is longer than the model takes; see :meth:`RowEncoder.limit_to`."""
+        return self.rows.limit_to(max_length)
 
 
 def _where(row: Mapping[str, Any], index: int) -> str:

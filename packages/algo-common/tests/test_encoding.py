@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from rl_algo_common.encoding import LengthLimit, RowEncoder
 from rl_core.batch import SequenceBatch
-from rl_core.encoding import LengthLimit, RowEncoder
 from rl_core.errors import DataError
 
 
