@@ -84,6 +84,7 @@ class Fsdp2Backend:
             parameters=sum(math.prod(p.shape) for p in loaded.parameters()),
             max_length=getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None) or 0,
             vocab_size=vocabulary(loaded.config),
+            auxiliary_loss=self._roles[role.name].balancing is not None,
         )
 
     def forward(

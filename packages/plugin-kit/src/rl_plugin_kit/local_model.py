@@ -12,6 +12,7 @@ from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Backend, LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
 from rl_core.model import NonFiniteBatch, reduce_metrics
+from rl_core.zero_gradient import without_zero_gradient
 
 from rl_plugin_kit.reference import from_buckets
 
@@ -47,8 +48,11 @@ class LocalModel:
 
     def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
         """One optimizer step; raises :class:`rl_core.errors.NonFiniteLoss`."""
-        result = self._backend.train(self.role.name, batch, loss, scale or Scale.of(batch))
-        metrics = reduce_metrics([result])
+        part, scale, skipped = without_zero_gradient(
+            batch, loss, scale or Scale.of(batch), auxiliary_loss=self.info.auxiliary_loss
+        )
+        result = self._backend.train(self.role.name, part, loss, scale)
+        metrics = reduce_metrics([result]) | skipped
         if not result.finite:
             raise NonFiniteBatch(self.role.name, metrics, batch)
         return metrics

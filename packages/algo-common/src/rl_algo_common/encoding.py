@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
+from rl_core.algorithm import AlgorithmBase
 from rl_core.batch import UNIT, SequenceBatch
 from rl_core.errors import DataError
 from rl_core.long_rows import LongRows, OnLong
@@ -16,13 +15,7 @@ from rl_core.long_rows import LongRows, OnLong
 if TYPE_CHECKING:
     from rl_core.contracts.tokenizer import LossOn, Tokenizer
 
-
-@dataclass(frozen=True)
-class LengthLimit:
-    """Longest sequence in tokens (None: that of the model alone) and what happens to longer ones."""
-
-    max_tokens: int | None = None
-    on_long_row: OnLong = "skip"
+    from rl_algo_common.config import RowsConfig
 
 
 class RowEncoder:
@@ -31,11 +24,14 @@ class RowEncoder:
     The first token of a sequence has no log-probability, so its weight is always 0 and it does not
     count in a loss's denominator. A sequence ends with its last trained token (a chat template may
     put a newline after it): nothing depends on what follows, and a score is read at the end.
+
+    Args:
+        max_tokens: longest sequence; None for that of the model alone.
+        on_long_row: what happens to longer ones.
     """
 
-    def __init__(self, limit: LengthLimit | None = None) -> None:
-        self._limit = limit or LengthLimit()
-        self._most = self._limit.max_tokens
+    def __init__(self, max_tokens: int | None = None, on_long_row: OnLong = "skip") -> None:
+        self._most, self._on_long_row = max_tokens, on_long_row
         self._long = self._record("algorithm.max_tokens")
 
     def limit_to(self, max_length: int) -> LongRows:
@@ -51,7 +47,7 @@ class RowEncoder:
 
     def _record(self, name: str) -> LongRows:
         fix = f"raise {name}, or set algorithm.on_long_row to skip or truncate"
-        return LongRows(self._limit.on_long_row, what="rows", limit=f"{name} {self._most}", fix=fix)
+        return LongRows(self._on_long_row, what="rows", limit=f"{name} {self._most}", fix=fix)
 
     def examples(
         self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, loss_on: LossOn = "completion"
@@ -134,14 +130,32 @@ class RowEncoder:
         limit = self._most
         tokens, mask = _up_to_last_trained(*tokenizer.encode_example(row, loss_on))
         if limit is not None and len(tokens) > limit:
-            lost = self._limit.on_long_row == "truncate" and not np.any(mask[1:limit])
+            lost = self._on_long_row == "truncate" and not np.any(mask[1:limit])
             place = where.removesuffix(" (chosen)").removesuffix(" (rejected)")
             # The error says which side it is; the count is of rows.
-            self._long.record(where if self._limit.on_long_row == "error" else place, len(tokens), lost=lost)
-            if lost or self._limit.on_long_row == "skip":
+            self._long.record(where if self._on_long_row == "error" else place, len(tokens), lost=lost)
+            if lost or self._on_long_row == "skip":
                 return None
             tokens, mask = _up_to_last_trained(tokens[:limit], mask[:limit])
         return np.asarray(tokens, np.int32), _weights(mask, where)
+
+
+class RowsAlgorithm(AlgorithmBase):
+    """Base of algorithms that train on rows; add ``roles``, ``encode`` and ``step``.
+
+    Attributes:
+        rows: encodes rows, and deals with long ones as the config says.
+    """
+
+    config: RowsConfig
+
+    def __init__(self, config: RowsConfig) -> None:
+        super().__init__(config)
+        self.rows = RowEncoder(config.max_tokens, config.on_long_row)
+
+    def limit_rows(self, max_length: int) -> LongRows:
+        """No row is longer than the model takes; see :meth:`RowEncoder.limit_to`."""
+        return self.rows.limit_to(max_length)
 
 
 def _where(row: Mapping[str, Any], index: int) -> str:

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from rl_algo_common.encoding import RowEncoder
 from rl_core.batch import SequenceBatch
-from rl_core.encoding import LengthLimit, RowEncoder
 from rl_core.errors import DataError
 
 
@@ -41,7 +41,7 @@ PAIRS = [
 
 
 def limited(max_tokens: int | None, on_long_row: str = "error") -> RowEncoder:
-    return RowEncoder(LengthLimit(max_tokens, on_long_row))
+    return RowEncoder(max_tokens, on_long_row)
 
 
 def masks(batch: SequenceBatch) -> list[list[float]]:

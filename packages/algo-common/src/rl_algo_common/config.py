@@ -1,4 +1,4 @@
-"""The config that policy-gradient algorithms on rollouts share: step size, clipped loss, mismatch correction."""
+"""Sections and base classes of the configs of several algorithms."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-
-from rl_core.config.applicability import Rule, refuse, without_effect
 from rl_core.config.problems import Problem
 from rl_core.config.sections import AlgorithmConfig, Section
 from rl_core.config.turn_limits import completion_limit_name, max_completion_tokens
 from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.backend import LossSpec
+
+from rl_algo_common.applicability import Rule, refuse, without_effect
+from rl_algo_common.kl import KlEstimator
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
@@ -21,7 +22,7 @@ CONSTANT_LENGTH = Rule(
     ("constant_length",),
     lambda c: c.loss_reduction == "constant",
     "with loss_reduction {c.loss_reduction}",
-    "set loss_reduction: constant",
+    "set loss_reduction: constant or remove {key}",
 )
 ENTROPY_METRIC = Rule(
     ("entropy_metric",),
@@ -38,19 +39,19 @@ class MismatchConfig(Section):
             ("max",),
             lambda c: c.correction == "tis",
             "with mismatch.correction {c.correction}",
-            "set mismatch.correction: tis",
+            "set mismatch.correction: tis or remove {key}",
         ),
         Rule(
             ("low", "high"),
             lambda c: c.correction in ("icepop", "seq-mask"),
             "with mismatch.correction {c.correction}",
-            "set mismatch.correction: icepop or seq-mask",
+            "set mismatch.correction: icepop or seq-mask or remove {key}",
         ),
         Rule(
             ("level",),
             lambda c: c.correction in ("tis", "icepop"),
             "with mismatch.correction {c.correction}",
-            "set mismatch.correction: tis or icepop",
+            "set mismatch.correction: tis or icepop or remove {key}",
         ),
     )
     """Which fields do something; checked by the algorithm's config, which knows its presets."""
@@ -87,11 +88,37 @@ class MismatchConfig(Section):
         return self
 
 
+class KlConfig(Section):
+    """Penalty on the distance to the frozen starting model; algorithms derive from it, with further fields."""
+
+    coefficient: float = Field(0.0, ge=0, description="Weight of the KL; at 0 the reference model is not loaded.")
+    estimator: KlEstimator = Field(
+        "k3",
+        description="KL per token; with d = log π_ref - log π: k1 = -d (in the loss its gradient is 0 on average), "
+        "k2 = d²/2, k3 = e^d - 1 - d.",
+    )
+
+
+class RowsConfig(AlgorithmConfig):
+    """Base of algorithms that train on rows of data: what happens to those that are too long."""
+
+    max_tokens: int | None = Field(
+        None,
+        ge=2,
+        description="Longest sequence in tokens, prompt and completion together; default: model.max_length.",
+    )
+    on_long_row: Literal["error", "truncate", "skip"] = Field(
+        "skip",
+        description="What happens to a row of more than max_tokens or model.max_length: stop before the first step, "
+        "cut off its end, or leave it out. Long rows are counted before training.",
+    )
+
+
 class PolicyGradientConfig(AlgorithmConfig):
     """``prompts_per_step × group_size`` completions make one step of ``epochs × minibatches`` updates.
 
     Algorithms derive from it, with defaults and further fields of their own. Their losses take the
-    options of :meth:`loss_spec`; ``rl_torch.policy_gradient`` has the pieces they are made of.
+    options of :meth:`loss_spec`; :mod:`rl_algo_common.losses` has the pieces they are made of.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = (CONSTANT_LENGTH, ENTROPY_METRIC)
@@ -130,6 +157,12 @@ class PolicyGradientConfig(AlgorithmConfig):
         default_factory=MismatchConfig, description="Correction for a generator that differs from the trainer."
     )
 
+    skip_zero_gradient: bool = Field(
+        True,
+        description="Leave completions that cannot add to the gradient out of updates: without a KL or entropy term "
+        "in the loss, masked ones and those whose advantage is 0. They still count in the normalizers.",
+    )
+
     @property
     def sequences_per_step(self) -> int:
         return self.prompts_per_step * self.group_size
@@ -142,6 +175,17 @@ class PolicyGradientConfig(AlgorithmConfig):
     @property
     def wants_entropy(self) -> bool:
         return self.entropy_metric or self.entropy_coefficient > 0
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the loss has a KL term; an algorithm that can have one says when."""
+        return False
+
+    @property
+    def zero_where(self) -> str | None:
+        """The token column whose zeros mean no gradient; a KL or an entropy bonus gives one to every token."""
+        every_token = self.kl_in_loss or self.entropy_coefficient > 0
+        return "advantages" if self.skip_zero_gradient and not every_token else None
 
     def plan(self) -> BatchPlan:
         """The batch plan of one training step."""
@@ -181,6 +225,7 @@ class PolicyGradientConfig(AlgorithmConfig):
             options={**shared, **options},
             outputs=("logprobs", "entropy") if self.wants_entropy else ("logprobs",),
             temperature=temperature,
+            zero_where=self.zero_where,
         )
 
     def problems(self, stage: StageConfig) -> Iterator[Problem]:

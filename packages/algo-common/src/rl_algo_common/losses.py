@@ -12,12 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rl_algo_common.kl import LARGEST_EXPONENT, kl_estimate
+
 Reduction = Literal["token", "sequence", "constant"]
-KlEstimator = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "tis", "icepop", "seq-mask"]
 Level = Literal["token", "sequence"]
-
-LARGEST_EXPONENT = 20.0
 
 
 def clipped_surrogate(
@@ -43,22 +42,6 @@ def clipped_surrogate(
     return loss, ratio, clipped.to(loss.dtype)
 
 
-def kl_estimate(d: Tensor, estimator: KlEstimator) -> Tensor:
-    """KL from samples of the first distribution (Schulman 2020, "Approximating KL divergence").
-
-    The numpy counterpart is :func:`rl_core.statistics.kl_estimate`.
-
-    Args:
-        d: log-prob of the second distribution minus that of the first, float [T]; held within ±20.
-    """
-    d = d.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
-    if estimator == "k1":
-        return -d
-    if estimator == "k2":
-        return d.square() / 2
-    return torch.expm1(d) - d
-
-
 def reduce_tokens(
     per_token: Tensor, mask: Tensor, outputs: Any, scale: Any, *, reduction: Reduction, constant_length: int | None
 ) -> Tensor:
@@ -81,6 +64,11 @@ def token_mean(values: Tensor, mask: Tensor, scale: Any) -> Tensor:
     return (masked(values, mask) * mask).sum() / _tokens(scale)
 
 
+def measured_mean(values: Tensor, mask: Tensor, scale: Any) -> Tensor:
+    """:func:`token_mean` over the tokens that are computed on, for a metric in which skipped ones do not count 0."""
+    return (masked(values, mask) * mask).sum() / (scale.measured_tokens or 1.0)
+
+
 def sequence_mean(values: Tensor, mask: Tensor, outputs: Any) -> Tensor:
     """``Σ x·mask / Σ mask`` of each token's own sequence, float [T]; 0 in a sequence whose mask is empty."""
     return outputs.sum_per_sequence(values * mask)[outputs.sequence_ids] / _tokens_of_sequence(mask, outputs)
@@ -97,8 +85,8 @@ def mismatch_metrics(gap: Tensor, mask: Tensor, scale: Any) -> dict[str, Tensor]
     """
     gap = gap.detach()
     return {
-        "mismatch/mean_w": token_mean(bounded_exp(gap), mask, scale),
-        "mismatch/kl_k3": token_mean(kl_estimate(gap, "k3"), mask, scale),
+        "mismatch/mean_w": measured_mean(bounded_exp(gap), mask, scale),
+        "mismatch/kl_k3": measured_mean(kl_estimate(gap, "k3"), mask, scale),
         "mismatch/max_abs_logprob_gap": maximum(gap.abs()),
     }
 
@@ -161,7 +149,7 @@ def corrected(
         return per_token, metrics
     weights = mismatch_weights(gap, mask, outputs, correction=correction, level=level, low=low, high=high)
     if correction != "tis":
-        metrics["mismatch/masked_fraction"] = token_mean((weights == 0).to(mask.dtype), mask, scale)
+        metrics["mismatch/masked_fraction"] = measured_mean((weights == 0).to(mask.dtype), mask, scale)
     return weights * per_token, metrics
 
 
@@ -175,9 +163,8 @@ def with_entropy_bonus(
     """
     if outputs.entropy is None:
         return loss, {}
-    entropy = token_mean(outputs.entropy, mask, scale)
-    total = loss - coefficient * entropy if coefficient > 0 else loss
-    return total, {"policy/entropy": entropy.detach()}
+    total = loss - coefficient * token_mean(outputs.entropy, mask, scale) if coefficient > 0 else loss
+    return total, {"policy/entropy": measured_mean(outputs.entropy.detach(), mask, scale)}
 
 
 def bounded_exp(x: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field, ValidationError
-from rl_core.config.applicability import Rule
-from rl_core.config.policy_gradient import CONSTANT_LENGTH, MismatchConfig, PolicyGradientConfig
+from rl_algo_common.applicability import Rule
+from rl_algo_common.config import CONSTANT_LENGTH, KlConfig, MismatchConfig, PolicyGradientConfig, RowsConfig
 from rl_core.config.sections import GeneratorConfig
 
 
@@ -18,7 +18,9 @@ class Family(PolicyGradientConfig):
         "safe": {"mismatch": {"correction": "icepop", "low": 0.8}},
     }
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(("clip_low", "clip_high"), lambda c: c.clips, "while clips is {c.clips}", "set clips: true"),
+        Rule(
+            ("clip_low", "clip_high"), lambda c: c.clips, "while clips is {c.clips}", "set clips: true or remove {key}"
+        ),
         CONSTANT_LENGTH,
     )
     group_size: int = Field(4, ge=1, description="")
@@ -203,11 +205,11 @@ def test_sampling_from_a_part_of_the_vocabulary_is_pointed_out(top_p, top_k):
 
 
 def test_every_field_is_described():
-    for model in (PolicyGradientConfig, MismatchConfig):
+    for model in (PolicyGradientConfig, MismatchConfig, KlConfig, RowsConfig):
         assert [name for name, field in model.model_fields.items() if not field.description] == []
 
 
 def test_importing_it_loads_neither_torch_nor_ray():
-    code = "import sys, rl_core.config.policy_gradient\nprint({'torch', 'transformers', 'ray'} & set(sys.modules))"
+    code = "import sys, rl_algo_common.config\nprint({'torch', 'transformers', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+from pydantic import ValidationInfo
 from rl_core.config.sections import Section
 
 
@@ -20,17 +22,16 @@ class Rule:
         fields: their keys; those of a section below as ``kl.estimator``.
         applies: whether they matter in a config (an instance of the section).
         reason: why not, otherwise: completes "… has no effect"; ``{c}`` stands for the config.
-        remedy: what makes them matter; completes "… or remove …".
+        remedy: what to do about it; ``{key}`` stands for the field.
     """
 
     fields: tuple[str, ...]
     applies: Callable[[Any], bool]
     reason: str
-    remedy: str = ""
+    remedy: str = "remove {key}"
 
-    def message(self, key: str, config: Section) -> str:
-        remedy = f"{self.remedy} or remove {key}" if self.remedy else f"remove {key}"
-        return f"{key} has no effect {self.reason.format(c=config)}; {remedy}"
+    def message(self, key: str, config: Any) -> str:
+        return f"{key} has no effect {self.reason.format(c=config)}; {self.remedy.format(key=key)}"
 
 
 def without_effect(
@@ -50,6 +51,16 @@ def without_effect(
         for field in rule.fields
         if field in given and not rule.applies(section)
     ]
+
+
+def field_without_effect(info: ValidationInfo, rules: Iterable[Rule]) -> list[str]:
+    """The messages about one field, for its validator, so that the error points at it.
+
+    The field was given; what its rules ask for are fields above it, all of which are valid.
+    """
+    config = SimpleNamespace(**info.data)
+    field = str(info.field_name)
+    return [rule.message(field, config) for rule in rules if field in rule.fields and not rule.applies(config)]
 
 
 def refuse(messages: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 import pytest
 from pydantic import Field
-from rl_core.config.applicability import Rule, refuse, without_effect
+from rl_algo_common.applicability import Rule, refuse, without_effect
 from rl_core.config.sections import Section
 
 
@@ -15,7 +15,7 @@ class Outer(Section):
 
 
 RULES = (
-    Rule(("depth", "inner.in"), lambda c: c.mode == "on", "with mode {c.mode}", "set mode: on"),
+    Rule(("depth", "inner.in"), lambda c: c.mode == "on", "with mode {c.mode}", "set mode: on or remove {key}"),
     Rule(("depth",), lambda c: c.mode != "broken", "in that mode"),
 )
 
