@@ -140,6 +140,17 @@ def test_rows_are_free_for_a_kernel_to_lay_out_unless_a_setting_says_how() -> No
     assert config(parallel={"cp": 2}).layout_fixed_by == "backend.parallel.cp"
 
 
+def test_the_plan_says_which_kernels_are_used_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
+    assert list(config().plan_lines(stage(0))) == [("kernels", "none is installed")]
+    kernel = SimpleNamespace(name="fast", expects=lambda use: f"not with {use.device} and {use.layout_fixed_by}")
+    point = SimpleNamespace(name="fast", dist=None, module="fast", load=lambda: kernel)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
+    lines = list(config(packing="padded").plan_lines(stage(2)))
+    assert lines == [("kernels", "not fast: not with cuda and backend.packing: padded")]
+    assert list(config(kernels="none").plan_lines(stage(2))) == [("kernels", "none, as configured")]
+
+
 def test_kernels_that_are_not_installed_are_a_problem() -> None:
     (problem,) = config(kernels=["no-such"]).problems(stage(0))
     assert problem.path == "backend.kernels"
