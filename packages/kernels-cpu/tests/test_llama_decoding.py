@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rl_generation_hf import products
+from rl_core.contracts.model import ModelSpec
 from rl_generation_hf.cache import SlotCache
 from rl_generation_hf.forward import WholeModel, forward_of
-from rl_generation_hf.llama_layers import LlamaLayers
 from rl_generation_hf.masks import AttentionPattern
-from rl_generation_hf.products import Product
+from rl_kernels_cpu import products
+from rl_kernels_cpu.llama_decoding import LlamaLayers
+from rl_kernels_cpu.products import Product
 from rl_torch.models import build_model
 from torch import nn
 
@@ -51,12 +52,19 @@ def logits(model, kind, lengths):
     return torch.stack(found)
 
 
+def spec(architecture="qwen2", **fields):
+    """Two layers of width 32 with grouped-query attention; weights large enough for uneven distributions."""
+    extra = {"initializer_range": 0.3, **fields.pop("extra", {})}
+    init = {"architecture": architecture, "hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 64}
+    return ModelSpec(init={**init, "tie_embeddings": False, "extra": extra, **fields}, vocab_size=48, max_length=64)
+
+
 @pytest.fixture
-def build(small):
+def build():
     """Build a model whose biases and norms, which begin as zeros and ones, are anything."""
 
     def built(architecture, fields, dtype=torch.float32):
-        model = build_model(small.spec(architecture, **fields), dtype=dtype).eval()
+        model = build_model(spec(architecture, **fields), dtype=dtype).eval()
         noise = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -103,10 +111,10 @@ def test_in_16_bits_logits_are_as_close_to_exact_ones_as_those_of_the_whole_mode
     assert 0 < sum(ours) <= 1.1 * sum(theirs)
 
 
-def test_the_weights_stay_the_models_own_and_their_memory_is_not_doubled(small):
-    model = build_model(small.spec(), dtype=torch.float32).eval()
+def test_the_weights_stay_the_models_own_and_their_memory_is_not_doubled():
+    model = build_model(spec(), dtype=torch.float32).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    layers = forward_of(model, SlotCache(2))
+    layers = forward_of(model, SlotCache(2), ("cpu",))
     assert isinstance(layers, LlamaLayers)
     after = model.state_dict()
     assert list(after) == list(before)
@@ -158,11 +166,11 @@ class _Adapter(nn.Linear):
     """A projection that is more than its weight."""
 
 
-def test_other_models_are_called_whole(small):
-    adapted = build_model(small.spec(), dtype=torch.float32)
+def test_other_models_are_called_whole():
+    adapted = build_model(spec(), dtype=torch.float32)
     projection = adapted.model.layers[1].mlp.up_proj
     adapted.model.layers[1].mlp.up_proj = _Adapter(projection.in_features, projection.out_features, bias=False)
-    relu = build_model(small.spec("llama", extra={"hidden_act": "relu"}), dtype=torch.float32)
-    gemma = build_model(small.spec("gemma2", extra={"query_pre_attn_scalar": 8}), dtype=torch.float32)
+    relu = build_model(spec("llama", extra={"hidden_act": "relu"}), dtype=torch.float32)
+    gemma = build_model(spec("gemma2", extra={"query_pre_attn_scalar": 8}), dtype=torch.float32)
     for model in (adapted, relu, gemma):
-        assert isinstance(forward_of(model.eval(), SlotCache(2)), WholeModel)
+        assert isinstance(forward_of(model.eval(), SlotCache(2), ("cpu",)), WholeModel)

@@ -1,4 +1,4 @@
-"""The index maps of :class:`rl_torch.ragged.RaggedRows` for a number of heads."""
+"""The index maps of :class:`rl_kernels_cpu.ragged.RaggedRows` for a number of heads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl_torch.precision import exact
-from rl_torch.ragged import RaggedRows
+from rl_kernels_cpu.precision import exact
+from rl_kernels_cpu.ragged import RaggedRows
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rl_torch import cpu
+from rl_kernels_cpu import cpu
 
 INTEL = "vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16\n"
 AMX = "vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16 amx_bf16 amx_tile\n"

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rl_torch.llama.attention import Heads
-from rl_torch.llama.distinct import Distinct
-from rl_torch.llama.halves import Attention, FeedForward, Frame
-from rl_torch.llama.norm import Norm
-from rl_torch.llama.rotary import Rotation
-from rl_torch.ragged import RaggedRows, computes_the_same, missing_rows, use_ragged_attention
+from rl_kernels_cpu.attention import Heads
+from rl_kernels_cpu.distinct import Distinct
+from rl_kernels_cpu.halves import Attention, FeedForward, Frame
+from rl_kernels_cpu.norm import Norm
+from rl_kernels_cpu.ragged import RaggedRows, missing_rows
+from rl_kernels_cpu.rotary import Rotation
 
 _KNOWN = frozenset(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "mistral", "qwen2", "qwen3"))
 """By name, because importing them costs what only one of them is needed for."""
@@ -40,22 +40,6 @@ def _body(model: PreTrainedModel) -> Any:
     return model.base_model
 
 
-def supports_own_layers(model: PreTrainedModel) -> bool:
-    """Whether :func:`use_own_layers` leaves what the model computes as it is: tried, and undone."""
-
-    def change(model: PreTrainedModel) -> None:
-        use_ragged_attention(model)
-        use_own_layers(model)
-
-    if not fits(model):
-        return False
-    try:
-        return computes_the_same(model, change)
-    finally:
-        for module in _replaced(model):
-            module.__dict__.pop("forward", None)
-
-
 def use_own_layers(model: PreTrainedModel) -> None:
     """Have the layers and the last norm of ``model`` computed here; its forward then needs ``rows=``.
 
@@ -63,7 +47,7 @@ def use_own_layers(model: PreTrainedModel) -> None:
     last layer for the others. With ``distinct=`` equal tokens share a part of the first layer.
 
     Args:
-        model: one that :func:`fits`, on the CPU, with :func:`rl_torch.ragged.use_ragged_attention`.
+        model: one that :func:`fits`, on the CPU, with :func:`rl_kernels_cpu.ragged.use_ragged_attention`.
     """
     body = _body(model)
     for layer in body.layers:
@@ -73,8 +57,10 @@ def use_own_layers(model: PreTrainedModel) -> None:
     body.norm.forward = functools.partial(_norm, body.norm)
 
 
-def _replaced(model: PreTrainedModel) -> list[nn.Module]:
-    return [*_body(model).layers, _body(model).norm]
+def use_transformers_layers(model: PreTrainedModel) -> None:
+    """Undo :func:`use_own_layers`."""
+    for module in (*_body(model).layers, _body(model).norm):
+        module.__dict__.pop("forward", None)
 
 
 def _layer(

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from rl_core.batch import SequenceBatch
-from rl_torch.prefixes import shared_indices
+from rl_kernels_cpu.prefixes import shared_indices
 
 
 def indices(*rows: list[int]) -> list[list[int]]:

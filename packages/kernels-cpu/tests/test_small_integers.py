@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rl_torch.small_integers import distinct, first_places
+from rl_kernels_cpu.small_integers import distinct, first_places
 
 
 @pytest.mark.parametrize(("count", "bound"), [(0, 5), (1, 1), (40, 7), (1000, 3), (50, 4000)])

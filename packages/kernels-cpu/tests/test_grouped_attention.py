@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rl_generation_hf.grouped_attention import ATTENTION, attention, use_grouped_attention
+from rl_kernels_cpu.grouped_attention import ATTENTION, attention, use_grouped_attention
+from rl_kernels_cpu.kernel import KERNEL
+from rl_torch.kernels.contract import Use
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -57,5 +59,5 @@ def test_a_model_takes_it_where_its_layers_let_attention_be_chosen() -> None:
     assert torch.equal(qwen(tokens).logits, before)
 
     eager = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16, attn_implementation="eager"))
-    use_grouped_attention(eager)
-    assert eager.config._attn_implementation == "eager", "what was chosen otherwise stays"
+    reason = "GPT2LMHeadModel has an attention of its own, which cannot be replaced"
+    assert KERNEL.fits(eager, Use("decoding", "cpu")) == reason

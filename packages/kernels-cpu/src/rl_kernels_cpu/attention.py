@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl_torch.precision import exact
+from rl_kernels_cpu.precision import exact
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 Backward = Callable[[Tensor], Gradients]

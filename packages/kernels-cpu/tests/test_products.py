@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from rl_torch.llama import products
+from rl_kernels_cpu import products
 
 ROWS, OUT, INTO = 600, 640, 512
 TOLERANCE = 2e-6
@@ -106,13 +106,13 @@ def test_where_bfloat16_is_slower_products_are_computed_in_float32(
 CODE = """
 import sys
 import torch
-from rl_torch.llama import products
+from rl_kernels_cpu import products
 products.mkl_at_home = lambda: False
-from rl_torch.llama.products import by_input
-from rl_torch.seeding import prepare_process
+from rl_kernels_cpu.products import by_input
+from rl_kernels_cpu.kernel import KERNEL
 torch.set_num_threads(1)
 if sys.argv[1] == "few":
-    prepare_process(threads=1, seed=0)
+    KERNEL.prepare_process("cpu")
 def memory():
     return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
 weight, gradient = torch.randn(1024, 512), torch.randn(1024, 1024)

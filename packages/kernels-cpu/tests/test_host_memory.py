@@ -9,7 +9,8 @@ import sys
 CODE = """
 import resource, sys
 import torch
-from rl_torch.host_memory import give_back_freed_memory, keep_freed_memory
+from rl_kernels_cpu.host_memory import keep_freed_memory
+from rl_torch.memory_probe import give_back_freed_memory
 if sys.argv[1] == "give back":
     give_back_freed_memory()
 kept = keep_freed_memory()

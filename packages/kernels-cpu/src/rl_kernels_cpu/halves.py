@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rl_torch.llama import gate, norm
-from rl_torch.llama.attention import Heads, attend
-from rl_torch.llama.distinct import Distinct
-from rl_torch.llama.products import added, by_input, by_weight, product
-from rl_torch.llama.rotary import Rotation
-from rl_torch.llama.slots import Slots
-from rl_torch.ragged import RaggedRows
+from rl_kernels_cpu import gate, norm
+from rl_kernels_cpu.attention import Heads, attend
+from rl_kernels_cpu.distinct import Distinct
+from rl_kernels_cpu.products import added, by_input, by_weight, product
+from rl_kernels_cpu.ragged import RaggedRows
+from rl_kernels_cpu.rotary import Rotation
+from rl_kernels_cpu.slots import Slots
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,14 @@ _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNA
 _PRODUCTS = 48
 _PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's own, and PyTorch's
 
-_given_back = False
-
 
 def keep_freed_memory() -> bool:
     """Have this process keep freed tensors of up to 32 MiB for later ones.
 
     Returns:
-        whether it does: not where the user's environment says how malloc is to behave, where
-        :func:`give_back_freed_memory` was called, or without glibc.
+        whether it does: not where the environment says how malloc is to behave, or without glibc.
     """
-    if _given_back or any(name in os.environ for name in _OWN_SETTINGS):
+    if any(name in os.environ for name in _OWN_SETTINGS):
         return False
     return _set(trim=_NEVER, mmap=_LARGEST_THRESHOLD)
 
@@ -43,13 +40,6 @@ def keep_few_products() -> None:
     """
     for name in _PRODUCT_CACHES:
         os.environ.setdefault(name, str(_PRODUCTS))
-
-
-def give_back_freed_memory() -> None:
-    """Have this process return every freed tensor of more than 64 KiB at once, for good: what is in use shows."""
-    global _given_back
-    _given_back = True
-    _set(trim=65536, mmap=65536)
 
 
 def _set(*, trim: int, mmap: int) -> bool:

@@ -10,20 +10,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from rl_torch.llama.layers import fits
-from rl_torch.llama.rotary import Rotation
+from rl_torch.kernels.contract import CacheLayer, KeyValueCache, Masks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from rl_generation_hf.cache import SlotCache, SlotLayer
-from rl_generation_hf.grouped_attention import attend_once
-from rl_generation_hf.masks import AttentionPattern
-from rl_generation_hf.products import Product
+from rl_kernels_cpu.grouped_attention import attend_once
+from rl_kernels_cpu.layers import fits, projections
+from rl_kernels_cpu.products import Product
+from rl_kernels_cpu.rotary import Rotation
 
 
 class LlamaLayers:
-    """Calls a model of a known class; see :class:`rl_generation_hf.forward.Forward`.
+    """Calls a model of a known class; see :class:`rl_torch.kernels.contract.Decoding`.
 
     The model's weights stay its own, those of joined projections as views of one tensor. After they were replaced,
     :meth:`refresh`.
@@ -32,7 +31,7 @@ class LlamaLayers:
         model: one that :meth:`fit` accepts, on the CPU.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: SlotCache, pattern: AttentionPattern) -> None:
+    def __init__(self, model: PreTrainedModel, cache: KeyValueCache, masks: Masks) -> None:
         self._embedding = model.model.embed_tokens
         self._rotary = model.model.rotary_emb
         self._layers = [_Layer(layer) for layer in model.model.layers]
@@ -40,7 +39,7 @@ class LlamaLayers:
         self._norm = model.model.norm
         self._head = Product(model.lm_head.weight, model.lm_head.bias)
         self._cache = cache
-        self._pattern = pattern
+        self._masks = masks
         self._like = next(model.parameters())
 
     @staticmethod
@@ -56,7 +55,7 @@ class LlamaLayers:
 
     def prefill(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         length = tokens.shape[1]
-        mask = self._pattern.prefill(length, self._like)
+        mask = self._masks.prefill(length, self._like)
         rows, ends = torch.arange(len(tokens)), lengths - 1
         ragged = bool((lengths < length).any())
         hidden = self._embedding(tokens)
@@ -72,7 +71,7 @@ class LlamaLayers:
         return self._logits(hidden)
 
     def decode(self, tokens: Tensor, positions: Tensor, *, longest: int, equal: bool) -> Tensor:
-        mask = self._pattern.decode(positions, longest + 1, self._like, equal=equal)
+        mask = self._masks.decode(positions, longest + 1, self._like, equal=equal)
         hidden = self._embedding(tokens[:, None])
         rotation = Rotation.of(self._rotary(hidden, (positions[:1] if equal else positions)[:, None]))
         for layer, kind, cached in self._with_cache():
@@ -81,7 +80,7 @@ class LlamaLayers:
             hidden = layer.finish(hidden, seen)
         return self._logits(hidden)
 
-    def _with_cache(self) -> Iterator[tuple[_Layer, str, SlotLayer]]:
+    def _with_cache(self) -> Iterator[tuple[_Layer, str, CacheLayer]]:
         return zip(self._layers, self._types, self._cache.slot_layers, strict=True)
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -92,16 +91,17 @@ class _Layer:
     """Attention and feed-forward network of one layer, before and after its keys and values meet the cache."""
 
     def __init__(self, layer: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
+        query, key, value, output, gate, up, down = projections(layer)
         self._width = attention.head_dim
-        self._heads = attention.q_proj.out_features // self._width
-        self._groups = attention.k_proj.out_features // self._width
+        self._heads = query.out_features // self._width
+        self._groups = key.out_features // self._width
         self._scale = attention.scaling
         self._norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        self._qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._output = Product(attention.o_proj.weight, attention.o_proj.bias)
-        self._gate_up = _joined([mlp.gate_proj, mlp.up_proj])
-        self._down = Product(mlp.down_proj.weight, mlp.down_proj.bias)
+        self._qkv = _joined([query, key, value])
+        self._output = Product(output.weight, output.bias)
+        self._gate_up = _joined([gate, up])
+        self._down = Product(down.weight, down.bias)
         self._before_attention = layer.input_layernorm
         self._before_mlp = layer.post_attention_layernorm
 

@@ -72,7 +72,6 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
 
 
 def use_grouped_attention(model: PreTrainedModel) -> None:
-    """Have ``model`` use :func:`attention`, where its layers let their attention be chosen and it is on the CPU."""
-    if model.device.type == "cpu" and model._supports_attention_backend and model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(ATTENTION, attention)
-        model.config._attn_implementation = ATTENTION
+    """Have ``model`` use :func:`attention`; its layers let their attention be chosen."""
+    AttentionInterface.register(ATTENTION, attention)
+    model.config._attn_implementation = ATTENTION

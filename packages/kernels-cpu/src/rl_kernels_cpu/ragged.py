@@ -1,30 +1,25 @@
 """Training without padding on the CPU: all layers see one row of tokens, and attention alone gathers sequences from it.
 
 Attention is a small part of the work on short sequences, so padding costs little there. The row
-holds a prefix that several sequences share only once (:mod:`rl_torch.prefixes`).
+holds a prefix that several sequences share only once (:mod:`rl_kernels_cpu.prefixes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from rl_torch.scores import UNKNOWN, attend
 from torch import Tensor
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
-from rl_torch.architectures import body_of
-from rl_torch.precision import sum_by
-from rl_torch.scores import attend
-from rl_torch.small_integers import first_places
+from rl_kernels_cpu.precision import sum_by
+from rl_kernels_cpu.small_integers import first_places
 
 ATTENTION = "rl_ragged"
 """Name under which transformers knows the attention function below."""
-
-UNKNOWN = ("position_bias", "cache")
-"""Arguments of attention functions that ask for more than :func:`rl_torch.scores.attend` does."""
 
 # Sequences this much shorter than the longest of a group are attended to in another one.
 _SHORTEST_SHARE = 0.8
@@ -149,43 +144,6 @@ def use_ragged_attention(model: PreTrainedModel) -> None:
     """Have ``model`` use :func:`attention`; its forward then needs ``rows=``."""
     AttentionInterface.register(ATTENTION, attention)
     model.config._attn_implementation = ATTENTION
-
-
-def supports_ragged_attention(model: PreTrainedModel) -> bool:
-    """Whether the model's layers compute the same with it."""
-    return computes_the_same(model, use_ragged_attention)
-
-
-def only_windows(config: PretrainedConfig) -> bool:
-    """Whether layers look back to the beginning or over a window, and keep no other state (chunks, recurrence)."""
-    types = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
-    return set(types) <= {"full_attention", "sliding_attention"}
-
-
-@torch.no_grad()
-def computes_the_same(model: PreTrainedModel, change: Callable[[PreTrainedModel], None]) -> bool:
-    """Whether ``model`` computes in ragged rows what it computes without ``change``: tried on two sequences that begin
-    alike. ``change`` is to have ragged attention used; that is undone here, what else it does is not.
-    """
-    config, before = model.config, model.config._attn_implementation
-    if not model._supports_attention_backend or before not in ("sdpa", "eager") or not only_windows(config):
-        return False
-    device = next(model.parameters()).device
-    ids = torch.arange(1, 8, device=device).remainder(config.get_text_config(decoder=True).vocab_size)
-    body, one, other = body_of(model), ids[:5], ids[[0, 1, 5, 6]]
-    expected = torch.cat([body(input_ids=x[None], use_cache=False).last_hidden_state[0] for x in (one, other)])
-    indices = np.array([0, 1, 2, 3, 4, 0, 1, 5, 6])
-    rows = RaggedRows.of(indices, np.array([0, 5, 9]), device=device)
-    positions = torch.tensor([[0, 1, 2, 3, 4, 2, 3]], device=device)
-    change(model)
-    try:
-        states = body(input_ids=ids[None], position_ids=positions, use_cache=False, rows=rows).last_hidden_state[0]
-    except (RuntimeError, TypeError):  # arguments that the function, or the model, does not take
-        return False
-    finally:
-        config._attn_implementation = before
-    gap = (states[torch.from_numpy(indices).to(device)].float() - expected.float()).abs().max()
-    return bool(gap <= 1e-3 * (1 + expected.float().abs().max()))
 
 
 def _groups(lengths: np.ndarray) -> list[np.ndarray]:

@@ -9,16 +9,20 @@ import pytest
 import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import ModelSpec
-from rl_torch.llama import gate, norm
-from rl_torch.llama.attention import LONGEST_WRITTEN_OUT, Heads, attend
-from rl_torch.llama.distinct import Distinct
-from rl_torch.llama.layers import fits, supports_own_layers, use_own_layers
-from rl_torch.llama.rotary import Rotation
-from rl_torch.llama.slots import Slots
+from rl_kernels_cpu import gate, norm
+from rl_kernels_cpu.attention import LONGEST_WRITTEN_OUT, Heads, attend
+from rl_kernels_cpu.distinct import Distinct
+from rl_kernels_cpu.kernel import KERNEL
+from rl_kernels_cpu.layers import fits, use_own_layers
+from rl_kernels_cpu.ragged import use_ragged_attention
+from rl_kernels_cpu.rotary import Rotation
+from rl_kernels_cpu.rows import OneRow
+from rl_kernels_cpu.slots import Slots
+from rl_kernels_cpu.training import narrow
+from rl_torch.kernels.contract import Use
 from rl_torch.microbatch import MicroBatch
 from rl_torch.models import build_model
 from rl_torch.policy import compute_outputs, wrap_model
-from rl_torch.ragged import use_ragged_attention
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -108,8 +112,7 @@ def test_attention_of_groups_is_that_of_each() -> None:
 
 
 def test_slots_hold_every_head_of_every_position() -> None:
-    rows = MicroBatch.build(groups(), packing="ragged").rows
-    assert rows is not None
+    rows = MicroBatch.build(groups(), packing=OneRow()).arguments["rows"]
     slots, positions = Slots.of(rows, 3), len(rows.owners)
     assert Slots.of(rows, 3) is slots, "made once"
     states = random(positions, 3, 2)
@@ -160,9 +163,9 @@ def results(
     use_ragged_attention(built)
     if own:
         use_own_layers(built)
-        wrapped.has_own_layers = True
-    micro = MicroBatch.build(batch, packing="ragged")
-    found = compute_outputs(wrapped, micro, names, rows=micro.rows)
+        wrapped.narrow = narrow
+    micro = MicroBatch.build(batch, packing=OneRow())
+    found = compute_outputs(wrapped, micro, names, **micro.arguments)
     values = [getattr(found, name) for name in names]
     sum((v * random(*v.shape, seed=5)).sum() for v in values).backward()
     return [v.detach() for v in values] + [p.grad for p in built.parameters()]
@@ -221,17 +224,17 @@ def test_the_last_layer_is_computed_where_it_is_wanted() -> None:
     wrapped = wrap_model(built, "lm")
     use_ragged_attention(built)
     use_own_layers(built)
-    wrapped.has_own_layers = True
+    wrapped.narrow = narrow
     built.model.norm.register_forward_hook(lambda _module, given, _result: seen.append(given[0].shape))
     for scored in (0.3, 1.0):
-        micro = MicroBatch.build(groups(scored=scored), packing="ragged")
-        compute_outputs(wrapped, micro, ("logprobs",), rows=micro.rows)
+        micro = MicroBatch.build(groups(scored=scored), packing=OneRow())
+        compute_outputs(wrapped, micro, ("logprobs",), **micro.arguments)
         seen.append(torch.unique(micro.predictors).shape)
     assert seen[0] == (1, *seen[1], 32), "some positions"
     assert seen[2] == (1, *seen[3], 32)
     everywhere = SequenceBatch.from_lists([[1, 2, 3] * 20])
-    micro = MicroBatch.build(everywhere, packing="ragged")
-    compute_outputs(wrapped, micro, ("logprobs",), rows=micro.rows)
+    micro = MicroBatch.build(everywhere, packing=OneRow())
+    compute_outputs(wrapped, micro, ("logprobs",), **micro.arguments)
     assert seen[4] == (1, 60, 32), "all, where leaving one out would save nothing"
 
 
@@ -247,7 +250,7 @@ def test_the_first_layer_projects_every_token_once(
     monkeypatch.setattr(norm, "forward", lambda x, *given: rows.append(len(x)) or forward(x, *given))
     found = results(model(architecture, **shape), batch, "lm", names, own=True)
     assert rows[0] == len(np.unique(batch.tokens)) <= VOCABULARY
-    monkeypatch.setattr("rl_torch.policy.Distinct.of", lambda ids: None)
+    monkeypatch.setattr("rl_kernels_cpu.training.Distinct.of", lambda ids: None)
     assert_agree(found, results(model(architecture, **shape), batch, "lm", names, own=True), tolerance=1e-12)
 
 
@@ -262,7 +265,6 @@ def test_tokens_are_told_apart_only_where_many_are_the_same() -> None:
 
 def test_it_is_known_which_models_fit() -> None:
     assert all(fits(model(architecture, **extra)) for architecture, extra in ARCHITECTURES)
-    assert all(supports_own_layers(model(architecture, **extra)) for architecture, extra in ARCHITECTURES)
     assert fits(model("qwen2", head="scalar"))
     assert not fits(model("qwen2", hidden_act="gelu"))
     assert not fits(model("gemma2", query_pre_attn_scalar=8))
@@ -271,20 +273,17 @@ def test_it_is_known_which_models_fit() -> None:
     assert not fits(adapted)
 
 
-def test_a_layer_that_computes_something_else_is_noticed_and_left_as_it_was() -> None:
-    built = model("qwen2")
-    usual = type(built.model.layers[0]).forward
-    assert not supports_own_layers(model("gemma2", query_pre_attn_scalar=8))
-    scaled = model("qwen2")
-    layer = scaled.model.layers[1]
-    layer.mlp.forward = lambda x: 2 * type(layer.mlp).forward(layer.mlp, x)
-    assert fits(scaled)
-    assert not supports_own_layers(scaled)
-    for tried in (built, scaled):
-        supports_own_layers(tried)
-        assert tried.model.layers[0].forward.__func__ is usual
-        assert tried.config._attn_implementation == "sdpa"
-        tried(input_ids=torch.ones(1, 4, dtype=torch.int64))
+def test_what_is_applied_can_be_removed() -> None:
+    for fixed in ("", "model.adapter"):
+        built = model("qwen2")
+        usual = type(built.model.layers[0]).forward
+        applied = KERNEL.apply(built, Use("training", "cpu", layers_fixed_by=fixed))
+        assert applied.parts == (("ragged rows",) if fixed else ("ragged rows", "Llama layers"))
+        assert (applied.narrow is None) == bool(fixed)
+        applied.remove()
+        assert built.model.layers[0].forward.__func__ is usual
+        assert built.config._attn_implementation == "sdpa"
+        built(input_ids=torch.ones(1, 4, dtype=torch.int64))
 
 
 def test_a_call_without_rows_is_refused() -> None:

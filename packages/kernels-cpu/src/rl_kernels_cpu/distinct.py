@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl_torch.precision import sum_by
-from rl_torch.small_integers import distinct
+from rl_kernels_cpu.precision import sum_by
+from rl_kernels_cpu.small_integers import distinct
 
 _MOST = 0.5
 """Distinct tokens per position; with more, handing the results out costs what is saved."""
