@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+import warnings
 from fnmatch import fnmatch
 
 import pytest
@@ -144,3 +145,9 @@ def test_types_are_checked_in_every_module_of_every_package():
         path for path in ROOT.glob("packages/*/src/**/*.py") if re.search(r"# mypy:|^# type: ignore", path.read_text())
     ]
     assert sources == []
+
+
+@pytest.mark.parametrize("category", [UserWarning, RuntimeWarning, SyntaxWarning])
+def test_a_warning_fails_the_test_that_it_comes_from(category):
+    with pytest.raises(category, match="something is wrong"):
+        warnings.warn("something is wrong", category, stacklevel=1)
