@@ -54,6 +54,11 @@ def test_every_part_of_the_local_check_is_in_a_workflow():
     assert {"nightly", "minimum:test", "newest:test"} <= all_asked_for()
 
 
+def test_the_guard_against_losing_speed_runs_at_night_when_the_tests_are_over():
+    assert HATCH["default"]["scripts"]["nightly"][-1] == "bench-guard"
+    assert "bench-guard" not in (ROOT / ".ci" / "run").read_text()
+
+
 def test_workflows_ask_only_for_scripts_that_exist():
     missing = []
     for name in all_asked_for():
