@@ -96,5 +96,6 @@ def _allocate(model: nn.Module, device: torch.device, compute_device: torch.devi
                 module._buffers[name] = buffer.to(compute_device)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            for parameter in module._get_fsdp_state()._fsdp_param_group.fsdp_params:  # as FSDP does at its first use
-                parameter.reset_sharded_param()
+            state: Any = module._get_fsdp_state()
+            for sharded in state._fsdp_param_group.fsdp_params:  # as FSDP does at its first use
+                sharded.reset_sharded_param()

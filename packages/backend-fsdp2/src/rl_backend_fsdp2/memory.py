@@ -191,7 +191,7 @@ def _kept(shape: ModelShape, settings: MemorySettings, adapter: AdapterSpec | No
     ends = shape.hidden_size * (FP32 + small + 2 * small)
     if settings.recompute == "full":
         # Each block's input, and all of the block that is being computed again.
-        per_token = shape.layers * shape.hidden_size * small
+        per_token: float = shape.layers * shape.hidden_size * small
     else:
         per_token = shape.layers * kept_per_token(shape, settings, weights_trained=adapter is None)
     return int(settings.own_tokens * (per_token + ends))

@@ -139,7 +139,7 @@ def _taken_for_experts(model: PreTrainedModel, names: Iterable[str]) -> set[str]
         except ValueError:  # it is one of several that peft fuses
             found.add(end)
             continue
-        if end not in config.target_modules:
+        if end not in (config.target_modules or ()):
             found.add(end)
     return found
 

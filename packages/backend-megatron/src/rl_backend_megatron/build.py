@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
 from rl_core.foreign import foreign
@@ -83,7 +84,7 @@ def _boundary(model: ModelSpec) -> AbstractContextManager[None]:
     return foreign(model.path) if model.path is not None else nullcontext()
 
 
-def _name_padding(config: object, model: ModelSpec, *, is_new: bool) -> None:
+def _name_padding(config: Any, model: ModelSpec, *, is_new: bool) -> None:
     """Name the tokenizer's padding token in a scalar model's config, without which transformers refuses batches."""
     ids = [model.special_tokens.get(name) for name in ("pad_token_id", "eos_token_id")]
     padding = next((i for i in ids if i is not None), None)

@@ -64,19 +64,22 @@ class LoraLinear(nn.Module):
         enabled: without it this is the layer as it was.
     """
 
+    pairs: Mapping[str, LoraPair]
+    base: Any  # one of Megatron's parallel layers
+
     def __init__(
         self, base: nn.Module, pairs: Mapping[str, LoraPair], *, parts: tuple[str, ...], kind: Kind, scale: float
     ) -> None:
         super().__init__()
         self.base = base
-        self.pairs = nn.ModuleDict(pairs)
+        self.pairs = nn.ModuleDict(pairs)  # type: ignore[assignment]
         self.enabled = True
         self._parts, self._kind, self._scale = parts, kind, scale
         self._sequence_parallel = base.sequence_parallel
         self._group = base.tp_group
         for pair in pairs.values():
             # These see only this rank's positions, so their gradients are added up over ranks.
-            (pair.b if kind == "row" else pair.a).sequence_parallel = self._sequence_parallel
+            (pair.b if kind == "row" else pair.a).sequence_parallel = self._sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
         """[L, B, in] → ([L, B, out], bias), split as the layer splits them."""
@@ -197,7 +200,8 @@ def add_adapters(
     if stage.pre_process:
         # Recomputing a block keeps its parameters' gradients only if its input has one too.
         stage.embedding.register_forward_hook(_with_gradient)
-    layers, pairs = [], {}
+    layers: list[LoraLinear] = []
+    pairs: dict[str, LoraPair] = {}
     for entry in stage_entries(architecture, stage=runtime.pp_rank, stages=runtime.pp_size, scalar=scalar):
         names = {_last(name): name for name in _linear_names(entry) if _is_wanted(name, wanted)}
         if not names:

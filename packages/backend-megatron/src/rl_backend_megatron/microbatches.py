@@ -80,13 +80,13 @@ def widen(micro: MicroBatch, multiple: int) -> MicroBatch:
     def moved(indices: Tensor) -> Tensor:
         return indices // width * wider + indices % width
 
-    def padded(ids: Tensor | None) -> Tensor | None:
-        return None if ids is None else torch.nn.functional.pad(ids, (0, wider - width))
+    def padded(ids: Tensor) -> Tensor:
+        return torch.nn.functional.pad(ids, (0, wider - width))
 
     return replace(
         micro,
         input_ids=padded(micro.input_ids),
-        position_ids=padded(micro.position_ids),
+        position_ids=None if micro.position_ids is None else padded(micro.position_ids),
         predictors=moved(micro.predictors),
         indices=moved(micro.indices),
         last=moved(micro.last),

@@ -129,6 +129,7 @@ def _assembled(
     """float32, of the parameter's shape: the data-parallel ranks' parts, concatenated."""
     group = runtime.groups.expt_dp if _is_expert(parameter) else runtime.groups.dp
     if group.size() == 1 or not isinstance(_inner(trainer.optimizer, parameter), DistributedOptimizer):
+        assert values is not None  # this rank has all of the parameter's state
         return values.detach().view(parameter.shape)
     full = torch.zeros(parameter.numel(), device=parameter.device)
     if values is not None:
