@@ -8,7 +8,7 @@ import pytest
 from rl_core.config.sections import GeneratorConfig
 from rl_core.contracts.tokenizer import Tokenizer
 from rl_core.errors import ConfigError, DataError
-from rl_core.training.generation import sampling_of
+from rl_rollout.generators import sampling_of
 
 ROLLOUTS = """
 model: {init: {architecture: qwen2, hidden_size: 8, layers: 1, heads: 2}, max_length: 64}

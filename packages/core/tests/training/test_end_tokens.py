@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from rl_core.config.sections import GeneratorConfig
 from rl_core.contracts.tokenizer import end_token_ids, never_sampled
-from rl_core.training.generation import sampling_of
 from rl_core.training.generation_config import add_end_tokens
+from rl_rollout.generators import sampling_of
 
 
 class Plain:

@@ -5,8 +5,8 @@ from rl_core.component import Component, ComponentChoice
 from rl_core.config.sections import EvaluatorConfig, RewardConfig
 from rl_core.contracts.evaluator import EvaluationResult
 from rl_core.contracts.reward import Sample
-from rl_core.rewards.scoring import InThisProcess, WeightedRewards
 from rl_core.training.evaluation import Evaluations
+from rl_rollout.rewards.scoring import InThisProcess, WeightedRewards
 
 SAMPLES = [Sample(row={}, prompt="", completion=text) for text in ("ab", "", "abc")]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rl_core.algorithm import AlgorithmBase
 from rl_core.batch import SequenceBatch
+from rl_core.data.feed import Draw
 from rl_core.errors import DataError, Interrupted, RLError
 from rl_core.model import NonFiniteBatch
-from rl_core.rollout.feed import Draw
 from rl_core.training.algorithm_step import algorithm_step
 from rl_core.training.logger_group import Activity, LoggerGroup
 from rl_core.training.loop import Loop
