@@ -11,10 +11,10 @@ from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.environment import Turn
 from rl_core.contracts.generator import SamplingParams
 from rl_core.data.cursor import DataCursor
-from rl_core.data.encodings import Prompts
 from rl_core.errors import RLError
 from rl_rollout.conversations import Conversations
 from rl_rollout.environment_calls import EnvironmentCalls
+from rl_rollout.prompts import Prompts
 from rl_rollout.rewards.scoring import InThisProcess, WeightedRewards
 from rl_rollout.rollouts import RolloutFeed
 
@@ -135,14 +135,14 @@ def test_resampling_draws_until_the_step_is_full_of_wanted_groups():
     assert set(prompts(draw.batch)) == {"a", "e"}
     assert len(draw.batch) == 4
     assert len(set(groups.tolist())) == 2
-    assert draw.metrics["rollout/rounds"] == source.cursor.position / 2
-    assert draw.metrics["rollout/kept_fraction"] == 2 / source.cursor.position
+    assert draw.metrics["rollout/rounds"] == source.position / 2
+    assert draw.metrics["rollout/kept_fraction"] == 2 / source.position
 
 
 def test_resampling_ends_with_its_rounds_and_trains_on_what_there_is():
     source = feed("abcdfghjkl", rows_per_step=5, rounds=1)
     draw = source.next(1)
-    assert source.cursor.position == 10
+    assert source.position == 10
     assert prompts(draw.batch) == "aa"
     nothing = feed("bcd", rows_per_step=3, rounds=1).next(1)
     assert sorted(prompts(nothing.batch)) == list("bbccdd")
@@ -174,7 +174,7 @@ def conversing(letters, **options):
 def test_conversations_share_everything_after_generation_with_single_turns():
     several, single = conversing("abcdefgh", rows_per_step=2, rounds=7)
     draw, plain = several.next(1), single.next(1)
-    assert several.cursor.position == single.cursor.position, "dynamic sampling keeps the same groups"
+    assert several.position == single.position, "dynamic sampling keeps the same groups"
     columns, plain_columns = draw.batch.sequence_columns, plain.batch.sequence_columns
     assert columns["group"].tolist() == plain_columns["group"].tolist()
     assert columns["reward"].tolist() == (plain_columns["reward"] + 0.5).tolist()
@@ -226,7 +226,7 @@ def test_a_feed_that_goes_on_after_a_resume_repeats_the_conversations():
 
     first = rolling()
     first.next(1)
-    resumed = rolling(cursor=DataCursor(size=8, seed=0, position=first.cursor.position))
+    resumed = rolling(cursor=DataCursor(size=8, seed=0, position=first.position))
     expected, again = first.next(2).batch, resumed.next(2).batch
     assert again.tokens.tolist() == expected.tokens.tolist()
     asked = expected.tokens[expected.token_columns["loss_mask"] == 0]

@@ -17,10 +17,10 @@ from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.discovery.registry import load_registry
 from rl_core.errors import RLError, WorkerDied
-from rl_core.training import replacements as replacements_module
+from rl_rollout import replacements as replacements_module
 from rl_rollout import router as router_module
+from rl_rollout.replacements import GeneratorReplacements
 from rl_rollout.router import Router, _checked
-from rl_rollout.started_replacements import GeneratorReplacements
 
 CONTEXT = WorkerContext(0, 1, "", 0)
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl_core.batch import SequenceBatch
+from rl_core.contracts.feed import Draw
 from rl_core.data.cursor import DataCursor
-from rl_core.data.feed import Draw
 from rl_core.errors import RLError
 from rl_rollout.staleness import BoundedStalenessFeed
 
@@ -28,6 +28,10 @@ class Recorded:
         self.begun = []
         self._pauses = dict(enumerate(pauses, start=1))
         self._rows = rows_per_step
+
+    @property
+    def position(self):
+        return self.cursor.position
 
     def next(self, step):
         self.begun.append((step, self.version))
@@ -117,9 +121,9 @@ def test_the_position_in_the_data_is_that_of_the_batches_handed_out():
     feed = BoundedStalenessFeed(recorded, max_staleness=4, steps=STEPS)
     feed.next(1)
     wait_until(lambda: len(recorded.begun) == 5)
-    assert feed.cursor.position == 3
+    assert feed.position == 3
     feed.next(2)
-    assert feed.cursor.position == 6
+    assert feed.position == 6
 
 
 def test_a_failure_is_raised_for_the_step_that_needs_the_batch():

@@ -1,5 +1,4 @@
-import numpy as np
-from rl_core.data.cursor import DataCursor, request_seeds
+from rl_core.data.cursor import DataCursor
 
 
 def test_every_row_is_drawn_once_per_epoch_in_a_new_order():
@@ -18,11 +17,3 @@ def test_a_position_is_all_a_resume_needs():
 
 def test_different_seeds_draw_different_orders():
     assert DataCursor(size=50, seed=0).draw(50).tolist() != DataCursor(size=50, seed=1).draw(50).tolist()
-
-
-def test_request_seeds_depend_on_seed_stage_and_step_only():
-    base = request_seeds(0, "grpo", 1, 4)
-    assert base.dtype == np.uint64
-    assert request_seeds(0, "grpo", 1, 4).tolist() == base.tolist()
-    others = [request_seeds(1, "grpo", 1, 4), request_seeds(0, "ppo", 1, 4), request_seeds(0, "grpo", 2, 4)]
-    assert all(not set(o.tolist()) & set(base.tolist()) for o in others)

@@ -10,9 +10,10 @@ from rl_algo_common.encoding import RowEncoder
 from rl_core.algorithm import AlgorithmBase
 from rl_core.contracts.algorithm import BatchPlan
 from rl_core.data.cursor import DataCursor
-from rl_core.data.encodings import Encodings, Prompts
+from rl_core.data.encodings import Encodings
 from rl_core.data.feed import ExamplesFeed
 from rl_core.errors import DataError
+from rl_rollout.prompts import Prompts
 
 
 class Characters:
@@ -114,7 +115,7 @@ def test_another_row_is_drawn_in_place_of_a_long_one_and_a_resumed_run_draws_the
     steps, positions = [], []
     for step in range(1, 7):
         steps.append(whole.next(step).batch.sequence_columns["row"].tolist())
-        positions.append(whole.cursor.position)
+        positions.append(whole.position)
     wanted = [int(i) for i in cursor(8).draw(40) if LENGTHS[int(i)] <= 8]
     assert sum(steps, []) == wanted[:12], "every step has its two rows, in the order of the shuffle"  # noqa: RUF017
     resumed = feed(positions[2])

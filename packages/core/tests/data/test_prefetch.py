@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 from rl_core.batch import SequenceBatch
+from rl_core.contracts.feed import Draw
 from rl_core.data.cursor import DataCursor
-from rl_core.data.feed import Draw
 from rl_core.data.prefetch import Prefetch
 from rl_core.errors import DataError
 
@@ -22,6 +22,10 @@ class Rows:
     def __init__(self, *, position=0, fails_at=None, error=DataError):
         self.cursor = DataCursor(size=7, seed=1, position=position)
         self.made, self._fails_at, self._error = [], fails_at, error
+
+    @property
+    def position(self):
+        return self.cursor.position
 
     def next(self, step):
         if step == self._fails_at:
@@ -48,7 +52,7 @@ def test_batches_and_positions_are_those_without_it():
         expected, found = alone.next(step), feed.next(step)
         assert np.array_equal(found.batch.tokens, expected.batch.tokens)
         assert found.metrics == expected.metrics
-        assert feed.cursor.position == alone.cursor.position == ROWS * step
+        assert feed.position == alone.position == ROWS * step
 
 
 def test_it_goes_on_from_the_position_of_the_last_batch_that_was_handed_out():
@@ -57,7 +61,7 @@ def test_it_goes_on_from_the_position_of_the_last_batch_that_was_handed_out():
         first.next(step)
     alone = Rows()
     drawn = [alone.next(step).batch.tokens.tolist() for step in range(1, STEPS + 1)]
-    resumed = Prefetch(Rows(position=first.cursor.position), depth=2, steps=STEPS)
+    resumed = Prefetch(Rows(position=first.position), depth=2, steps=STEPS)
     assert [resumed.next(step).batch.tokens.tolist() for step in range(3, STEPS + 1)] == drawn[2:]
 
 
@@ -80,7 +84,7 @@ def test_what_is_wrong_with_a_batch_is_raised_where_it_is_asked_for(error):
         feed.next(step)
     with pytest.raises(error, match=r"^step 3: no rows$"):
         feed.next(3)
-    assert feed.cursor.position == 2 * ROWS
+    assert feed.position == 2 * ROWS
 
 
 def test_closing_it_ends_its_thread():

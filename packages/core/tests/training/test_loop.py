@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rl_core.algorithm import AlgorithmBase
 from rl_core.batch import SequenceBatch
-from rl_core.data.feed import Draw
+from rl_core.contracts.feed import Draw
 from rl_core.errors import DataError, Interrupted, RLError
 from rl_core.model import NonFiniteBatch
 from rl_core.training.algorithm_step import algorithm_step
@@ -45,12 +45,12 @@ class Feed:
 
     def __init__(self, events, *, samples, start, fails_at):
         self.samples, self._events, self._fails_at = samples, events, fails_at
-        self.cursor = SimpleNamespace(position=2 * start)
+        self.position = 2 * start
 
     def next(self, step):
         if step == self._fails_at:
             raise DataError(f"step {step}: no rows")
-        self.cursor.position += 2
+        self.position += 2
         self._events.append(f"draw {step}")
         batch = SequenceBatch.from_lists([[step, 0]], token_columns={"loss_mask": [[0.0, 1.0]]})
         return Draw(batch, {"time/data_s": 0.0}, [{"drawn": step}])
