@@ -101,11 +101,8 @@ def test_a_team_trains_with_the_packages_it_installed(name, installation):
     team = TEAMS[name]
     write_config(installation.folder, team)
     installation.install(*team.packages)
-    expected = {*team.packages, *team.brought} - {
-        "rl-algo-common",
-        "rl-torch",
-        "rl-kernels-cpu",
-    }  # libraries, not plugins
+    libraries = {"rl-algo-common", "rl-torch", "rl-kernels-cpu"}
+    expected = {*team.packages, *team.brought} - libraries
     assert plugins(installation) == dict.fromkeys(expected, "ok")
     for module in team.hidden:
         assert module not in installation.modules(), f"{module} is not declared and yet can be imported"

@@ -1,5 +1,4 @@
-"""Conformance rules for rollout sources (:mod:`rl_core.contracts.rollout`): what shows without workers; the tiny run has
-the others."""
+"""Rules for rollout sources (:mod:`rl_core.contracts.rollout`) that need no workers; the tiny run has the others."""
 
 from __future__ import annotations
 
