@@ -23,8 +23,8 @@ from rl_core.discovery.registry import load_registry
 from rl_core.model import Model
 from rl_generation_hf.config import HfGeneratorConfig
 from rl_generation_hf.generator import HfGenerator
+from rl_rollout.replacements import GeneratorReplacements
 from rl_rollout.router import Router
-from rl_rollout.started_replacements import GeneratorReplacements
 from rl_rollout.transports.collective import Collective
 from rl_rollout.transports.ipc import Ipc
 
