@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rl_core.component import Component
     from rl_core.contracts.rating import BackendJob, BackendRating
@@ -40,6 +40,11 @@ def register_backends() -> Iterable[Component]:  # type: ignore[empty-body]
 @hookspec
 def register_generators() -> Iterable[Component]:  # type: ignore[empty-body]
     """Offer generators. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_rollouts() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer rollout sources. Called at discovery in every process; an exception marks the plugin broken."""
 
 
 @hookspec
@@ -89,6 +94,16 @@ def validate_config(config: Any) -> Iterable[Any]:  # type: ignore[empty-body]
     :class:`rl_core.config.stage.StageConfig`. Returns
     :class:`rl_core.config.problems.Problem` objects; an exception is itself reported as a problem
     that names the plugin.
+    """
+
+
+@hookspec
+def validate_functions(references: Sequence[str]) -> Mapping[str, tuple[str, str]]:  # type: ignore[empty-body]
+    """Import the functions that a config names, for ``rl check``; no user code may run in the ``rl`` process itself.
+
+    Called in the ``rl`` process, once per stage, and only where nothing else is wrong with the config. ``references``
+    are ``module:function`` or ``/folder/file.py:function``. Returns reference → what is wrong and how to fix it; those
+    that can be imported are absent.
     """
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import rl_core.preflight.check as config_check
 from rl_core.cli.main import main
 from rl_core.config.problems import Problem
-from rl_core.preflight import functions
+from rl_isolation import functions
 
 PLUGIN = """
 from rl_core.component import Component
@@ -99,6 +100,7 @@ BROKEN = {
 
 def test_functions_are_imported_in_a_process_that_is_killed_when_late(config, capsys, monkeypatch):
     monkeypatch.setattr(functions, "IMPORT_S", 2.0)
+    monkeypatch.setenv("RL_PLUGINS", f"{os.environ['RL_PLUGINS']},rl-isolation")
     for name, (text, _) in BROKEN.items():
         config.with_name(name).write_text(text)
     config.write_text(GOOD.replace("data: {", f"data: {{functions: [{', '.join(f'{n}:f' for n in BROKEN)}], "))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.component import ComponentChoice
 from rl_core.config.stage import RunConfig, StageConfig
-from rl_core.config.turn_limits import max_tokens_per_turn
 from rl_core.discovery.lookup import ComponentNotFound
 from rl_core.planning.generators import describe_generators
 from rl_core.secrets.redaction import hide_secrets
@@ -80,7 +79,7 @@ def _further(stage: StageConfig) -> list[tuple[str, str]]:
 def _conversation(stage: StageConfig) -> list[tuple[str, str]]:
     if stage.environment is None:
         return []
-    turns, tokens = stage.environment.config.max_turns, max_tokens_per_turn(stage)
+    turns, tokens = stage.environment.config.max_turns, stage.max_tokens_per_turn
     whole = stage.model.max_length
     return [("conversation", f"at most {turns:,} × {tokens:,} model tokens; with prompt and environment {whole:,}")]
 

@@ -71,8 +71,8 @@ def check(
         path: the YAML file.
         overrides: ``section.key=value`` texts (see :mod:`rl_core.config.overrides`).
         registry: the installed components.
-        import_functions: import the functions that the config names, each with a deadline
-            (:func:`rl_core.preflight.functions.broken_functions`); without it none of the user's code is run.
+        import_functions: have plugins import the functions that the config names (``validate_functions``); without it
+            none of the user's code is run.
     """
     findings = Findings()
     composition = compose(os.fspath(path), overrides, findings)
@@ -100,7 +100,7 @@ def check(
     built = _build_stages(stages, reads, registry, machine, findings, writer)
     if import_functions and not findings.failed:
         for stage, read in zip(stages, reads, strict=True):
-            crosscheck.check_functions(stage, read, findings)
+            crosscheck.check_functions(stage, read, registry, findings)
     if findings.failed:
         return CheckResult(None, findings.in_order(composition.files))
     document = run_document(
@@ -239,7 +239,6 @@ def _build_stages(
         crosscheck.check_staleness(selected, stage, findings)
         crosscheck.check_placement(selected, stage, machine, findings)
         crosscheck.check_network(selected, stage, findings)
-        crosscheck.check_environment(selected, stage, findings)
         crosscheck.check_components(selected, stage, read, findings)
         crosscheck.check_hooks(selected, stage, registry, findings)
     return built

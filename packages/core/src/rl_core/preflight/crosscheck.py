@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,17 +19,17 @@ from rl_core.config.paths import function_references, model_paths
 from rl_core.config.problems import Problem
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
-from rl_core.config.turn_limits import completion_limit_problems, turn_limit_problems
 from rl_core.config.typed_secrets import check_typed
 from rl_core.errors import EnvironmentProblem
 from rl_core.machine import Machine
 from rl_core.model_folder import check_model_folder
 from rl_core.network import describe, interfaces
 from rl_core.planning.generators import gpus_on_this_machine, has_own_gpus, placement_problems
-from rl_core.preflight.functions import broken_functions
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 ALWAYS_READ = frozenset({"model", "run", "algorithm", "backend", "tokenizer", "data", "evaluators", "loggers"})
 _EXAMPLE = {"model": "model: {path: …}", "run": "run: {steps: 100}"}
@@ -43,6 +44,8 @@ def sections_read(selected: Selected) -> frozenset[str]:
         read.add(section)
         if section == "generator":  # what is generated goes through the environment, whoever asked for it
             waiting |= {"environment"} - read
+        if section in ("generator", "environment", "rewards"):
+            waiting |= {"rollout"} - read
         for selection in selected.selections.get(section, ()):
             if selection.registered is not None:
                 component = selection.registered.component
@@ -96,8 +99,8 @@ def check_unread(stages: Sequence[Selected], reads: Sequence[frozenset[str]], re
             if section == "eval_data" and not _given(stage, "evaluators"):
                 message = f"{scope} 'eval_data': there are no evaluators"
                 fix = f"{_section_example('evaluators', registry)}; or remove 'eval_data'"
-            elif section == "environment":
-                message = f"{scope} 'environment': no selected component generates"
+            elif section in ("environment", "rollout"):
+                message = f"{scope} {section!r}: no selected component generates"
                 fix = "choose an algorithm that trains on rollouts, such as grpo, or remove it"
             else:
                 message = f"{scope} the section {section!r}: no selected component needs or uses it"
@@ -118,14 +121,6 @@ def check_plans(selected: Selected, stage: StageConfig, findings: Findings) -> N
     _guarded(algorithm, findings, "plan()", lambda: stage.algorithm.config.plan())  # type: ignore[attr-defined]
     gpus = stage.run.nodes * stage.run.gpus
     _guarded(backend, findings, "world_size()", lambda: stage.backend.config.world_size(gpus))  # type: ignore[attr-defined]
-
-
-def check_environment(selected: Selected, stage: StageConfig, findings: Findings) -> None:
-    """Completions, and the turns of a conversation, fit the model's context."""
-    for problem in turn_limit_problems(stage):
-        _add(selected.nodes["environment"], problem, findings)
-    for problem in completion_limit_problems(stage):
-        _add(selected.nodes["generator"], problem, findings)
 
 
 def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) -> None:
@@ -227,8 +222,8 @@ def check_components(selected: Selected, stage: StageConfig, read: frozenset[str
                 _add(selection.node, problem, findings)
 
 
-def check_functions(selected: Selected, read: frozenset[str], findings: Findings) -> None:
-    """The functions that the components' configs name can be imported."""
+def check_functions(selected: Selected, read: frozenset[str], registry: Registry, findings: Findings) -> None:
+    """The functions that the components' configs name can be imported, where a plugin can try that safely."""
     named = [
         (selection.node, ".".join(map(str, path)), reference)
         for section in (s for s in SECTIONS if s in read)
@@ -236,7 +231,12 @@ def check_functions(selected: Selected, read: frozenset[str], findings: Findings
         if selection.config is not None
         for path, reference in function_references(selection.config)
     ]
-    broken = broken_functions([reference for _, _, reference in named]) if named else {}
+    broken: dict[str, tuple[str, str]] = {}
+    references = list(dict.fromkeys(reference for _, _, reference in named))
+    for outcome in registry.call("validate_functions", references=references) if named else ():
+        if outcome.error is not None:
+            logger.warning("package %s: its hook validate_functions failed: %s", outcome.package, outcome.error)
+        broken |= outcome.result or {}
     for node, path, reference in named:
         if reference in broken:
             _add(node, Problem(path, *broken[reference]), findings)

@@ -108,10 +108,9 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
         folder = _new_folder(Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S"))
         with _logging(folder, config), _assembled(stage, config, registry, folder, policy_path=policy_path) as found:
             driver, loaded = found
-            generation = loaded.generation
-            if generation is not None:
-                generation.publish(0)
-            evaluations = evaluations_of(stage, driver, models=loaded.models, generation=generation)
+            if driver.rollouts is not None and stage.generator is not None:
+                driver.rollouts.publish(0)
+            evaluations = evaluations_of(stage, driver, models=loaded.models)
             with working("evaluating"):
                 metrics, samples = evaluations.run(stage.run.steps)
         metrics, samples = mask_names(metrics), [mask_known(row) for row in samples]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.training.evaluation import evaluations_of
-from rl_core.training.feeds import build_feed
 from rl_core.training.loop import Loop
 from rl_core.training.phases import timed
 from rl_core.training.saving import Checkpoints, restore
@@ -57,7 +56,7 @@ def train_stage(
         Interrupted: the user, a signal or the time limit asked to stop.
         RLError: see :meth:`rl_core.training.loop.Loop.run`, or the checkpoint cannot be continued from.
     """
-    algorithm, models, generation = driver.algorithm, loaded.models, loaded.generation
+    algorithm, models, rollouts = driver.algorithm, loaded.models, driver.rollouts
     start = RunState(stage=stage.name, step=0, position=0, weights_version=0, fingerprint=driver.fingerprint)
     if resume_from is not None:
         state = restore(resume_from, models, algorithm, name=stage.algorithm.name)
@@ -68,9 +67,7 @@ def train_stage(
             f"stopped before step {start.step + 1} of stage {stage.name!r}\n    continue with: rl resume {directory}"
         )
     algorithm.start(str(store.folder.parent))
-    feed = build_feed(
-        stage, driver, loaded.encoded, generation=generation, memory=loaded.memory, position=start.position
-    )
+    feed = loaded.source.feed(start.position)
     with closing(feed), profile or contextlib.nullcontext():
         return Loop(
             stage=stage,
@@ -78,8 +75,8 @@ def train_stage(
             feed=feed,
             algorithm=algorithm,
             models=timed(models, observers, policy=loaded.policy.role.name) if profile else models,
-            publish=generation.publish if generation is not None else lambda _version: None,
-            evaluations=evaluations_of(stage, driver, models=models, generation=generation),
+            publish=rollouts.publish if rollouts is not None and stage.generator is not None else lambda _version: None,
+            evaluations=evaluations_of(stage, driver, models=models),
             checkpoints=Checkpoints(store, models, published=saved),
             memory=loaded.memory,
             loggers=loggers,
