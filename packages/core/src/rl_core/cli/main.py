@@ -19,14 +19,12 @@ import typer.main
 from rl_core.cli import (
     check,
     cluster,
-    doctor,
     evaluate,
     export,
     plugins,
     resume,
     run,
     runs,
-    schema,
     streams,
 )
 from rl_core.cli.framework import Command, Group, warn
@@ -43,8 +41,6 @@ _COMMANDS = {
     "eval": evaluate.evaluate_command,
     "export": export.export_command,
     "plugins": plugins.plugins_command,
-    "schema": schema.schema_command,
-    "doctor": doctor.doctor_command,
     "runs": runs.runs_command,
 }
 _CLUSTER_COMMANDS = {

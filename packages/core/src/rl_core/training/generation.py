@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.cluster.pool import WorkerPool
+from rl_core.config.generators import weight_transport
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.contracts.tokenizer import Tokenizer, end_token_ids
 from rl_core.errors import ConfigError, DataError
 from rl_core.model import Model
-from rl_core.planning.generators import weight_transport
 from rl_core.rollout.conversations import Conversations
 from rl_core.rollout.router import Router
 from rl_core.training.colocation import Colocation
