@@ -24,7 +24,6 @@ from rl_core.cli import (
     plugins,
     resume,
     run,
-    runs,
     streams,
 )
 from rl_core.cli.framework import Command, Group, warn
@@ -41,7 +40,6 @@ _COMMANDS = {
     "eval": evaluate.evaluate_command,
     "export": export.export_command,
     "plugins": plugins.plugins_command,
-    "runs": runs.runs_command,
 }
 _CLUSTER_COMMANDS = {
     "start": cluster.start_command,

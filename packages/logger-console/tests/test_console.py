@@ -8,9 +8,9 @@ import sys
 import pytest
 from rich.console import Console
 from rl_core.contracts.logger import RunInfo
-from rl_core.loggers._stage import duration
-from rl_core.loggers.config import ConsoleConfig
-from rl_core.loggers.console import ConsoleLogger
+from rl_logger_console.config import ConsoleConfig
+from rl_logger_console.console import ConsoleLogger
+from rl_logger_console.stage import duration
 
 
 class Clock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO
 
-from rl_core.loggers._stage import COLUMNS, EVERY_STEP, SHORT_S, Column, StageProgress, duration, is_evaluation
+from rl_logger_console.stage import COLUMNS, EVERY_STEP, SHORT_S, Column, StageProgress, duration, is_evaluation
 
 _SHARE_OF_STAGE = 0.1
 _LONGEST_SILENCE_S = 60.0

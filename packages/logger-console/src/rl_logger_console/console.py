@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-
 from rl_core.contracts.logger import RunInfo
-from rl_core.loggers._live import LiveView
-from rl_core.loggers._plain import PlainView
-from rl_core.loggers._stage import StageProgress
+
+from rl_logger_console.live import LiveView
+from rl_logger_console.plain import PlainView
+from rl_logger_console.stage import StageProgress
 
 if TYPE_CHECKING:
-    from rl_core.loggers.config import ConsoleConfig
+    from rl_logger_console.config import ConsoleConfig
 
 
 class ConsoleLogger:

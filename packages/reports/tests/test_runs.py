@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from rl_core.cli.main import main
-from rl_core.cli.run_summary import summarize_run, summarize_runs
-from rl_core.cli.runs import age
+from rl_reports.run_summary import summarize_run, summarize_runs
+from rl_reports.runs import age
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from rl_core.cli.framework import stdout, table
 from rl_core.secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
-    from rl_core.cli.run_summary import RunSummary
+    from rl_reports.run_summary import RunSummary
 
 
 def runs_command(
@@ -19,8 +18,9 @@ def runs_command(
     """List runs with their status, step and newest metrics."""
     from pathlib import Path
 
-    from rl_core.cli.run_summary import summarize_runs
     from rl_core.errors import ConfigError
+
+    from rl_reports.run_summary import summarize_runs
 
     path = Path(directory)
     if not path.is_dir():

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rl_core.loggers._stage import COLUMNS, StageProgress, duration, is_evaluation
+from rl_logger_console.stage import COLUMNS, StageProgress, duration, is_evaluation
 
 _ROWS = 6
 _REFRESH_PER_SECOND = 4
