@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from rl_core.component import Component
+    from rl_core.contracts.cluster import NamedCluster
     from rl_core.contracts.plan import RunPlan
     from rl_core.contracts.rating import BackendJob, BackendRating
 
@@ -112,6 +113,15 @@ def rate_backends(job: BackendJob) -> Iterable[BackendRating]:  # type: ignore[e
     may import pydantic models but neither torch nor transformers, and must not touch the network or a GPU: what it
     may use is in ``job``. A failure, or a rating of a backend that the package does not register, is reported as a
     warning that names the package, and its backends are left out of the choice.
+    """
+
+
+@hookspec
+def find_cluster(name: str) -> NamedCluster | None:
+    """Say where the Ray cluster is that ``run.address`` (or ``RAY_ADDRESS``) calls ``name``; None for other names.
+
+    Called in the ``rl`` process, for an address that is a word such as ``cluster``, when a run is about to join it.
+    An :class:`rl_core.errors.EnvironmentProblem` is the message to the user where the cluster does not run.
     """
 
 

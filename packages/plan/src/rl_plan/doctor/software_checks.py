@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion
-from rl_core.cluster import local_cluster
+from rl_core.cluster.named import find_cluster
+from rl_core.errors import EnvironmentProblem
 
 from rl_plan.doctor.finding import Finding
 
@@ -106,12 +107,15 @@ def ray_cluster(address: str) -> Iterator[Finding]:
     """Whether somebody listens at ``RAY_ADDRESS``; nothing is said where it is not set."""
     if not address or address == "auto":
         return
-    if address == local_cluster.NAME:
-        if cluster := local_cluster.find():
-            yield Finding("Ray cluster", "ok", f"the local cluster runs at {cluster.address}")
-        else:
-            told = "RAY_ADDRESS is 'cluster', but no local cluster runs"
-            yield Finding("Ray cluster", "fail", told, "rl cluster start, or: unset RAY_ADDRESS")
+    try:
+        cluster = None if ":" in address else find_cluster(address)
+    except EnvironmentProblem as error:
+        told, _, fix = str(error).replace("run.address (or RAY_ADDRESS)", "RAY_ADDRESS").partition("\n")
+        fix = fix.strip().removeprefix("start one with: ")
+        yield Finding("Ray cluster", "fail", told, f"{fix}, or: unset RAY_ADDRESS")
+        return
+    if cluster is not None:
+        yield Finding("Ray cluster", "ok", f"the cluster {address!r} runs at {cluster.address}")
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     fix = "start Ray there (ray start --head), or run: unset RAY_ADDRESS"

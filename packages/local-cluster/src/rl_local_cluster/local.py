@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rl_core.cluster import head
 from rl_core.cluster.head import Head, HeadOptions
+from rl_core.cluster.named import joinable
 from rl_core.cluster.temporary import RayFolder, in_use, is_ray_folder, remove_folder
 from rl_core.errors import ConfigError, EnvironmentProblem
 
@@ -144,32 +145,24 @@ def _end(cluster: LocalCluster) -> None:
     _file().unlink(missing_ok=True)
 
 
-@contextmanager
-def joinable(address: str) -> Iterator[tuple[str, LocalCluster | None]]:
-    """An address for ``ray.init``, and for as long as the block lasts the environment that joining it needs.
-
-    With it the local cluster, where that is what the address means.
+def named(name: str) -> LocalCluster | None:
+    """The local cluster, where ``name`` means it; None for another name.
 
     Raises:
-        EnvironmentProblem: it is ``cluster`` and there is none, or this process cannot join it any more.
+        EnvironmentProblem: it means the local cluster, and there is none.
     """
-    if address != NAME:
-        head.require_unused(address)
-        yield address, None
-        return
-    cluster = find()
-    if cluster is None:
+    if name != NAME:
+        return None
+    if (cluster := find()) is None:
         raise EnvironmentProblem(
             f"run.address (or RAY_ADDRESS) is {NAME!r}, but no local cluster runs\n    start one with: rl cluster start"
         )
-    head.adopt_token(cluster.token)
-    with head.driver_environment(cluster.token):
-        yield cluster.address, cluster
+    return cluster
 
 
 def resources(cluster: LocalCluster) -> tuple[int, dict[str, float], dict[str, float]]:
     """``(nodes, resources in all, resources that are free)``; joins it for a moment."""
-    with joinable(NAME), _joined(cluster.address):
+    with joinable(NAME, {NAME: cluster}.get), _joined(cluster.address):
         import ray
 
         alive = sum(node["Alive"] for node in ray.nodes())
