@@ -16,6 +16,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from rl_core.component import Component
     from rl_core.contracts.cluster import NamedCluster
@@ -122,6 +123,15 @@ def find_cluster(name: str) -> NamedCluster | None:
 
     Called in the ``rl`` process, for an address that is a word such as ``cluster``, when a run is about to join it.
     An :class:`rl_core.errors.EnvironmentProblem` is the message to the user where the cluster does not run.
+    """
+
+
+@hookspec
+def profile_stage(stage: Any, pool: Any, directory: Path) -> Any:
+    """Measure a stage of ``rl run --profile``; returns a :class:`rl_core.training.profiling.StageProfile`.
+
+    Called in the driver before the stage's first step, and again after a recovery. What is written goes into a new
+    folder in ``directory``, the stage's. A failure stops the run. Of several plugins the first is taken.
     """
 
 

@@ -226,3 +226,12 @@ def test_a_plugin_cannot_put_a_group_in_the_place_of_a_command_of_the_core(insta
         "warning: command 'export' of rl_x_commands.plugin is left out: rl has its own\n"
         "warning: command group 'export' of a plugin is left out: rl has a command of that name\n"
     )
+
+
+def test_a_profile_without_the_package_that_makes_it_says_what_to_install(site, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (["run", "c.yaml", "--profile"], ["resume", "runs/one", "--profile"]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert said == "error: --profile needs rl-reports, which is not installed\n    pip install rl-reports\n"
+    assert not list(tmp_path.glob("runs"))

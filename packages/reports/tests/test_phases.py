@@ -7,7 +7,7 @@ import pytest
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_core.training.observers import Observers
-from rl_core.training.phases import LABELS, Phases, StepTimes, sampling_parts, timed
+from rl_reports.phases import LABELS, Phases, sampling_parts, timed
 
 
 class Clock:
@@ -72,24 +72,6 @@ def test_the_time_of_a_batch_is_where_the_metrics_of_the_step_say(clock):
         metrics |= {"time/rollout_s": 5.0, "time/reward_s": 1.0}
     seconds = phases.take()[1]
     assert (seconds["rollout"], seconds["reward"], seconds["sampling"]) == (5.0, 1.0, 2.0)
-
-
-def test_the_times_of_a_step_are_those_until_it_is_logged(clock):
-    times = StepTimes(clock)
-    loop = Observers(times)
-    with loop.phase("evaluation"):
-        clock.work(1)
-    assert loop.metrics() == {"time/eval_s": 1.0}
-    for _ in range(2):
-        with loop.step(1):
-            clock.work(2)
-            with loop.phase("weights"):
-                with loop.phase("turns"):
-                    clock.work(4)
-                clock.work(8)
-            assert loop.metrics() == {"time/weights_s": 12.0, "time/step_s": 14.0}
-            with loop.phase("logging"):
-                clock.work(16)
 
 
 def test_what_somebody_else_measured_comes_off_the_phase_it_was_part_of(clock):

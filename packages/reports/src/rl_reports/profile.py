@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.errors import Interrupted, WorkerDied
 from rl_core.io.files import write_atomic
-from rl_core.training.observers import StepObserver
-from rl_core.training.phases import LABELS, REST, TRAIN, Phases
+from rl_core.training.observers import Observers, StepObserver
+from rl_core.training.phases import REST, TRAIN
+
+from rl_reports.phases import LABELS, Phases, timed
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rl_core.cluster.pool import WorkerPool
     from rl_core.config.stage import StageConfig
 
@@ -85,6 +88,21 @@ class Report:
         lines += [f"- {note}" for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
 
+    def table(self) -> RenderableType:
+        """The table for the terminal, with its notes and the place of the files."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(show_footer=True)
+        table.add_column("phase", footer="step")
+        table.add_column("seconds", justify="right", footer=f"{self.total / self.steps:.4f}")
+        table.add_column("share", justify="right", footer="100.0%")
+        for _, label, seconds, share in self.rows():
+            table.add_row(label, f"{seconds:.4f}", f"{share:.1%}")
+        notes = [Text(note) for note in self.notes]
+        return Group(Text(self.title, style="italic"), table, *notes, Text(f"{'profile':<12} {self.folder}"))
+
     @property
     def title(self) -> str:
         """Of the table: the stage and the number of steps."""
@@ -113,6 +131,19 @@ class Profile(StepObserver):
     _totals: dict[bool, tuple[int, dict[str, float]]] = field(default_factory=dict)  # by whether they were traced
     _started: list[tuple[Any, Any]] = field(default_factory=list)  # generators and their answers
     _notes: list[str] = field(default_factory=list)
+
+    @property
+    def observers(self) -> tuple[StepObserver, ...]:
+        """Itself first: what it asks of workers between two steps is in the time of neither."""
+        return (self, self.phases)
+
+    def timed(self, models: Mapping[str, Any], observers: Observers, *, policy: str) -> Mapping[str, Any]:
+        """See :func:`rl_reports.phases.timed`."""
+        return timed(models, observers, policy=policy)
+
+    def render(self) -> RenderableType | None:
+        """What was found, for the end of the run; None without a step."""
+        return None if self.report is None else self.report.table()
 
     def __enter__(self) -> Profile:
         return self

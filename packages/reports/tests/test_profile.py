@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from rl_core.errors import Interrupted, WorkerDied
 from rl_core.training.observers import Observers
-from rl_core.training.phases import Phases
-from rl_core.training.profile import Profile, Report, free_folder
+from rl_reports.phases import Phases
+from rl_reports.profile import Profile, Report, free_folder
 
 STEP = {"train": 4.0, "weights": 1.0, "rest": 1.0}
 """Seconds of a step, as the driver sees it."""
