@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import ConfigError, EnvironmentProblem
-from rl_core.foreign import foreign
+from rl_huggingface.foreign import foreign
 from rl_torch.hf_folder import check_writable
 from rl_torch.kernels.apply import Choice, apply_kernels, choose_kernels
 from rl_torch.kernels.contract import Use

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from rl_core.contracts.model import Head, ModelSpec
-from rl_core.foreign import foreign
+from rl_huggingface.foreign import foreign
 from rl_torch.architectures import attention_of
 from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_config

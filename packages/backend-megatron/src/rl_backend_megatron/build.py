@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
-from rl_core.foreign import foreign
+from rl_huggingface.foreign import foreign
 from rl_torch.models import build_config
 
 from rl_backend_megatron.architecture import Architecture

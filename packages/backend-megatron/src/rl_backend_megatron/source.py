@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from rl_core.contracts.model import Head, ModelSpec
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import foreign
+from rl_huggingface.foreign import foreign
 from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_model
 from rl_torch.weight_plan import WeightPlan

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rl_core.config.generators import weight_transport
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.tokenizer import Tokenizer, end_token_ids
 from rl_core.errors import ConfigError, DataError
-from rl_core.planning.generators import weight_transport
 
 from rl_rollout.replacements import GeneratorReplacements
 from rl_rollout.router import Router

@@ -33,7 +33,7 @@ from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.discovery.references import resolve_reference
-from rl_core.planning.model_shape import shape_of_config
+from rl_huggingface.model_shape import shape_of_config
 
 POLICY = Role("policy", trainable=True)
 TINY = {"hidden_size": 64, "heads": 2, "kv_heads": 2, "layers": 2, "ffn": 64}

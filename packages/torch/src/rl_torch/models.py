@@ -12,8 +12,8 @@ import torch
 import transformers
 from rl_core.contracts.model import Head, ModelSpec
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import foreign
-from rl_core.model_folder import check_model_folder
+from rl_huggingface.foreign import foreign
+from rl_huggingface.model_folder import check_model_folder
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,

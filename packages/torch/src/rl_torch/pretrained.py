@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import foreign
-from rl_core.model_folder import PICKLES, StoredTensor, check_files, files_of_index
+from rl_huggingface.foreign import foreign
+from rl_huggingface.model_folder import PICKLES, StoredTensor, check_files, files_of_index
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file

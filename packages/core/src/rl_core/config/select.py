@@ -57,7 +57,7 @@ BASE_OF: dict[str, type[ComponentConfig]] = {
 """What the config model of a kind derives from; :class:`ComponentConfig` for the others."""
 
 AUTO = "auto"
-"""``backend.name`` that leaves the choice to :mod:`rl_core.planning.auto_backend`."""
+"""``backend.name`` that leaves the choice to a package with the hook ``plan_run``."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

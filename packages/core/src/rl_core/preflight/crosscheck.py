@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel
 
 from rl_core.cluster.ray_address import ray_address
 from rl_core.component import SECTIONS
@@ -15,16 +12,14 @@ from rl_core.config.compose import LISTS, REQUIRED
 from rl_core.config.document import Node
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.findings import Findings
-from rl_core.config.paths import function_references, model_paths
+from rl_core.config.generators import gpus_on_this_machine, has_own_gpus, placement_problems
+from rl_core.config.paths import function_references
 from rl_core.config.problems import Problem
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
 from rl_core.config.typed_secrets import check_typed
-from rl_core.errors import EnvironmentProblem
 from rl_core.machine import Machine
-from rl_core.model_folder import check_model_folder
 from rl_core.network import describe, interfaces
-from rl_core.planning.generators import gpus_on_this_machine, has_own_gpus, placement_problems
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry
@@ -138,28 +133,6 @@ def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) ->
             f"the backend {stage.backend.name!r} cannot train {adapter.name} adapters",
             fix=f"choose {' or '.join(sorted(can))}" if can else "remove model.adapter, or choose another backend",
         )
-
-
-def check_models(selected: Selected, stage: StageConfig, read: frozenset[str], findings: Findings) -> None:
-    """Every model's folder on this machine is whole; one that an earlier stage will write is not looked at."""
-    chosen = [s for section in SECTIONS if section in read for s in selected.selections.get(section, ())]
-    sections = [(selected.nodes["model"], stage.model), *((s.node, s.config) for s in chosen)]
-    for node, config in sections:
-        for key, path in model_paths(config) if isinstance(config, BaseModel) else ():
-            if (found := _model_problem(path, stage.run.directory)) is not None:
-                _add(node, Problem(".".join(map(str, key)), *found), findings)
-
-
-def _model_problem(path: str, run: str | None) -> tuple[str, str] | None:
-    """What is wrong with a model's folder, and what to do about it."""
-    if not os.path.isdir(path) or (run is not None and path.startswith(os.path.join(run, ""))):
-        return None
-    try:
-        check_model_folder(path)
-    except EnvironmentProblem as error:
-        message, _, fix = str(error).partition("\n")
-        return message, fix.strip() or "copy or download the model again"
-    return None
 
 
 def check_staleness(selected: Selected, stage: StageConfig, findings: Findings) -> None:

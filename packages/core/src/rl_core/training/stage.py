@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from rl_core.training.evaluation import evaluations_of
 from rl_core.training.loop import Loop
-from rl_core.training.phases import timed
 from rl_core.training.saving import Checkpoints, restore
 from rl_core.training.state import RunState
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from rl_core.training.driver import DriverParts
     from rl_core.training.logger_group import LoggerGroup
     from rl_core.training.observers import Observers
-    from rl_core.training.profile import Profile
+    from rl_core.training.profiling import StageProfile
     from rl_core.training.signals import StopRequest
 
 logger = logging.getLogger("rl")
@@ -42,7 +41,7 @@ def train_stage(
     stop: StopRequest,
     directory: Path,
     resume_from: Path | None = None,
-    profile: Profile | None = None,
+    profile: StageProfile | None = None,
 ) -> list[dict[str, Any]]:
     """Train from the checkpoint ``resume_from``, or from the first step; returns the last evaluation's samples.
 
@@ -74,7 +73,7 @@ def train_stage(
             start=start,
             feed=feed,
             algorithm=algorithm,
-            models=timed(models, observers, policy=loaded.policy.role.name) if profile else models,
+            models=profile.timed(models, observers, policy=loaded.policy.role.name) if profile else models,
             publish=rollouts.publish if rollouts is not None and stage.generator is not None else lambda _version: None,
             evaluations=evaluations_of(stage, driver, models=models),
             checkpoints=Checkpoints(store, models, published=saved),
