@@ -146,7 +146,7 @@ def test_gradients_reach_the_whole_model_and_equal_plain_autograd(characters: Ca
     tokenizer, algorithm = characters(ROWS), rm(margin=0.5)
     batch = algorithm.encode(ROWS, tokenizer)
     model = trained(local_model, tokenizer, batch)
-    hf = plain_copy(model.backend._role("reward").model.model)
+    hf = plain_copy(model.backend.role("reward").model.hf)
     scores = [
         hf(torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]).logits[0, 0] for i in range(6)
     ]

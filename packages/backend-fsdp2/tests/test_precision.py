@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fsdp2_helpers import losses_of, model_spec, optimizer_spec, plain_model, random_batch, train
+from fsdp2_helpers import losses_of, train
 from ranks import Ranks
 from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.sharding import COMPUTE_DTYPE, compile_layers
 from rl_core.contracts.backend import LossSpec
+from rl_torch.engine.testing.examples import NLL, model_spec, optimizer_spec, plain_model, random_batch
 
 STEPS = 5
 
@@ -110,7 +111,7 @@ def test_the_folder_that_imports_set_is_not_taken_for_the_users(tmp_path: Path) 
 
 
 def test_a_float16_overflow_lowers_the_scale_and_repeats_the_batch(single: Ranks) -> None:
-    large = LossSpec("fsdp2_helpers:nll", options={"factor": 1e3})
+    large = LossSpec(NLL.function, options={"factor": 1e3})
     options: dict[str, Any] = {"batch": random_batch(), "steps": 1, "loss": large, "optimizer": optimizer_spec()}
     (ran,) = single(train, **options, config={"precision": "fp16"})
     (exact,) = single(train, **options)
@@ -122,7 +123,7 @@ def test_a_float16_overflow_lowers_the_scale_and_repeats_the_batch(single: Ranks
 
 
 def test_a_float16_gradient_that_no_scale_brings_down_is_reported(single: Ranks) -> None:
-    loss = LossSpec("fsdp2_helpers:nll", options={"factor": 1e9})
+    loss = LossSpec(NLL.function, options={"factor": 1e9})
     (ran,) = single(train, batch=random_batch(), loss=loss, config={"precision": "fp16"})
     assert not ran["results"][0].finite
     for name, weight in ran["before"].items():

@@ -10,25 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from megatron_helpers import (
+from megatron_helpers import backend, forward, train
+from ranks import Ranks
+from rl_core.cluster.ports import free_port
+from rl_core.contracts.model import AdapterSpec, ModelSpec
+from rl_core.errors import ConfigError
+from rl_torch.engine.testing.examples import (
     POLICY,
-    backend,
-    forward,
-    make_directory,
-    merged,
-    metrics_of,
     model_spec,
     optimizer_spec,
     plain_model,
     plain_outputs,
     plain_training,
     random_batch,
-    train,
 )
-from ranks import Ranks
-from rl_core.cluster.ports import free_port
-from rl_core.contracts.model import AdapterSpec, ModelSpec
-from rl_core.errors import ConfigError
+from rl_torch.engine.testing.jobs import make_directory, merged, metrics_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -147,7 +143,7 @@ def test_adapters_are_put_on_attention_only(tmp_path: Path) -> None:
     spec = experts_folder(tmp_path)
     with backend(0, 1, free_port()) as made:
         made.load(POLICY, replace(spec, adapter=LORA), optimizer_spec())
-        adapted = {name.split(".")[-2] for name in made._role("policy").adapters.pairs}
+        adapted = {name.split(".")[-2] for name in made.role("policy").model.lora.pairs}
         assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"}
         with pytest.raises(ConfigError) as caught:
             made.load(POLICY, replace(spec, adapter=replace(LORA, target_modules=("up_proj",))), optimizer_spec())

@@ -8,9 +8,8 @@ from typing import Protocol
 import torch
 from rl_core.contracts.model import Head, ModelSpec
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import foreign
-from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_model
+from rl_torch.pretrained import weight_plan
 from rl_torch.weight_plan import WeightPlan
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -65,12 +64,9 @@ def open_source(spec: ModelSpec, head: Head, model: PreTrainedModel) -> WeightSo
     Raises:
         EnvironmentProblem: the folder is damaged, or does not hold the weights of its config.
     """
-    if spec.path is not None:
-        with foreign(spec.path):
-            files = open_checkpoint(spec.path)
-            plan = None if files is None else WeightPlan.of(model, files)
-        if plan is not None:
-            return FolderSource(plan)
+    plan = weight_plan(spec.path, lambda: model) if spec.path is not None else None
+    if plan is not None:
+        return FolderSource(plan)
     return ModelSource(spec, head)
 
 

@@ -43,6 +43,14 @@ def build_config(spec: ModelSpec) -> PretrainedConfig:
     return _read_config(spec) if spec.path is not None else _config_from_shape(spec)
 
 
+def auto_class(config: PretrainedConfig, head: Head) -> Any:
+    """The ``AutoModelFor…`` that builds the model of ``config`` with this head; a scalar one's config has one label."""
+    if head == "lm":
+        return AutoModelForCausalLM
+    config.num_labels = 1
+    return AutoModelForSequenceClassification
+
+
 def settle(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
     """``model``, in evaluation mode, as it stays: nothing in it is random, or depends on the rest of a batch."""
     switch_randomness_off(model)
@@ -74,11 +82,8 @@ def build_model(
             such model with this head.
     """
     config = build_config(spec)
-    auto: Any = AutoModelForCausalLM
+    auto = auto_class(config, head)
     model: Any  # transformers wraps `to` without its types
-    if head == "scalar":
-        auto = AutoModelForSequenceClassification
-        config.num_labels = 1
     try:
         if spec.path is not None:
             model, new = _load(auto, spec, config, dtype)
@@ -161,11 +166,21 @@ def _finish_scalar(model: PreTrainedModel, spec: ModelSpec, *, is_new: bool) -> 
         )
     if is_new:
         torch.nn.init.zeros_(head.weight)
+    name_padding_token(model.config, spec, is_new=is_new)
+
+
+def name_padding_token(config: PretrainedConfig, spec: ModelSpec, *, is_new: bool) -> None:
+    """Name the tokenizer's padding token in a scalar model's config, without which transformers refuses batches.
+
+    Not before the model is built: an embedding's row for padding would get no gradient.
+
+    Args:
+        is_new: the head is; else a token that the config names stays.
+    """
     ids = [spec.special_tokens.get(name) for name in ("pad_token_id", "eos_token_id")]
     padding = next((i for i in ids if i is not None), None)
-    if padding is not None and (is_new or model.config.pad_token_id is None):
-        # Not before the model is built: an embedding's row for padding would get no gradient.
-        model.config.pad_token_id = padding
+    if padding is not None and (is_new or config.pad_token_id is None):
+        config.pad_token_id = padding
 
 
 def _initialise(
