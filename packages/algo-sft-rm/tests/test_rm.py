@@ -210,7 +210,7 @@ def test_a_reward_model_can_start_from_a_language_model(characters: Callable, lo
     policy.backend.export("policy", str(tmp_path))
     body = AutoModelForCausalLM.from_pretrained(tmp_path).base_model.state_dict()
     reward = local_model(ROLE, spec=ModelSpec(path=str(tmp_path), special_tokens=tokenizer.special_tokens))
-    found = reward.backend._role("reward").model.model
+    found = reward.backend.role("reward").model.hf
     for name, value in found.base_model.state_dict().items():
         assert torch.equal(value, body[name]), name
     assert not found.score.weight.any()

@@ -124,8 +124,7 @@ def test_an_export_with_an_adapter_has_the_names_that_save_pretrained_writes(ran
 
 def test_experts_are_read_stacked_or_one_by_one(tmp_path: Path) -> None:
     from rl_backend_megatron.source import open_source
-    from rl_backend_megatron.weights import skeleton
-    from rl_torch.models import build_config
+    from rl_torch.models import build_config, skeleton
 
     spec = experts_folder(tmp_path)
     file = tmp_path / "model.safetensors"

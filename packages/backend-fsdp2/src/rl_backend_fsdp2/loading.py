@@ -10,9 +10,9 @@ from accelerate import init_empty_weights
 from rl_core.contracts.model import Head, ModelSpec
 from rl_core.foreign import foreign
 from rl_torch.architectures import attention_of
-from rl_torch.models import auto_class, build_config
+from rl_torch.models import auto_class, build_config, skeleton
 from rl_torch.policy import PolicyModel, ScalarModel
-from rl_torch.pretrained import empty_like, weight_plan
+from rl_torch.pretrained import weight_plan
 from rl_torch.weight_plan import WeightPlan
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -35,7 +35,7 @@ def empty_model(spec: ModelSpec, head: Head) -> tuple[PreTrainedModel, WeightPla
         return None
     config = build_config(spec)
     auto = auto_class(config, head)
-    plan = weight_plan(spec.path, lambda: empty_like(auto, config))
+    plan = weight_plan(spec.path, lambda: skeleton(config, head))
     if plan is None:
         return None
     with foreign(spec.path):

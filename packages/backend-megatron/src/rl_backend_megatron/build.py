@@ -8,8 +8,7 @@ from dataclasses import replace
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.foreign import foreign
 from rl_torch.microbatch import Layout, Packing
-from rl_torch.models import auto_class, build_config, name_padding_token
-from rl_torch.pretrained import empty_like
+from rl_torch.models import build_config, name_padding_token, skeleton
 
 from rl_backend_megatron.architecture import Architecture
 from rl_backend_megatron.config import MegatronConfig
@@ -38,7 +37,7 @@ def build_role(
         on_cpu=runtime.device.type == "cpu",
         activation_checkpointing=config.activation_checkpointing and role.trainable,
     )
-    full = empty_like(auto_class(hf, role.head), hf)
+    full = skeleton(hf, role.head)
     source = open_source(model, role.head, full)
     shapes = {name: tensor.shape for name, tensor in full.state_dict().items()}
     if role.head == "scalar":

@@ -6,12 +6,13 @@ The sizes of tensors that :mod:`rl_torch` makes are counted here, and settings t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
 from rl_core.contracts.model import AdapterSpec
-from rl_core.contracts.rating import BackendJob, MemoryEstimate, ModelShape
+from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate, ModelShape
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, by default: 64 MB in float32."""
@@ -72,6 +73,43 @@ def logits_bytes(
     if entropy:
         copies += 3 if trainable else 1
     return chunk * vocabulary * (copies * FP32 + (compute_bytes if compute_bytes != FP32 else 0))
+
+
+def projection_bytes(
+    tokens: int,
+    vocabulary: int,
+    hidden: int,
+    *,
+    chunk_tokens: int | None,
+    compute_bytes: int,
+    trainable: bool,
+    entropy: bool,
+    weight_gradient: int,
+) -> int:
+    """:func:`logits_bytes`, and the gradients of the output projection by both of its factors.
+
+    Args:
+        hidden: width of the hidden states.
+        weight_gradient: bytes of the gradient by the weights; 0 where they are not trained.
+    """
+    chunk = logits_bytes(
+        tokens,
+        vocabulary,
+        chunk_tokens=chunk_tokens,
+        compute_bytes=compute_bytes,
+        trainable=trainable,
+        entropy=entropy,
+    )
+    by_hidden = tokens * hidden * compute_bytes if trainable else 0
+    # By the weights: the sum over chunks, and one chunk's part of it.
+    return chunk + by_hidden + 2 * weight_gradient
+
+
+def norms_per_token(shape: ModelShape, compute_bytes: int, *, weights_trained: bool) -> float:
+    """Bytes of one token that a block's two norms keep: each its input in float32, what its weight multiplies, and its
+    output, which the next linear layers keep as their input.
+    """
+    return 2 * shape.hidden_size * (FP32 + compute_bytes * (2 if weights_trained else 1)) + 2 * FP32
 
 
 def microbatch_tokens(job: BackendJob, *, limit: int, data_ranks: int) -> tuple[int, int]:
@@ -138,14 +176,50 @@ def first_that_fits(
     return Fit(settings, TOO_LARGE, (needs,), memory)
 
 
-def savings(
-    config: Any,
-    changes: Mapping[str, Mapping[str, Any]],
+def rate_by_memory(
+    job: BackendJob,
     *,
-    peak: int,
-    estimate: Callable[[Any], MemoryEstimate],
-) -> Iterator[str]:
-    """Of ``changes`` (what to write → fields of ``config``), those that take a tenth or more off ``peak``, in order."""
+    name: str,
+    place: str,
+    score: int,
+    options: Iterable[Settings],
+    estimate: Callable[[Mapping[str, Any]], MemoryEstimate],
+) -> BackendRating:
+    """The rating of a backend with the first of ``options`` that fits; without a number where memory is unknown.
+
+    Args:
+        name: of the backend.
+        place: where it trains, the first reason.
+        score: where memory is unknown.
+        estimate: for the fields of a section, which it validates.
+    """
+    if job.shape is None or job.unknown:
+        return BackendRating(name, score, (place, f"memory unknown: {job.unknown}"))
+    try:
+        fit = first_that_fits(job, list(options), estimate)
+    except ValidationError:
+        # The check of the section itself says which field is wrong.
+        return BackendRating(name, score, (place, "memory unknown: the section 'backend' is not valid"))
+    return BackendRating(name, fit.score, (place, *fit.reasons), fit.memory, fit.settings.fields)
+
+
+def place_of(job: BackendJob, *, on_cpu: str = "trains on CPU", on_gpus: str) -> str:
+    """Where a job trains, in words; ``on_gpus`` says what is done over several of them."""
+    if not job.gpus:
+        return on_cpu
+    return "trains on one GPU" if job.total_gpus == 1 else f"{on_gpus} over {job.total_gpus} GPUs"
+
+
+def with_advice(
+    config: Any, changes: Mapping[str, Mapping[str, Any]], estimate: Callable[[Any], MemoryEstimate]
+) -> MemoryEstimate:
+    """The estimate for ``config``, with the first of ``changes`` that takes a tenth or more off it as advice.
+
+    Args:
+        changes: what to write → fields of ``config``.
+    """
+    memory = estimate(config)
     for text, fields in changes.items():
-        if estimate(config.model_copy(update=dict(fields))).peak <= 0.9 * peak:
-            yield f"set backend.{text}"
+        if estimate(config.model_copy(update=dict(fields))).peak <= 0.9 * memory.peak:
+            return replace(memory, advice=f"set backend.{text}")
+    return memory

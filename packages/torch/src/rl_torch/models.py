@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from rl_torch.architectures import attention_of
 from rl_torch.determinism import switch_randomness_off
-from rl_torch.pretrained import forget_quantization, load_pretrained
+from rl_torch.pretrained import empty_like, forget_quantization, load_pretrained
 from rl_torch.rope import fix_frequencies
 
 
@@ -49,6 +49,11 @@ def auto_class(config: PretrainedConfig, head: Head) -> Any:
         return AutoModelForCausalLM
     config.num_labels = 1
     return AutoModelForSequenceClassification
+
+
+def skeleton(config: PretrainedConfig, head: Head) -> PreTrainedModel:
+    """The model without memory for its weights: names, shapes, and what an export writes next to them."""
+    return empty_like(auto_class(config, head), config)
 
 
 def settle(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:

@@ -71,11 +71,8 @@ class EngineSuite:
         if "moved" in metafunc.fixturenames:
             names = list(self.layouts)
             pairs = list(zip(names, [*names[1:], names[0]], strict=True))
-            metafunc.parametrize(
-                "moved",
-                [(self.layouts[a], self.layouts[b]) for a, b in pairs],
-                ids=[f"{a} to {b}" for a, b in pairs],
-            )
+            moved = [(self.layouts[a], self.layouts[b]) for a, b in pairs]
+            metafunc.parametrize("moved", moved, ids=[f"{a} to {b}" for a, b in pairs])
 
     def _do(self, ranks: Any, job: Any, on: On = On(), **options: Any) -> list[Any]:
         return ranks(job, on.world, under=self.under, config={**on.config, **options.pop("config", {})}, **options)
