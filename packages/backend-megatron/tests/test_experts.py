@@ -132,8 +132,8 @@ def test_experts_are_read_stacked_or_one_by_one(tmp_path: Path) -> None:
     assert {n for n in load_file(file) if ".experts." in n}.isdisjoint(want)  # published folders have them one by one
     for _ in range(2):
         source = open_source(spec, "lm", skeleton(build_config(spec), "lm"))
-        assert all(torch.equal(source.read(name), tensor) for name, tensor in want.items())
-        assert source.read("model.layers.0.mlp.experts.other") is None
+        assert all(torch.equal(source(name), tensor) for name, tensor in want.items())
+        assert source("model.layers.0.mlp.experts.other") is None
         stacked = {n: t for n, t in load_file(file).items() if ".experts." not in n} | want
         save_file(stacked, file, metadata={"format": "pt"})
 

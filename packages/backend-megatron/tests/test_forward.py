@@ -55,7 +55,8 @@ def test_padding_rows_of_the_vocabulary_are_left_out(rank: int, vocab: int, star
     assert (shard.start, shard.total, own.shape) == (start, vocab, (rows, 8))
 
 
-def test_scores_skip_padding_tokens_like_transformers(ranks: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+def test_scores_skip_padding_tokens_like_transformers(ranks: Ranks, tmp_path: Path, packing: str) -> None:
     role, batch = Role("reward", trainable=False, head="scalar"), random_batch(6)
     spec = model_spec()
     init = ModelSpec(init=spec.init, vocab_size=96, max_length=128, special_tokens={"pad_token_id": 7})
@@ -65,7 +66,13 @@ def test_scores_skip_padding_tokens_like_transformers(ranks: Ranks, tmp_path: Pa
     batch = SequenceBatch(tokens, batch.offsets, batch.token_columns, batch.sequence_columns)
     folder = _scored_folder(init, tmp_path)
     answers = ranks(
-        forward, 2, batch=batch, role=role, spec=folder, outputs=("scores",), config={"parallel": {"tp": 2}}
+        forward,
+        2,
+        batch=batch,
+        role=role,
+        spec=folder,
+        outputs=("scores",),
+        config={"parallel": {"tp": 2}, "packing": packing},
     )
     from transformers import AutoModelForSequenceClassification
 

@@ -41,7 +41,7 @@ def build_role(
     source = open_source(model, role.head, full)
     shapes = {name: tensor.shape for name, tensor in full.state_dict().items()}
     if role.head == "scalar":
-        is_new = source.read("score.weight") is None or model.init is not None
+        is_new = source("score.weight") is None or model.init is not None
         name_padding_token(full.config, model, is_new=is_new)
     stage = StageModel(megatron, architecture, runtime, head=role.head, max_length=hf.max_position_embeddings)
     weights = WeightMap(architecture, runtime, role.head, shapes)

@@ -54,27 +54,6 @@ def adapter_parameters(shape: ModelShape, adapter: AdapterSpec) -> int:
     return shape.layers * sum(rank * (inputs + outputs) + more(outputs) for inputs, outputs in layers)
 
 
-def logits_bytes(
-    tokens: int,
-    vocabulary: int,
-    *,
-    chunk_tokens: int | None,
-    compute_bytes: int,
-    trainable: bool,
-    entropy: bool,
-) -> int:
-    """Tensors of one chunk of tokens × vocabulary that :func:`rl_torch.logprobs.token_outputs` holds at once.
-
-    One chunk for everything: its log-probs are kept, and probabilities and gradient. Several: the logits, and
-    the gradient of the chunk before, as well. A loss with the entropy needs three more for its derivative.
-    """
-    chunk = min(chunk_tokens or max(16, CHUNK_ELEMENTS // vocabulary), tokens)
-    copies = 3 if chunk == tokens or not trainable else 5
-    if entropy:
-        copies += 3 if trainable else 1
-    return chunk * vocabulary * (copies * FP32 + (compute_bytes if compute_bytes != FP32 else 0))
-
-
 def projection_bytes(
     tokens: int,
     vocabulary: int,
@@ -86,23 +65,24 @@ def projection_bytes(
     entropy: bool,
     weight_gradient: int,
 ) -> int:
-    """:func:`logits_bytes`, and the gradients of the output projection by both of its factors.
+    """Tensors of the output projection that :func:`rl_torch.logprobs.token_outputs` holds at once.
+
+    Those of one chunk of tokens × vocabulary. One chunk for everything: its log-probs are kept, and probabilities and
+    gradient. Several: the logits, and the gradient of the chunk before, as well. A loss with the entropy needs three
+    more for its derivative. Besides them the gradients by both factors.
 
     Args:
         hidden: width of the hidden states.
         weight_gradient: bytes of the gradient by the weights; 0 where they are not trained.
     """
-    chunk = logits_bytes(
-        tokens,
-        vocabulary,
-        chunk_tokens=chunk_tokens,
-        compute_bytes=compute_bytes,
-        trainable=trainable,
-        entropy=entropy,
-    )
+    chunk = min(chunk_tokens or max(16, CHUNK_ELEMENTS // vocabulary), tokens)
+    copies = 3 if chunk == tokens or not trainable else 5
+    if entropy:
+        copies += 3 if trainable else 1
+    logits = chunk * vocabulary * (copies * FP32 + (compute_bytes if compute_bytes != FP32 else 0))
     by_hidden = tokens * hidden * compute_bytes if trainable else 0
     # By the weights: the sum over chunks, and one chunk's part of it.
-    return chunk + by_hidden + 2 * weight_gradient
+    return logits + by_hidden + 2 * weight_gradient
 
 
 def norms_per_token(shape: ModelShape, compute_bytes: int, *, weights_trained: bool) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -20,23 +20,14 @@ from rl_torch.engine.microbatches import MicroBatcher, MicroBatches
 from rl_torch.engine.roles import LoadedRole
 from rl_torch.engine.strategy import RoleModel, Strategy
 from rl_torch.kernels.apply import prepare_process as prepare_kernels
-from rl_torch.kernels.contract import KernelChoice
 from rl_torch.profiling import Profiler
 from rl_torch.role_files import finish_all
 from rl_torch.seeding import prepare_process
 from rl_torch.transports.buckets import exhaust
 from rl_torch.weights import to_buckets
 
-
-class EngineSettings(Protocol):
-    """What the engine reads of a backend's section (:class:`rl_torch.engine.config.EngineConfig`)."""
-
-    @property
-    def max_tokens_per_microbatch(self) -> int: ...
-    @property
-    def kernels(self) -> KernelChoice: ...
-    @property
-    def async_save(self) -> bool: ...
+if TYPE_CHECKING:  # what computes needs no pydantic: it runs wherever PyTorch and transformers do
+    from rl_torch.engine.config import EngineConfig
 
 
 class Engine:
@@ -48,7 +39,7 @@ class Engine:
 
     strategy: ClassVar[type[Strategy]]
 
-    def __init__(self, config: EngineSettings) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._roles: dict[str, LoadedRole] = {}
         self._joined: tuple[Strategy, MicroBatcher] | None = None
