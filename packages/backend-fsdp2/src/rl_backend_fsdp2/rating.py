@@ -11,15 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate
-from rl_torch.estimates import (
-    CPU_ROW_TOKENS,
-    FP32,
-    Settings,
-    microbatch_tokens,
-    place_of,
-    rate_by_memory,
-    with_advice,
-)
+from rl_torch.estimates import CPU_ROW_TOKENS, FP32, Settings, microbatch_tokens
+from rl_torch.rating import place_of, rate_by_memory, with_advice
 
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.memory import MemorySettings, estimate_memory

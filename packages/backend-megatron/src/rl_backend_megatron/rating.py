@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate, ModelShape
-from rl_torch.estimates import FP32, Settings, microbatch_tokens, place_of, rate_by_memory, with_advice
+from rl_torch.estimates import FP32, Settings, microbatch_tokens
+from rl_torch.rating import place_of, rate_by_memory, with_advice
 
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.memory import MemorySettings, estimate_memory
