@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def clipping(norm: float, limit: float | None) -> float:
     return limit / (norm + 1e-6) if limit is not None and norm > limit else 1.0
 
 
-def take_step(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], *, rate: float, shrink: float) -> None:
+def take_step(optimizer: torch.optim.Optimizer, gradients: list[Tensor], *, rate: float, shrink: float) -> None:
     """Multiply ``gradients``, which are those of the optimizer's parameters, by ``shrink``, and step."""
     if shrink != 1.0:
         torch._foreach_mul_(gradients, shrink)
