@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from rl_core.contracts.model import AdapterSpec
 from rl_core.errors import ConfigError
+from rl_torch.layer_names import is_named, last_part
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -114,16 +115,6 @@ def peft_targets(adapter: AdapterSpec, model: PreTrainedModel, names: Iterable[s
     if len(modules) < len(names):
         found["target_parameters"] = [f"{n}.weight" for n in names if last_part(n) in by_weight]
     return found
-
-
-def is_named(name: str, end: str) -> bool:
-    """Whether ``name`` is ``end``, or ends with it at a dot."""
-    return name == end or name.endswith(f".{end}")
-
-
-def last_part(name: str) -> str:
-    """``q_proj`` of ``model.layers.0.self_attn.q_proj``."""
-    return name.rpartition(".")[2]
 
 
 def _taken_for_experts(model: PreTrainedModel, names: Iterable[str]) -> set[str]:

@@ -24,6 +24,7 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from rl_core.contracts.model import AdapterSpec
 from rl_core.errors import ConfigError
+from rl_torch.layer_names import is_named, last_part
 from torch import Tensor, nn
 
 from rl_backend_megatron.architecture import Architecture
@@ -219,7 +220,7 @@ def _check_targets(targets: tuple[str, ...], architecture: Architecture, *, scal
     for target in targets:
         if any(_is_wanted(name, (target,)) for name in names):
             continue
-        where, last = "model.adapter.target_modules: ", target.rpartition(".")[2]
+        where, last = "model.adapter.target_modules: ", last_part(target)
         if architecture.experts and last in TARGETS[4:]:
             raise ConfigError(f"{where}experts get no adapters; choose from {', '.join(TARGETS[:4])}")
         raise ConfigError(f"{where}no layer {target!r}; choose from {', '.join(TARGETS)}")
@@ -231,9 +232,7 @@ def _linear_names(entry: Entry) -> list[str]:
 
 
 def _is_wanted(name: str, targets: tuple[str, ...]) -> bool:
-    """Whether one of ``targets`` is the layer's name, or its end at a dot."""
-    layer = name.removesuffix(".weight")
-    return any(layer == target or layer.endswith(f".{target}") for target in targets)
+    return any(is_named(name.removesuffix(".weight"), target) for target in targets)
 
 
 def _replace(

@@ -211,8 +211,7 @@ def train(made: Any, case: Mapping[str, Any], place: Topology) -> None:
 
 def forget(made: Any) -> None:
     """Drop the loaded models, but stay in the process group."""
-    made._roles.clear()
-    gc.collect()
+    made.unload()
     ctypes.CDLL(None).malloc_trim(0)  # what is free must not count as used before, and then be used
 
 

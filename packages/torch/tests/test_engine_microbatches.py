@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
-from rl_backend_fsdp2.microbatches import MicroBatcher
 from rl_core.batch import SequenceBatch
-from rl_torch.microbatch import Packing
+from rl_torch.engine.microbatches import MicroBatcher
+from rl_torch.microbatch import MicroBatch, Packing
 
-MESH = SimpleNamespace(device=torch.device("cpu"), maximum=lambda count: count)
+
+def batcher_of(max_tokens: int = 100, at_least: int = 0) -> MicroBatcher:
+    return MicroBatcher(max_tokens, torch.device("cpu"), agree_on_count=lambda count: max(count, at_least))
 
 
 def shard(tokens: int = 6, **columns: np.ndarray) -> SequenceBatch:
@@ -19,14 +19,12 @@ def shard(tokens: int = 6, **columns: np.ndarray) -> SequenceBatch:
     return batch.with_columns(token=columns)
 
 
-def made(
-    batcher: MicroBatcher, batch: SequenceBatch, *, mesh: SimpleNamespace = MESH, packing: Packing | None = None
-) -> list:
-    return [micro for _, micro in batcher.micro_batches(batch, mesh, packing=packing)]
+def made(batcher: MicroBatcher, batch: SequenceBatch, packing: Packing = "packed") -> list[MicroBatch]:
+    return list(batcher.cut(batch, packing))
 
 
 def test_the_micro_batch_of_the_same_tokens_is_used_again_with_the_new_columns() -> None:
-    batcher = MicroBatcher(max_tokens=100, packing="packed")
+    batcher = batcher_of()
     (first,) = made(batcher, shard())
     (second,) = made(batcher, shard(advantages=np.arange(9, dtype=np.float32)))
     assert second.indices is first.indices
@@ -34,18 +32,19 @@ def test_the_micro_batch_of_the_same_tokens_is_used_again_with_the_new_columns()
 
 
 def test_a_layout_is_not_used_for_other_tokens_or_another_layout() -> None:
-    batcher = MicroBatcher(max_tokens=100, packing="packed")
+    batcher = batcher_of()
     (first,) = made(batcher, shard())
     (other,) = made(batcher, shard(7))
     assert other.input_ids.tolist() != first.input_ids.tolist()
-    (padded,) = made(batcher, shard(7), packing="padded")
+    (padded,) = made(batcher, shard(7), "padded")
     assert padded.input_ids.shape != other.input_ids.shape
     (again,) = made(batcher, shard(7))
     assert again.indices is other.indices  # each layout has its own
 
 
 def test_a_shard_of_several_micro_batches_is_made_up_with_fillers() -> None:
-    batcher = MicroBatcher(max_tokens=5, packing="packed")
-    found = made(batcher, shard(), mesh=SimpleNamespace(device=MESH.device, maximum=lambda count: 3))
+    micros = batcher_of(5, at_least=3).cut(shard(), "packed")
+    found = list(micros)
+    assert [part.tolist() for part in micros.parts] == [[0], [1], []]
     assert [micro.is_filler for micro in found] == [False, False, True]
     assert [len(micro.batch) for micro in found[:2]] == [1, 1]
