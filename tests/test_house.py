@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(p for p in (ROOT / "packages").iterdir() if (p / "pyproject.toml").exists())
 MODULES = {p.name: next((p / "src").iterdir()).name for p in PACKAGES}
-MOST_LINES_OF_CORE = 17_500
+MOST_LINES_OF_CORE = 17_300
 OUR_OWN_WORDS = {
     "beside": "with, or a name of the relation",
     "cell": "text, entry or device",

@@ -101,3 +101,10 @@ def _runs(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory: an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -9,7 +9,7 @@ import pytest
 import rl_core.preflight.check as config_check
 from rl_core.cli.main import main
 from rl_core.config.problems import Problem
-from rl_isolation import functions
+from rl_isolation import function_checks as functions
 
 PLUGIN = """
 from rl_core.component import Component

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.paths import FunctionRef
 from rl_core.config.problems import Problem
-from rl_core.functions import missing_function
+from rl_isolation.functions import missing_function
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from rl_core.contracts.data import Row
 from rl_core.contracts.environment import Turn
 from rl_core.contracts.tokenizer import Message
-from rl_core.functions import load_function
+from rl_isolation.functions import load_function
 
 from rl_env_tools.calls import Call, bracket_calls, hermes_calls
 from rl_env_tools.config import ToolsConfig

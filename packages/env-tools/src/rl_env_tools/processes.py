@@ -10,7 +10,7 @@ from typing import Any
 
 from rl_core.contracts.environment import CallFailed
 from rl_core.errors import ConfigError
-from rl_core.functions import load_function
+from rl_isolation.functions import load_function
 from rl_isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
 from rl_isolation.pool import Pool
 from rl_isolation.worker import Limits, Service, as_error

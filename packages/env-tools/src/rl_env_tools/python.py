@@ -9,7 +9,7 @@ from typing import Any
 
 from rl_core.contracts.environment import Environment
 from rl_core.errors import ConfigError, RLError
-from rl_core.functions import load_function
+from rl_isolation.functions import load_function
 
 from rl_env_tools.config import PythonConfig
 from rl_env_tools.hosted import HostedEnvironment

@@ -10,6 +10,6 @@ from rl_core.hookspecs import hookimpl
 @hookimpl
 def validate_functions(references: Sequence[str]) -> Mapping[str, tuple[str, str]]:
     """Import them as a run would, in a process of their own."""
-    from rl_isolation.functions import broken_functions
+    from rl_isolation.function_checks import broken_functions
 
     return broken_functions(references)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rl_core.contracts.reward import Sample, Score
 from rl_core.errors import ConfigError
-from rl_core.functions import load_function
+from rl_isolation.functions import load_function
 
 from rl_reward_rule.config import FunctionConfig
 

@@ -120,7 +120,7 @@ ModelPath = Annotated[HubPath, HoldsModel()]
 
 FunctionRef = Annotated[str, BeforeValidator(_function_reference), NamesFunction()]
 """A Python function as ``module:function`` or ``file.py:function``; the file becomes absolute.
-:func:`rl_core.functions.load_function` imports it, ``rl check`` tries to."""
+:func:`rl_isolation.functions.load_function` imports it, ``rl check`` tries to."""
 
 
 def model_paths(section: BaseModel) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rl_core.errors import DataError
-from rl_core.functions import load_function
+from rl_isolation.functions import load_function
 
 from rl_data_text.config import PythonConfig
 from rl_data_text.sources.base import Record, TextSource, digest_rows

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from rl_core.errors import ConfigError
-from rl_core.functions import load_function, missing_function
+from rl_isolation.functions import load_function, missing_function
 
 
 @pytest.fixture
