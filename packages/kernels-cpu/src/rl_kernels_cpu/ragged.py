@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rl_torch.scores import UNKNOWN, attend
+from rl_torch.scores import attend, refuse_unknown
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -119,8 +119,7 @@ def attention(
     """
     if rows is None:
         raise missing_rows()
-    if odd := [name for name in UNKNOWN if options.get(name) is not None]:
-        raise RuntimeError(f"ragged attention does not know {odd[0]}")
+    refuse_unknown("ragged attention", attention_mask, options)
     gathered = [_Gather.apply(states[0].transpose(0, 1), rows) for states in (query, key, value)]
     shared = query.shape[1] // key.shape[1]
     outputs, start = [], 0
