@@ -111,7 +111,7 @@ def test_one_that_computes_the_same_is_used(install: Any, caplog: pytest.LogCapt
 @pytest.mark.parametrize("purpose", ["training", "scoring"])
 def test_one_that_computes_something_else_is_left_out(install: Any, caplog: Any, purpose: Any) -> None:
     install(Fake(change=lambda x: x + 0.01))
-    names, log = tried(caplog, use=Use(purpose, "cpu", layers_fixed_by="model.adapter"))
+    names, log = tried(caplog, use=Use(purpose, "cpu", layers_fixed_by=("model.adapter",)))
     assert names == ["fake"], "its layers are not used where something else is to happen inside of them"
     names, log = tried(caplog, use=Use(purpose, "cpu"))
     assert "its layers failed the test (hidden states differ by 0.01, more than" in log
