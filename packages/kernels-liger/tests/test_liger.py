@@ -186,6 +186,7 @@ CASES: dict[str, tuple[dict[str, Any], AdapterSpec | None, str]] = {
     "plain": ({}, None, ", ".join((*LAYERS, LOGPROBS))),
     "full": ({"activation_checkpointing": True}, None, ", ".join((*LAYERS, LOGPROBS))),
     "selective": ({"activation_checkpointing": "selective"}, None, f"RMSNorm, SwiGLU, {LOGPROBS}"),
+    "fp16": ({"precision": "fp16"}, None, ", ".join((*LAYERS, LOGPROBS))),
     "adapter": ({}, AdapterSpec("lora", rank=2, alpha=4.0), ", ".join((*LAYERS, LOGPROBS))),
 }
 
@@ -208,7 +209,10 @@ def only_liger(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("only_liger")
 def test_a_backend_trains_with_it_as_without(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Losses and gradient norms of two steps that are proportional to the gradient, in float32."""
+    """Losses and gradient norms of two steps that are proportional to the gradient.
+
+    In fp16 sharded by FSDP, up to eps · √n for about ten roundings in each of two layers, forward and back.
+    """
     options, adapter, parts = CASES[name]
     optimizer = OptimizerSpec(10.0, eps=1e3, betas=(0.0, 0.0))
     caplog.set_level(logging.INFO)
@@ -222,7 +226,7 @@ def test_a_backend_trains_with_it_as_without(name: str, caplog: pytest.LogCaptur
         steps = [made.train("policy", batch(), loss, Scale.of(batch())) for _ in range(2)]
         found.append([x for one in steps for x in (one.partial["loss"], one.shared["grad_norm"])])
         made.close()
-    np.testing.assert_allclose(*found, rtol=1e-5)
+    np.testing.assert_allclose(*found, rtol=3e-3 if name == "fp16" else 1e-5)
     assert [r.getMessage() for r in caplog.records if "role policy: kernel" in r.getMessage()] == [
         f"role policy: kernel liger is used: {parts}"
     ]
