@@ -119,7 +119,7 @@ def test_core_stays_small():
 
 
 def test_general_code_has_no_word_of_a_kernel():
-    """What applies to some models, on some devices, is behind the seam: no kernel, package or library of it is named."""
+    """What applies to some models, on some devices, is behind the seam: no kernel, its package or library is named."""
     kernels = [package for package in PACKAGES if package.name.startswith("kernels-")]
     assert {package.name for package in kernels} >= {"kernels-cpu", "kernels-liger"}
     named = [name for package in kernels for name in (f"rl-{package.name}", MODULES[package.name])]

@@ -34,8 +34,8 @@ def plugins_command(context: typer.Context, json_output: JsonOption = False) -> 
     console.print(table("Components", columns, _component_rows(registry)))
     rows = [(plugin.package, plugin.version, plugin.status, hide_secrets(plugin.reason)) for plugin in registry.plugins]
     console.print(table("Plugins", ("package", "version", "status", "reason"), rows))
-    if kernels := _kernel_rows():
-        console.print(table("Kernels", _KERNEL, kernels))
+    if found := _kernel_rows():
+        console.print(table("Kernels", _KERNEL, found))
 
 
 def _as_dict(registry: Registry, plugin: Any) -> dict[str, Any]:

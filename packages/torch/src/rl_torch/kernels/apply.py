@@ -201,7 +201,8 @@ class _Trial:
             ):
                 gradients = _gradients(logprobs, [hidden, weight]) if self._training else ()
                 computed.append([logprobs.detach(), *gradients])
-        return _differ("log-probs", *computed, hidden.dtype)
+        found, own = computed
+        return _differ("log-probs", found, own, hidden.dtype)
 
 
 def _gradients(results: Tensor, by: Sequence[Tensor]) -> list[Tensor]:
