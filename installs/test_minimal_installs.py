@@ -74,9 +74,15 @@ TEAMS = {
         DPO + "backend: {name: fsdp2}\n",
         ("megatron", "tensorboard", "matplotlib", "math_verify", "pytest", "rl_rollout"),
     ),
-    # rl-generation-vllm has an environment of its own: its dependency brings CUDA.
+    "sft-kernels-cpu": Team(
+        ("rl-core", "rl-algo-sft-rm", "rl-backend-fsdp2", "rl-kernels-cpu"),
+        ("rl-data-text",),
+        SFT + "backend: {name: fsdp2, kernels: [cpu]}\n",
+        ("megatron", "tensorboard", "matplotlib", "math_verify", "pytest", "triton"),
+    ),
+    # Two have environments of their own: the dependency of one brings CUDA, that of the other Triton.
     "everything": Team(
-        tuple(package for package in ALL if package != "rl-generation-vllm"),
+        tuple(package for package in ALL if package not in ("rl-generation-vllm", "rl-kernels-liger")),
         (),
         PPO + SAMPLED + "backend: {name: fsdp2}\n" + EVERYTHING,
         ("vllm", "hypothesis"),

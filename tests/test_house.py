@@ -118,6 +118,26 @@ def test_core_stays_small():
     assert lines <= MOST_LINES_OF_CORE, "move what core can do without into a package; do not raise the bound"
 
 
+def test_general_code_has_no_word_of_a_kernel():
+    """What applies to some models, on some devices, is behind the seam: no kernel, its package or library is named."""
+    kernels = [package for package in PACKAGES if package.name.startswith("kernels-")]
+    assert {package.name for package in kernels} >= {"kernels-cpu", "kernels-liger"}
+    named = [name for package in kernels for name in (f"rl-{package.name}", MODULES[package.name])]
+    words = re.compile(
+        "|".join([*named, r"liger|triton|onednn|mkldnn|\bmkl\b|ragged (rows|attention)|llama layers"]), re.I
+    )
+    found = []
+    for package in PACKAGES:
+        if package in kernels or package.name == "generation-vllm":
+            continue
+        for path in sources(package):
+            lines = enumerate(path.read_text().splitlines(), 1)
+            found += [
+                f"{path.relative_to(ROOT)}:{number}: {line.strip()}" for number, line in lines if words.search(line)
+            ]
+    assert found == []
+
+
 def test_every_package_has_what_a_package_needs():
     for package in PACKAGES:
         text = (package / "pyproject.toml").read_text()

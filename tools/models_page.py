@@ -32,7 +32,8 @@ the code.
 
 - **Packing**: the values of `backend.packing` that are right, and *ragged* with the kernel `cpu`. `auto` takes one of
   them: `padded` where a family does not keep the sequences of a row apart. On GPUs `attention: auto` attends to packed
-  rows sequence by sequence, also with the soft-capped scores of Gemma 2 and the sinks of gpt-oss.
+  rows sequence by sequence, also with the soft-capped scores of Gemma 2 and the sinks of gpt-oss. Not those of Doge,
+  whose layers add learned scores by a mask of their own.
 - **Generates**: *yes, slowly* where the family keeps a state that a cache of keys and values cannot hold; the generator
   `hf` then reads the whole sequence again for every token. Take `vllm` for such a model where it supports it.
 - **Reward**: *no class* where transformers has no sequence classifier of the family, or one with another head.

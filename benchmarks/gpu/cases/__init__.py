@@ -3,4 +3,4 @@
 What is compared comes first; then what is measured; what may take long and is rarely used is last.
 """
 
-from gpu.cases import losses, models, training, rollouts, states, transports, speed, compiled  # noqa: F401, I001
+from gpu.cases import losses, models, training, rollouts, states, transports, speed, liger, compiled  # noqa: F401, I001

@@ -274,7 +274,7 @@ def test_it_is_known_which_models_fit() -> None:
 
 
 def test_what_is_applied_can_be_removed() -> None:
-    for fixed in ("", "model.adapter"):
+    for fixed in ((), ("model.adapter",)):
         built = model("qwen2")
         usual = type(built.model.layers[0]).forward
         applied = KERNEL.apply(built, Use("training", "cpu", layers_fixed_by=fixed))

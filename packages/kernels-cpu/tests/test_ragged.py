@@ -171,4 +171,7 @@ def test_calls_that_it_cannot_answer_are_refused() -> None:
     with pytest.raises(RuntimeError) as caught:
         attention(None, x, x, x, None, rows=rows, position_bias=x)
     assert str(caught.value) == "ragged attention does not know position_bias"
+    with pytest.raises(RuntimeError) as caught:
+        attention(None, x, x, x, torch.zeros(1, 1, 3, 3), rows=rows)
+    assert str(caught.value) == "ragged attention does not know the layer's own mask"
     assert ATTENTION == "rl_ragged"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from rl_core.batch import SequenceBatch
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import ConfigError
 from rl_torch.architectures import body_of
@@ -19,8 +20,11 @@ from rl_torch.kernels import installed
 from rl_torch.kernels.apply import apply_kernels, choose_kernels, prepare_process
 from rl_torch.kernels.contract import Applied, Kernel, Use
 from rl_torch.kernels.installed import chosen, expected, unknown
+from rl_torch.microbatch import MicroBatch
 from rl_torch.models import build_model
+from rl_torch.policy import PolicyModel, compute_outputs
 from torch import Tensor
+from torch.nn import functional as F
 
 torch.set_num_threads(1)
 TRAINING = Use("training", "cpu")
@@ -51,6 +55,7 @@ class Fake:
     reason: str | None = None
     unexpected: str | None = None
     layout: Any = None
+    logprobs: Any = None
     prepared: list[str] = field(default_factory=list)
 
     def here(self) -> str:
@@ -69,7 +74,9 @@ class Fake:
         changes = not use.layers_fixed_by
         norm = body_of(model).norm
         hook = norm.register_forward_hook(lambda _m, _x, out: self.change(out) if changes else None)
-        return Applied(("states",) if changes else ("nothing",), hook.remove, layout=self.layout)
+        return Applied(
+            ("states",) if changes else ("nothing",), hook.remove, layout=self.layout, target_logprobs=self.logprobs
+        )
 
 
 @pytest.fixture
@@ -111,7 +118,7 @@ def test_one_that_computes_the_same_is_used(install: Any, caplog: pytest.LogCapt
 @pytest.mark.parametrize("purpose", ["training", "scoring"])
 def test_one_that_computes_something_else_is_left_out(install: Any, caplog: Any, purpose: Any) -> None:
     install(Fake(change=lambda x: x + 0.01))
-    names, log = tried(caplog, use=Use(purpose, "cpu", layers_fixed_by="model.adapter"))
+    names, log = tried(caplog, use=Use(purpose, "cpu", layers_fixed_by=("model.adapter",)))
     assert names == ["fake"], "its layers are not used where something else is to happen inside of them"
     names, log = tried(caplog, use=Use(purpose, "cpu"))
     assert "its layers failed the test (hidden states differ by 0.01, more than" in log
@@ -125,6 +132,52 @@ def test_a_wrong_gradient_is_noticed(install: Any, caplog: pytest.LogCaptureFixt
     caplog.clear()
     _, log = tried(caplog, use=Use("scoring", "cpu"))
     assert "kernel fake is used: states" in log, "where no gradient is needed"
+
+
+def plain_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = F.linear(hidden, weight, bias) / temperature
+    return -F.cross_entropy(logits, targets, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (torch.clone, None),
+        (lambda found: found + 0.01, "log-probs differ by 0.01, more than"),
+        (Twice.apply, "gradients differ by"),
+    ],
+)
+def test_log_probs_of_a_kernel_are_compared(install: Any, caplog: Any, change: Any, problem: str | None) -> None:
+    install(Fake(logprobs=lambda *given: change(plain_logprobs(*given))))
+    names, log = tried(caplog)
+    assert names == ([] if problem else ["fake"])
+    assert problem is None or problem in log
+
+
+def test_log_probs_of_a_kernel_are_used_where_nothing_else_is_asked_for(install: Any) -> None:
+    calls: list[float] = []
+
+    def counted(*given: Any) -> Tensor:
+        calls.append(given[-1])
+        return plain_logprobs(*given)
+
+    install(Fake(logprobs=counted))
+    model = build_model(SPEC, dtype=torch.float32)
+    micro = MicroBatch.build(SequenceBatch.from_lists([[1, 2, 3, 4], [5, 6]]))
+    policy = PolicyModel(model)
+    expected = compute_outputs(policy, micro, ("logprobs", "entropy"), temperature=0.7)
+    apply_kernels(choose_kernels("auto", model, TRAINING, role="policy"), model).attach(policy)
+    calls.clear()
+    found = compute_outputs(policy, micro, ("logprobs",), temperature=0.7)
+    assert calls == [0.7]
+    torch.testing.assert_close(found.logprobs, expected.logprobs, rtol=0, atol=1e-5)
+    both = compute_outputs(policy, micro, ("logprobs", "entropy"), temperature=0.7)
+    chunked = PolicyModel(model, chunk_tokens=2)
+    chunked.target_logprobs = policy.target_logprobs
+    chunks = compute_outputs(chunked, micro, ("logprobs",), temperature=0.7)
+    assert calls == [0.7]
+    for other in (both, chunks):
+        torch.testing.assert_close(other.logprobs, expected.logprobs, rtol=0, atol=1e-5)
 
 
 def test_one_that_fails_is_left_out(install: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,8 +208,6 @@ def test_the_log_says_why_one_is_not_used(install: Any, caplog: Any, which: str)
 def test_of_two_with_a_layout_the_first_is_used(install: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Layout:
         def build(self, batch: Any, *, device: Any, width_multiple: int) -> Any:
-            from rl_torch.microbatch import MicroBatch
-
             return MicroBatch.build(batch, packing="packed", device=device)
 
     first, second = Fake("first", layout=Layout()), Fake("second", layout=Layout())

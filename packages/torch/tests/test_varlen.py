@@ -10,7 +10,14 @@ from rl_core.contracts.model import ModelSpec
 from rl_torch.microbatch import MicroBatch
 from rl_torch.models import build_model
 from rl_torch.policy import PolicyModel, compute_outputs
-from rl_torch.varlen import Segments, attention, flash_is_available, use_varlen_attention
+from rl_torch.varlen import (
+    Segments,
+    attention,
+    flash_is_available,
+    supports_varlen_attention,
+    use_varlen_attention,
+)
+from transformers import DogeConfig, DogeForCausalLM, LlamaConfig, LlamaForCausalLM
 
 torch.set_num_threads(1)
 
@@ -60,6 +67,17 @@ def test_a_forward_pass_without_segments_is_refused() -> None:
     with pytest.raises(RuntimeError) as caught:
         attention(None, x, x, x, None)
     assert str(caught.value) == "variable-length attention needs the segments of the micro-batch"
+
+
+def test_a_model_whose_layers_make_their_own_mask_keeps_it() -> None:
+    """Doge's mask carries learned scores; as they are initialised they are all equal, so that only gradients differ."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    for made, supported in (
+        (LlamaForCausalLM(LlamaConfig(**sizes)), True),
+        (DogeForCausalLM(DogeConfig(**sizes)), False),
+    ):
+        assert supports_varlen_attention(made.eval()) is supported
 
 
 def test_the_pytorch_these_tests_run_on_has_what_flash_attention_needs() -> None:

@@ -75,7 +75,7 @@ def build_role(
         recompute_activations(model, config.activation_checkpointing)
     wrapped = wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens, transform=capabilities.transform)
     kernels = apply_kernels(capabilities.kernels, model)
-    wrapped.narrow = kernels.narrow
+    kernels.attach(wrapped)
     _split(wrapped, spec, config, mesh, varlen=capabilities.varlen)
     if plan is not None:
         kept_on = torch.device("cpu") if config.cpu_offload else mesh.device
@@ -141,13 +141,16 @@ def _use(role: Role, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -> Use:
     layers = {
         "model.adapter": spec.adapter is not None,
         "backend.parallel.tp": config.parallel.tp > 1,
-        "backend.activation_checkpointing": config.activation_checkpointing != "none",
+        f"backend.activation_checkpointing: {config.activation_checkpointing}": (
+            role.trainable and config.activation_checkpointing != "none"
+        ),
+        "backend.compile": config.compile,
     }
     return Use(
         purpose="training" if role.trainable else "scoring",
         device=mesh.device.type,
         layout_fixed_by=config.layout_fixed_by,
-        layers_fixed_by=next((name for name, given in layers.items() if given), ""),
+        layers_fixed_by=tuple(name for name, given in layers.items() if given),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from rl_core.errors import EnvironmentProblem
 from rl_torch.microbatch import MicroBatch
+from rl_torch.scores import refuse_unknown
 from torch import Tensor
 from transformers import AttentionInterface
 
@@ -107,11 +108,12 @@ def attention(
     *,
     context_split: ContextSplit | None = None,
     scaling: float | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention of this rank's queries [R, heads, L/ranks, d] over the keys and values of whole rows."""
     if context_split is None:
         raise RuntimeError("context-parallel attention needs the split of the micro-batch")
+    refuse_unknown("context-parallel attention", attention_mask, options)
     key, value = (_GatherTokens.apply(x, context_split.group) for x in (key, value))
     result = torch.nn.functional.scaled_dot_product_attention(
         query,

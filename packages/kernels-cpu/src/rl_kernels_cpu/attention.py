@@ -102,7 +102,7 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, heads: Heads, out: T
     # Queries that share keys are rows of one matrix. In 16 bits scores would lose too much.
     q = exact(query).view(count * heads.keys, together * length, width)
     k, v = (exact(x).view(count * heads.keys, length, width) for x in (key, value))
-    mask = _mask(length, heads.window, q.dtype).repeat(together, 1)
+    mask = _short_mask(length, heads.window, q.dtype).repeat(together, 1)
     shares = _softmax(torch.baddbmm(mask, q, k.mT, alpha=heads.scale))
 
     def backward(gradient: Tensor, outs: Gradients) -> None:
@@ -144,7 +144,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, heads: Heads, out: Tensor)
     together, length = heads.queries // heads.keys, query.shape[2]
     k, v = (x.repeat_interleave(together, 1) for x in (key, value))
     causal = heads.window is None or heads.window >= length
-    mask = None if causal else _mask(length, heads.window, query.dtype)
+    mask = None if causal else causal_mask(length, heads.window, query.dtype)
     output, logsumexp = _FLASH(query, k, v, 0.0, causal, attn_mask=mask, scale=heads.scale)
 
     def backward(gradient: Tensor, outs: Gradients) -> None:
@@ -159,10 +159,12 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, heads: Heads, out: Tensor)
     return backward
 
 
-@functools.lru_cache(maxsize=64)
-def _mask(length: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def causal_mask(length: int, window: int | None, dtype: torch.dtype) -> Tensor:
     """[L, L] to add to the scores: 0 where a token (row) sees another (column), else -inf."""
     place = torch.arange(length)
     back = place[:, None] - place[None, :]
     hidden = back < 0 if window is None else (back < 0) | (back >= window)
     return torch.zeros(length, length, dtype=dtype).masked_fill_(hidden, -torch.inf)
+
+
+_short_mask = functools.lru_cache(maxsize=64)(causal_mask)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from rl_kernels_cpu import gate
 from rl_kernels_cpu.grouped_attention import attend_once
 from rl_kernels_cpu.layers import fits, projections
 from rl_kernels_cpu.products import Product
@@ -138,8 +139,8 @@ class _Layer:
     def finish(self, hidden: Tensor, seen: Tensor) -> Tensor:
         """Add what attention saw [R, L, heads · d] and the feed-forward network to ``hidden`` [R, L, hidden]."""
         hidden = hidden + self._output(seen)
-        gate, up = self._gate_up(_normalized(hidden, self._before_mlp)).chunk(2, dim=-1)
-        return hidden + self._down(F.silu(gate).mul_(up))
+        opening, up = self._gate_up(_normalized(hidden, self._before_mlp)).chunk(2, dim=-1)
+        return hidden + self._down(gate.forward(opening, up))
 
 
 def _joined(layers: Sequence[nn.Linear]) -> Product:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rl_torch.scores import UNKNOWN, attend
+from rl_torch.scores import attend, refuse_unknown
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from rl_kernels_cpu.attention import causal_mask
 from rl_kernels_cpu.precision import sum_by
 from rl_kernels_cpu.small_integers import first_places
 
@@ -84,20 +85,6 @@ class _Gather(torch.autograd.Function):
         return sum_by(ctx.rows.indices, gradient, len(ctx.rows.owners)), None
 
 
-class _Scatter(torch.autograd.Function):
-    """Slots [C, …] → positions [U, …]; slots that own no position have no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, rows: RaggedRows) -> Tensor:
-        ctx.rows = rows
-        return states.index_select(0, rows.owners)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        result = gradient.new_zeros(len(ctx.rows.indices), *gradient.shape[1:])
-        return result.index_copy_(0, ctx.rows.owners, gradient), None
-
-
 def attention(
     module: Any,
     query: Tensor,
@@ -119,8 +106,7 @@ def attention(
     """
     if rows is None:
         raise missing_rows()
-    if odd := [name for name in UNKNOWN if options.get(name) is not None]:
-        raise RuntimeError(f"ragged attention does not know {odd[0]}")
+    refuse_unknown("ragged attention", attention_mask, options)
     gathered = [_Gather.apply(states[0].transpose(0, 1), rows) for states in (query, key, value)]
     shared = query.shape[1] // key.shape[1]
     outputs, start = [], 0
@@ -129,10 +115,11 @@ def attention(
         start += count * width
         if shared > 1:
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-        mask = _window(width, sliding_window, q)
+        windowed = sliding_window is not None and width > sliding_window
+        mask = causal_mask(width, sliding_window, q.dtype) if windowed else None
         seen = attend(q, k, v, mask, scale=scaling, softcap=softcap, sinks=s_aux)
         outputs.append(seen.transpose(1, 2).flatten(0, 1))
-    return _Scatter.apply(torch.cat(outputs), rows)[None], None
+    return torch.cat(outputs).index_select(0, rows.owners)[None], None
 
 
 def missing_rows() -> RuntimeError:
@@ -164,13 +151,3 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """``starts[i], starts[i] + 1, …`` (``lengths[i]`` numbers) for every i, one after the other."""
     before = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
-
-
-def _window(width: int, window: int | None, like: Tensor) -> Tensor | None:
-    """Additive mask [width, width] of a sliding window; None where plain causal attention will do."""
-    if window is None or width <= window:
-        return None
-    place = torch.arange(width, device=like.device)
-    back = place[:, None] - place[None, :]
-    hidden = (back < 0) | (back >= window)
-    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)

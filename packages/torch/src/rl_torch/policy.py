@@ -38,6 +38,10 @@ Narrow = Callable[[Tensor, Tensor], tuple[dict[str, Any], Tensor]]
 of the R · L positions of ``input_ids``) only. ``arguments`` go to the model's forward; the states wanted are at
 ``places`` (int64 [N]) of what it returns."""
 
+TargetLogprobs = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+"""``(hidden, weight, targets, bias, temperature) → log-probs`` of N > 0 tokens, as they are defined in
+:func:`rl_torch.logprobs.token_outputs`; differentiable by ``hidden``, ``weight`` and, where there is one, ``bias``."""
+
 
 class PolicyModel(nn.Module):
     """A causal language model that answers with token log-probs and entropies.
@@ -59,6 +63,8 @@ class PolicyModel(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.narrow: Narrow | None = None
         """Set where a kernel computes some positions of ``model`` only."""
+        self.target_logprobs: TargetLogprobs | None = None
+        """Set where a kernel computes log-probs: used where they are all that is asked for, of a whole vocabulary."""
         self.vocab_shard: VocabShard | None = None
         """Set by tensor parallelism, where the output embedding is a DTensor split by rows."""
 
@@ -84,25 +90,33 @@ class PolicyModel(nn.Module):
         if balancing is not None:
             attention["output_router_logits"] = True
         hidden, routers = hidden_at(self.model, predictors, input_ids, position_ids, narrow=self.narrow, **attention)
-        embedding = self.model.get_output_embeddings()
         if (before := layers_before_logits(self.model)) is not None:
             hidden = before(hidden)
-        weight = embedding.weight if self.vocab_shard is None else embedding.weight.to_local()
-        found = token_outputs(
+        found = self._token_outputs(hidden, targets, outputs, temperature)
+        if balancing is not None:
+            assert tokens is not None  # a micro-batch gives both
+            found["router_loss"] = balancing.loss(routers, tokens)
+        return found
+
+    def _token_outputs(
+        self, hidden: Tensor, targets: Tensor, outputs: tuple[str, ...], temperature: float
+    ) -> dict[str, Tensor]:
+        embedding = self.model.get_output_embeddings()
+        bias = getattr(embedding, "bias", None)
+        as_usual = self.vocab_shard is None and self.transform is None and self.chunk_tokens is None
+        if self.target_logprobs is not None and outputs == ("logprobs",) and as_usual and len(hidden):
+            return {"logprobs": self.target_logprobs(hidden, embedding.weight, targets, bias, temperature)}
+        return token_outputs(
             hidden,
-            weight,
+            embedding.weight if self.vocab_shard is None else embedding.weight.to_local(),
             targets,
             outputs=outputs,
-            bias=getattr(embedding, "bias", None),
+            bias=bias,
             temperature=temperature,
             chunk_tokens=self.chunk_tokens,
             shard=self.vocab_shard,
             transform=self.transform,
         )
-        if balancing is not None:
-            assert tokens is not None  # a micro-batch gives both
-            found["router_loss"] = balancing.loss(routers, tokens)
-        return found
 
 
 class ScalarModel(nn.Module):

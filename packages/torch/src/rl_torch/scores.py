@@ -5,12 +5,29 @@ PyTorch's fused functions know neither, and would compute something else without
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-UNKNOWN = ("position_bias", "cache")
+_UNKNOWN = ("position_bias", "cache")
 """Arguments of attention functions that ask for more than :func:`attend` does."""
+
+
+def refuse_unknown(attention: str, mask: Tensor | None, options: Mapping[str, Any]) -> None:
+    """Refuse what an attention function that knows where sequences are does not compute.
+
+    transformers gives such a function no mask. A layer that does has one of its own (Doge adds learned scores by it).
+
+    Raises:
+        RuntimeError: names what the layer asks for.
+    """
+    if mask is not None:
+        raise RuntimeError(f"{attention} does not know the layer's own mask")
+    if odd := [name for name in _UNKNOWN if options.get(name) is not None]:
+        raise RuntimeError(f"{attention} does not know {odd[0]}")
 
 
 def attend(

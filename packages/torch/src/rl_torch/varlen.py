@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 
 from rl_torch.architectures import body_of, only_windows
 from rl_torch.microbatch import MicroBatch
-from rl_torch.scores import UNKNOWN, attend
+from rl_torch.scores import attend, refuse_unknown
 
 ATTENTION = "rl_varlen"
 """Name under which transformers knows the attention function below."""
@@ -68,8 +68,7 @@ def attention(
     """
     if segments is None:
         raise RuntimeError("variable-length attention needs the segments of the micro-batch")
-    if odd := [name for name in UNKNOWN if options.get(name) is not None]:
-        raise RuntimeError(f"variable-length attention does not know {odd[0]}")
+    refuse_unknown("variable-length attention", attention_mask, options)
     rows, _heads, width, _dim = query.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     if softcap is None and s_aux is None and _fits_flash(query, value):

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from rl_torch.architectures import vocabulary
 from rl_torch.kernels.contract import Applied, Kernel, KernelChoice, Use
 from rl_torch.kernels.installed import chosen
+from rl_torch.logprobs import token_outputs
 from rl_torch.microbatch import Layout, MicroBatch
-from rl_torch.policy import Narrow, hidden_at
+from rl_torch.policy import Narrow, PolicyModel, ScalarModel, TargetLogprobs, hidden_at
 from rl_torch.seeding import rng_state, set_rng_state
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,27 @@ class Choice:
     use: Use
 
 
+_SINGLE = {
+    "layout": "lays micro-batches out",
+    "narrow": "chooses positions",
+    "target_logprobs": "computes log-probs",
+}
+"""What only one kernel can do for a model."""
+
+
 @dataclass(frozen=True)
 class InUse:
     """What kernels ask of whoever calls their model; see :class:`~rl_torch.kernels.contract.Applied`."""
 
     layout: Layout | None = None
     narrow: Narrow | None = None
+    target_logprobs: TargetLogprobs | None = None
+
+    def attach(self, model: PolicyModel | ScalarModel) -> None:
+        """Have ``model`` compute so; ``layout`` is for whoever makes its micro-batches."""
+        model.narrow = self.narrow
+        if isinstance(model, PolicyModel):
+            model.target_logprobs = self.target_logprobs
 
 
 def prepare_process(choice: KernelChoice, device: str) -> None:
@@ -79,13 +95,14 @@ def choose_kernels(choice: KernelChoice, model: PreTrainedModel, use: Use, *, ro
         if reason is None:
             trial = trial or _Trial(model, use)
             one, reason = trial.attempt(kernel, applied, use)
-            if one is None and not use.layers_fixed_by:
-                tried = replace(use, layers_fixed_by=f"its layers failed the test ({reason})")
+            if one is None:
+                fixed = f"its layers failed the test ({reason})"
+                tried = replace(use, layers_fixed_by=(*use.layers_fixed_by, fixed))
                 one, reason = trial.attempt(kernel, applied, tried)
             if one is not None:
                 applied.append(one)
                 found.append(Choice(kernel, tried))
-                note = f"; {tried.layers_fixed_by}" if tried is not use else ""
+                note = f"; {tried.layers_fixed_by[-1]}" if tried is not use else ""
                 logger.info("role %s: kernel %s is used: %s%s", role, kernel.name, ", ".join(one.parts), note)
         if reason is not None:
             level = logging.INFO if choice == "auto" else logging.WARNING
@@ -102,10 +119,8 @@ def apply_kernels(choices: Sequence[Choice], model: PreTrainedModel) -> InUse:
 
 
 def _together(applied: Sequence[Applied]) -> InUse:
-    return InUse(
-        layout=next((one.layout for one in applied if one.layout is not None), None),
-        narrow=next((one.narrow for one in applied if one.narrow is not None), None),
-    )
+    given = {name: [found for one in applied if (found := getattr(one, name)) is not None] for name in _SINGLE}
+    return InUse(**{name: found[0] for name, found in given.items() if found})
 
 
 class _Trial:
@@ -125,7 +140,12 @@ class _Trial:
         except Exception as error:  # noqa: BLE001 - the plugin boundary
             return None, f"it failed: {type(error).__name__}: {error}"
         try:
-            reason = self._conflict(applied, others) or self._compare(self._compute(_together([*others, applied])))
+            in_use = _together([*others, applied])
+            reason = (
+                self._conflict(applied, others)
+                or self._compare(self._compute(in_use))
+                or (applied.target_logprobs and self._compare_logprobs(applied.target_logprobs))
+            )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - the plugin boundary, and code of any model
@@ -139,7 +159,7 @@ class _Trial:
 
     @staticmethod
     def _conflict(applied: Applied, others: Sequence[Applied]) -> str | None:
-        for name, what in (("layout", "lays micro-batches out"), ("narrow", "chooses positions")):
+        for name, what in _SINGLE.items():
             if getattr(applied, name) is not None and any(getattr(one, name) is not None for one in others):
                 return f"another one {what} already"
         return None
@@ -159,21 +179,47 @@ class _Trial:
             )
             if not self._training:
                 return [states]
-            weights = torch.linspace(-1, 1, states.numel()).cos().view(states.shape).to(states)
-            gradients = torch.autograd.grad((states * weights).sum(), _some_parameters(self._model), allow_unused=True)
-        return [states.detach(), *(torch.zeros(1) if one is None else one for one in gradients)]
+            return [states.detach(), *_gradients(states, _some_parameters(self._model))]
 
     def _compare(self, found: list[Tensor]) -> str | None:
-        (state, *gradients), (own_state, *own_gradients) = found, self._expected
-        gap, limit = _gap(state, own_state), STATES[own_state.dtype] * (1 + _largest([own_state]))
-        if not gap <= limit:
-            return f"hidden states differ by {gap:.2g}, more than {limit:.2g}"
-        if gradients:
-            gap = max(_gap(one, own) for one, own in zip(gradients, own_gradients, strict=True))
-            limit = GRADIENTS[own_state.dtype] * _largest(own_gradients)
-            if not gap <= limit:
-                return f"gradients differ by {gap:.2g}, more than {limit:.2g}"
-        return None
+        return _differ("hidden states", found, self._expected, self._expected[0].dtype)
+
+    def _compare_logprobs(self, target_logprobs: TargetLogprobs) -> str | None:
+        """By the model's last hidden states and the first rows of its output embedding."""
+        embedding = self._model.get_output_embeddings()
+        if embedding is None:
+            return None
+        rows = max(16, _FEW_ELEMENTS // embedding.weight.shape[1])
+        weight = embedding.weight.detach()[:rows].requires_grad_(self._training)
+        hidden = self._expected[0].detach().requires_grad_(self._training)
+        targets = torch.arange(len(hidden), device=hidden.device).remainder(len(weight))
+        computed = []
+        with torch.set_grad_enabled(self._training):
+            for logprobs in (
+                target_logprobs(hidden, weight, targets, None, 0.7),
+                token_outputs(hidden, weight, targets, temperature=0.7)["logprobs"],
+            ):
+                gradients = _gradients(logprobs, [hidden, weight]) if self._training else ()
+                computed.append([logprobs.detach(), *gradients])
+        found, own = computed
+        return _differ("log-probs", found, own, hidden.dtype)
+
+
+def _gradients(results: Tensor, by: Sequence[Tensor]) -> list[Tensor]:
+    """Of a sum of ``results`` in which each has another weight."""
+    weights = torch.linspace(-1, 1, results.numel()).cos().view(results.shape).to(results)
+    found = torch.autograd.grad((results * weights).sum(), by, allow_unused=True)
+    return [torch.zeros(1) if one is None else one for one in found]
+
+
+def _differ(what: str, found: Sequence[Tensor], own: Sequence[Tensor], dtype: torch.dtype) -> str | None:
+    """Whether results, or gradients by them, differ by more than rounding: the first of each list, and the others."""
+    gap, limit = _gap(found[0], own[0]), STATES[dtype] * (1 + _largest(own[:1]))
+    if not gap <= limit:
+        return f"{what} differ by {gap:.2g}, more than {limit:.2g}"
+    gap = max(map(_gap, found[1:], own[1:]), default=0.0)
+    limit = GRADIENTS[dtype] * _largest(own[1:])
+    return None if gap <= limit else f"gradients differ by {gap:.2g}, more than {limit:.2g}"
 
 
 def _some_parameters(model: PreTrainedModel) -> list[Tensor]:

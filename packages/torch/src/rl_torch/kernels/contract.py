@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rl_torch.microbatch import Layout
-    from rl_torch.policy import Narrow
+    from rl_torch.policy import Narrow, TargetLogprobs
 
 KernelChoice = Literal["auto", "none"] | tuple[str, ...]
 """``backend.kernels``: all that fit, none, or those of these names."""
@@ -31,14 +31,15 @@ class Use:
         purpose: ``training``; ``scoring``: forward passes alone; ``decoding``: generating with a cache.
         device: ``"cpu"`` or ``"cuda"``.
         layout_fixed_by: the setting that says how micro-batches are laid out; empty where a kernel may choose.
-        layers_fixed_by: the setting that needs the layers as they are: what happens inside of them (adapters, tensor
-            parallelism, recomputed activations); empty where a kernel may replace them.
+        layers_fixed_by: the settings by which something else happens inside of layers: ``model.adapter``,
+            ``backend.parallel.tp``, ``backend.activation_checkpointing: full``, ``backend.compile``. A kernel leaves
+            layers alone that it does not know to be right with all of them.
     """
 
     purpose: Purpose
     device: str
     layout_fixed_by: str = ""
-    layers_fixed_by: str = ""
+    layers_fixed_by: tuple[str, ...] = ()
 
 
 class CacheLayer(Protocol):
@@ -111,6 +112,7 @@ class Applied:
         remove: puts the model back as it was.
         layout: of its micro-batches; None: as the backend lays them out.
         narrow: has it compute some positions only; None: it computes all.
+        target_logprobs: computes log-probs from last hidden states; None: as :mod:`rl_torch.logprobs` does.
         decoding: calls the model with a generator's cache and masks; None: as transformers does.
     """
 
@@ -118,6 +120,7 @@ class Applied:
     remove: Callable[[], None]
     layout: Layout | None = None
     narrow: Narrow | None = None
+    target_logprobs: TargetLogprobs | None = None
     decoding: Callable[[KeyValueCache, Masks], Decoding] | None = None
 
 
