@@ -7,7 +7,6 @@ import threading
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.feed import Draw, Feed
 
-
 _HEAD_START_S = 0.002
 """Of the step whose batch was handed out: it sends its call first, which would have to wait for Python's lock."""
 
