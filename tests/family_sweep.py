@@ -20,7 +20,7 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
-from rl_core.errors import RLError
+from rl_core.errors import EnvironmentProblem, RLError
 from rl_generation_hf.config import HfGeneratorConfig
 from rl_generation_hf.generator import HfGenerator
 from safetensors.torch import save_file
@@ -137,12 +137,20 @@ def load(family: Family) -> None:
         made.load(POLICY, family.spec, optimizer())
 
 
-def forward(family: Family, packing: str) -> None:
+def forward(family: Family, **options: Any) -> None:
     """Each sequence's log-probs are those it has by itself, whatever else is in the batch."""
-    with backend(packing=packing) as made:
+    with backend(**options) as made:
         made.load(POLICY, family.spec, optimizer())
         check("log-probs", ours(made, family.sequences), family.expected)
         check("log-probs of a sequence alone", ours(made, family.sequences[:1]), family.expected[: LENGTHS[0]])
+
+
+def ragged(family: Family) -> None:
+    """The same in the rows of the kernel ``cpu``."""
+    with warnings_of("rl_torch.kernels.apply") as log:
+        forward(family, kernels=["cpu"])
+    if any("is not used" in text or "failed the test" in text for text in log):
+        raise EnvironmentProblem("the kernel cpu is left out")
 
 
 def sharded(family: Family) -> None:
@@ -285,10 +293,10 @@ def warnings_of(name: str) -> Iterator[list[str]]:
 
 _RUN: dict[str, Callable[[Family], str | None]] = {
     "load": load,
-    "packed": lambda family: forward(family, "packed"),
-    "padded": lambda family: forward(family, "padded"),
-    "ragged": lambda family: forward(family, "ragged"),
-    "auto": lambda family: forward(family, "auto"),
+    "packed": lambda family: forward(family, packing="packed"),
+    "padded": lambda family: forward(family, packing="padded"),
+    "ragged": ragged,
+    "auto": forward,
     "sharded": sharded,
     "gradient": gradient,
     "generate": generate,

@@ -16,9 +16,8 @@ import torch
 from loss_models import VOCAB, Case, Models, Recorder
 from rl_algo_dpo.config import DpoConfig
 from rl_algo_dpo.dpo import Dpo
-from rl_algo_grpo.config import GrpoConfig
+from rl_algo_grpo.config import PRESETS, GrpoConfig
 from rl_algo_grpo.grpo import Grpo
-from rl_algo_grpo.presets import PRESETS
 from rl_algo_ppo.config import PpoConfig
 from rl_algo_ppo.ppo import Ppo
 from rl_algo_sft_rm.config import RmConfig, SftConfig

@@ -13,6 +13,7 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_core.contracts.model import Head, ModelInfo, ModelSpec, Role
+from rl_core.zero_gradient import without_zero_gradient
 from rl_torch.microbatch import MicroBatch
 from rl_torch.models import build_model
 from rl_torch.policy import compute_outputs, wrap_model
@@ -88,8 +89,9 @@ class Recorder:
     def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
         """Keep the request."""
         weights = "later" if self.updates else "start"
-        self.updates.append(Case(self._head, weights, batch, loss, scale or Scale.of(batch)))
-        return {"loss": 0.0}
+        part, scale, skipped = without_zero_gradient(batch, loss, scale or Scale.of(batch))
+        self.updates.append(Case(self._head, weights, part, loss, scale))
+        return {"loss": 0.0, **skipped}
 
 
 def _disturb(model: torch.nn.Module, seed: int) -> None:

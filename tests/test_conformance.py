@@ -8,14 +8,14 @@ from functools import cached_property
 
 import pytest
 from rl_core.discovery.registry import load_registry
-from rl_core.testing.building import given_to
-from rl_core.testing.conformance import PluginConformance
-from rl_core.testing.letters import LetterTokenizer
-from rl_core.testing.outcome import outcomes, rules
-from rl_core.testing.ray_worker import check_arrival
-from rl_core.testing.rows import questions, write_questions
-from rl_core.testing.suites import RewardConformance, suite_of
-from rl_core.testing.tiny_run import check_tiny_run
+from rl_plugin_kit.building import given_to
+from rl_plugin_kit.conformance import PluginConformance
+from rl_plugin_kit.letters import LetterTokenizer
+from rl_plugin_kit.outcome import outcomes, rules
+from rl_plugin_kit.ray_worker import check_arrival
+from rl_plugin_kit.rows import questions, write_questions
+from rl_plugin_kit.suites import RewardConformance, suite_of
+from rl_plugin_kit.tiny_run import check_tiny_run
 from support import ROOT
 
 PLUGINS = sorted(
@@ -61,7 +61,7 @@ def fields(tmp_path_factory):
         "data_source/jsonl": {"path": str(write_questions(folder / "rows.jsonl"))},
         "parquet": {"path": str(parquet)},
         "huggingface": {"path": str(folder / "dataset")},
-        "data_source/python": {"function": "rl_core.testing.rows:questions"},
+        "data_source/python": {"function": "rl_plugin_kit.rows:questions"},
         "regex": {"pattern": "[0-9]"},
         "function": {"function": f"{rewards(folder)}:lengths"},
         "model": {"path": str(reward_model)},

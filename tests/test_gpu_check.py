@@ -101,7 +101,7 @@ def test_the_settings_choose_attention_and_rows_as_the_config_model_does():
     from rl_backend_fsdp2.config import Fsdp2Config
 
     choices = {
-        "packing": ("auto", "packed", "padded", "ragged"),
+        "packing": ("auto", "packed", "padded"),
         "attention": ("auto", "dense", "varlen"),
         "precision": ("fp32", "bf16"),
         "compile": (False, True),
@@ -114,7 +114,7 @@ def test_the_settings_choose_attention_and_rows_as_the_config_model_does():
         config = Fsdp2Config(name="fsdp2", **options, parallel={"cp": cp})
         for cuda in (False, True):
             assert ours.uses_varlen(cuda=cuda) == config.uses_varlen(cuda=cuda), options
-            assert ours.uses_ragged(cuda=cuda) == config.uses_ragged(cuda=cuda), options
+        assert ours.layout_fixed_by == config.layout_fixed_by, options
 
 
 def command_with(tmp_path, cases):

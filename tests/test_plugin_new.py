@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from rl_core.cli.main import main
 from rl_core.component import KINDS
-from rl_core.scaffold.kinds import PLUGIN_KINDS
-from rl_core.testing.conformance import PluginConformance
+from rl_plugin_kit.conformance import PluginConformance
+from rl_plugin_kit.scaffold.kinds import PLUGIN_KINDS
 from support import ROOT
 
 RL = "import sys; from rl_core.cli.main import main; sys.exit(main())"

@@ -15,7 +15,8 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
-from rl_core.testing.reference import from_buckets
+from rl_core.zero_gradient import without_zero_gradient
+from rl_plugin_kit.reference import from_buckets
 
 OPTIMIZER = OptimizerSpec(learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
 """With moments and decay, which go on where the gradient is 0."""
@@ -37,8 +38,9 @@ class RankModel:
         return {name: batch.scatter(parts, [r[name] for r in results], per_token=True) for name in outputs}
 
     def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
-        shard = batch.select(batch.split_balanced(self._world)[self._rank])
-        return reduce_metrics(self._gathered(self._backend.train(self._role, shard, loss, scale or Scale.of(batch))))
+        part, scale, skipped = without_zero_gradient(batch, loss, scale or Scale.of(batch))
+        shard = part.select(part.split_balanced(self._world)[self._rank])
+        return reduce_metrics(self._gathered(self._backend.train(self._role, shard, loss, scale))) | skipped
 
     def _gathered(self, mine: Any) -> list[Any]:
         results = [mine] * self._world

@@ -29,9 +29,9 @@ as several processes or 16-bit runs do. All families are here, except encoders t
 language models. This page is generated: `hatch run models all` writes it again, `hatch run nightly` compares it with
 the code.
 
-- **Packing**: the values of `backend.packing` that are right. `auto` takes one of them: `padded` where a family does
-  not keep the sequences of a row apart. On GPUs `attention: auto` attends to packed rows sequence by sequence, also
-  with the soft-capped scores of Gemma 2 and the sinks of gpt-oss.
+- **Packing**: the values of `backend.packing` that are right, and *ragged* with the kernel `cpu`. `auto` takes one of
+  them: `padded` where a family does not keep the sequences of a row apart. On GPUs `attention: auto` attends to packed
+  rows sequence by sequence, also with the soft-capped scores of Gemma 2 and the sinks of gpt-oss.
 - **Generates**: *yes, slowly* where the family keeps a state that a cache of keys and values cannot hold; the generator
   `hf` then reads the whole sequence again for every token. Take `vllm` for such a model where it supports it.
 - **Reward**: *no class* where transformers has no sequence classifier of the family, or one with another head.

@@ -29,6 +29,7 @@ class Fsdp2Settings:
     precision: str = "fp32"
     packing: str = "auto"
     attention: str = "auto"
+    kernels: str = "auto"
     activation_checkpointing: str = "none"
     cpu_offload: bool = False
     compile: bool = False
@@ -37,15 +38,20 @@ class Fsdp2Settings:
 
     def uses_varlen(self, *, cuda: bool) -> bool:
         """Whether packed rows are attended to without a dense mask."""
-        if self.parallel.cp > 1 or self.packing in ("padded", "ragged"):
+        if self.parallel.cp > 1 or self.packing == "padded":
             return False
         return self.attention == "varlen" or (self.attention == "auto" and cuda and self.precision != "fp32")
 
-    def uses_ragged(self, *, cuda: bool) -> bool:
-        """Whether sequences stand in one row without padding."""
-        if self.packing not in ("auto", "ragged"):
-            return False
-        return not (cuda or self.compile or self.parallel.cp > 1 or self.attention != "auto")
+    @property
+    def layout_fixed_by(self) -> str:
+        """The setting that says how rows are laid out; empty where a kernel may choose."""
+        settings = {
+            f"backend.packing: {self.packing}": self.packing != "auto",
+            f"backend.attention: {self.attention}": self.attention != "auto",
+            "backend.parallel.cp": self.parallel.cp > 1,
+            "backend.compile": self.compile,
+        }
+        return next((name for name, given in settings.items() if given), "")
 
 
 @dataclass(frozen=True)
@@ -53,5 +59,6 @@ class HfSettings:
     """What the generator reads of :class:`rl_generation_hf.config.HfGeneratorConfig`."""
 
     max_batch_tokens: int = 65536
+    kernels: str = "auto"
     dtype: str = "float32"
     partial_rollouts: str = "continue"

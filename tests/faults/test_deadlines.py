@@ -20,7 +20,7 @@ def waits():
     """``(place, keywords)`` of every call that waits for another process."""
     for path in sorted(ROOT.glob("packages/*/src/**/*.py")):
         text = path.read_text()
-        if "/rl_core/testing/" in str(path) or not any(name in text for name in WAITS):
+        if "/rl_plugin_kit/" in str(path) or not any(name in text for name in WAITS):
             continue
         functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
         for function in functions:

@@ -10,7 +10,7 @@ from rl_core.cli.main import main
 from support import ROOT
 
 SOURCES = sorted(p for p in ROOT.glob("packages/*/src/**/*") if p.suffix == ".py" or p.name.endswith(".py.tmpl"))
-KIT = "packages/core/src/rl_core/testing"
+KIT = "packages/plugin-kit/src/rl_plugin_kit"
 IPC = "packages/torch/src/rl_torch/transports/ipc.py"
 RENDERING = "packages/core/src/rl_core/chat_render_worker.py"
 ISOLATED = "packages/core/src/rl_core/isolation/child.py"

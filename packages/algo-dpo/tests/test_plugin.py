@@ -5,7 +5,7 @@ import importlib
 import pytest
 from rl_algo_dpo.config import DpoConfig
 from rl_algo_dpo.dpo import Dpo
-from rl_core.testing.conformance import PluginConformance
+from rl_plugin_kit.conformance import PluginConformance
 
 
 class TestPlugin(PluginConformance):

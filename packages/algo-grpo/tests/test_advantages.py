@@ -138,7 +138,11 @@ def test_groups_whose_rewards_differ_are_found_as_wholes():
 
 
 def test_the_share_of_groups_without_advantages_counts_groups_not_sequences():
-    groups = np.array([0, 0, 1, 1, 2, 2, 2, 2])
-    advantages = np.array([0, 0, 1, -1, 0, 0, 0, 0], np.float32)
-    assert zero_group_fraction(advantages, groups) == pytest.approx(2 / 3)
-    assert zero_group_fraction(np.zeros(0), np.zeros(0, np.int64)) == 0.0
+    advantages = [[0, 0], [0], [1, 0], [-1], [0], [0], [], [0, 0]]
+    batch = SequenceBatch.from_lists(
+        [np.zeros(len(row), np.int32) for row in advantages],
+        token_columns={"advantages": [np.float32(row) for row in advantages]},
+        sequence_columns={"group": np.array([0, 0, 1, 1, 2, 2, 2, 2])},
+    )
+    assert zero_group_fraction(batch) == pytest.approx(2 / 3)
+    assert zero_group_fraction(batch.select([])) == 0.0

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rl_algo_grpo.config import GrpoConfig
+from rl_algo_grpo.config import PRESETS, GrpoConfig
 from rl_algo_grpo.grpo import Grpo
-from rl_algo_grpo.presets import PRESETS
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_torch.losses import LossBatch, MetricSums, call_loss, load_loss

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from rl_algo_grpo.config import GrpoConfig
-from rl_algo_grpo.presets import PRESETS
+from rl_algo_grpo.config import PRESETS, GrpoConfig
 from rl_core.discovery.registry import load_registry
 from rl_core.planning.plan import plan_rows
 from rl_core.preflight.check import check

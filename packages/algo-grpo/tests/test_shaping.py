@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rl_algo_grpo.shaping import completion_lengths, overlong_penalty, sum_to_go, without_truncated
+from rl_algo_grpo.advantages import completion_lengths, overlong_penalty, sum_to_go, without_truncated
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import Scale
 

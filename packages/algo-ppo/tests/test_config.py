@@ -133,7 +133,7 @@ def test_a_constant_length_other_than_the_generator_s_is_pointed_out():
 
 
 def test_every_field_is_described():
-    from rl_algo_ppo.config import KlConfig, ValueConfig
+    from rl_algo_ppo.config import AdaptiveKlConfig, ValueConfig
 
-    for model in (PpoConfig, KlConfig, ValueConfig):
+    for model in (PpoConfig, AdaptiveKlConfig, ValueConfig):
         assert [name for name, field in model.model_fields.items() if not field.description] == []

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from rl_algo_ppo.config import PpoConfig
 from rl_algo_ppo.ppo import Ppo
 from rl_core.contracts.model import Role
@@ -42,12 +43,31 @@ def test_a_step_reports_these_metrics(tools, models):
         "train/grad_norm",
         "train/learning_rate",
         "train/loss",
+        "train/skipped_sequences_fraction",
         "train/value_grad_norm",
         "train/value_learning_rate",
         "train/value_loss",
         "value/clip_fraction",
         "value/explained_variance",
     ]
+
+
+def test_skipping_completions_without_a_gradient_changes_no_step(tools):
+    """Of four completions nothing is left: their rewards, and the values of a head that is zero, are 0."""
+    after = []
+    for skip in (False, True):
+        models = {"policy": tools.TinyModel(dtype=torch.float64), "value": tools.TinyModel("scalar")}
+        torch.nn.init.zeros_(models["value"].model.model.score.weight)
+        batch = tools.rollouts(models["policy"], reward=np.float32([1, 0, 0, -1, 0, 2, 0, 1]))
+        algorithm = ppo(whiten_advantages=False, skip_zero_gradient=skip, loss_reduction="sequence")
+        metrics = algorithm.step(batch, models)
+        assert metrics.pop("train/skipped_sequences_fraction", 0.0) == (0.5 if skip else 0.0)
+        after.append((metrics, models["policy"].weights(), models["value"].weights()))
+    (expected, *weights), (found, *weights_skipped) = after
+    same = ["train/loss", "train/grad_norm", "train/value_loss", "train/value_grad_norm", "policy/clip_fraction"]
+    assert {name: found[name] for name in same} == pytest.approx({name: expected[name] for name in same}, rel=1e-5)
+    for a, b in zip(weights_skipped, weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 def test_both_models_are_trained_epochs_times_minibatches_times(tools, models):

@@ -7,7 +7,7 @@ from rl_algo_sft_rm import plugin
 from rl_algo_sft_rm.config import RmConfig, SftConfig
 from rl_algo_sft_rm.rm import RewardModel
 from rl_algo_sft_rm.sft import NLL, Sft
-from rl_core.testing.conformance import PluginConformance
+from rl_plugin_kit.conformance import PluginConformance
 
 
 class TestPlugin(PluginConformance):

@@ -10,8 +10,6 @@ from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Topology, WorkerContext
-from rl_core.errors import EnvironmentProblem
-from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -36,18 +34,6 @@ def test_a_trainable_role_needs_an_optimizer() -> None:
     with backend(0, 1, free_port()) as made, pytest.raises(ValueError, match="optimizer") as caught:
         made.load(POLICY, model_spec(), None)
     assert str(caught.value) == "role 'policy' is trainable and needs an optimizer"
-
-
-def test_ragged_rows_need_a_model_whose_attention_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Qwen2PreTrainedModel, "_supports_attention_backend", False)
-    with backend(0, 1, free_port(), packing="ragged") as made:
-        with pytest.raises(EnvironmentProblem) as caught:
-            made.load(POLICY, model_spec(), optimizer_spec())
-        assert str(caught.value) == (
-            "Qwen2ForCausalLM has an attention of its own, which ragged rows cannot replace\n    remove backend.packing"
-        )
-    with backend(0, 1, free_port()) as made:
-        made.load(POLICY, model_spec(), optimizer_spec())  # auto takes another layout
 
 
 def test_the_model_report_counts_tied_parameters_once() -> None:

@@ -132,30 +132,32 @@ def test_the_kind_of_attention_where_it_does_nothing_is_a_problem() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("gpus", "fields", "reason"),
-    [
-        (1, {}, "GPUs, where packed rows with varlen attention do the same"),
-        (0, {"compile": True}, "backend.compile"),
-        (0, {"parallel": {"cp": 2}}, "context parallelism"),
-    ],
-)
-def test_ragged_rows_where_they_do_not_work_are_a_problem(gpus: int, fields: dict, reason: str) -> None:
-    assert list(config(packing="ragged", **fields).problems(stage(gpus))) == [
-        Problem(
-            path="backend.packing",
-            message=f"ragged rows do not work with {reason}",
-            fix="remove backend.packing, or set it to packed",
-        )
-    ]
+def test_rows_are_free_for_a_kernel_to_lay_out_unless_a_setting_says_how() -> None:
+    assert config(kernels=["cpu"]).layout_fixed_by == config().layout_fixed_by == ""
+    for field, value in (("packing", "packed"), ("packing", "padded"), ("attention", "dense")):
+        assert config(**{field: value}).layout_fixed_by == f"backend.{field}: {value}"
+    assert config(compile=True).layout_fixed_by == "backend.compile"
+    assert config(parallel={"cp": 2}).layout_fixed_by == "backend.parallel.cp"
 
 
-def test_rows_are_ragged_on_the_cpu_unless_something_else_is_asked_for() -> None:
-    assert config().uses_ragged(cuda=False)
-    assert config(packing="ragged").uses_ragged(cuda=False)
-    assert not config().uses_ragged(cuda=True)
-    for asked in ({"packing": "packed"}, {"packing": "padded"}, {"attention": "dense"}, {"compile": True}):
-        assert not config(**asked).uses_ragged(cuda=False)
+def test_the_plan_says_which_kernels_are_used_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
+    assert list(config().plan_lines(stage(0))) == [("kernels", "none is installed")]
+    kernel = SimpleNamespace(name="fast", expects=lambda use: f"not with {use.device} and {use.layout_fixed_by}")
+    point = SimpleNamespace(name="fast", dist=None, module="fast", load=lambda: kernel)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
+    lines = list(config(packing="padded").plan_lines(stage(2)))
+    assert lines == [("kernels", "not fast: not with cuda and backend.packing: padded")]
+    assert list(config(kernels="none").plan_lines(stage(2))) == [("kernels", "none, as configured")]
+
+
+def test_kernels_that_are_not_installed_are_a_problem() -> None:
+    (problem,) = config(kernels=["no-such"]).problems(stage(0))
+    assert problem.path == "backend.kernels"
+    assert problem.message.startswith("no kernel 'no-such' is installed (")
+    assert problem.fix == "pip install rl-kernels-no-such"
+    for choice in ("auto", "none"):
+        assert list(config(kernels=choice).problems(stage(0))) == []
 
 
 def test_flash_attention_is_taken_on_gpus_in_16_bits() -> None:

@@ -33,16 +33,15 @@ def test_the_micro_batch_of_the_same_tokens_is_used_again_with_the_new_columns()
     assert second.batch.token_columns["advantages"].tolist() == list(range(9))
 
 
-def test_a_layout_is_not_used_for_other_tokens_or_another_attention() -> None:
+def test_a_layout_is_not_used_for_other_tokens_or_another_layout() -> None:
     batcher = MicroBatcher(max_tokens=100, packing="packed")
     (first,) = made(batcher, shard())
     (other,) = made(batcher, shard(7))
     assert other.input_ids.tolist() != first.input_ids.tolist()
-    (ragged,) = made(batcher, shard(7), packing="ragged")
-    assert other.rows is None
-    assert ragged.rows is not None
+    (padded,) = made(batcher, shard(7), packing="padded")
+    assert padded.input_ids.shape != other.input_ids.shape
     (again,) = made(batcher, shard(7))
-    assert again.indices is other.indices  # each attention has its own
+    assert again.indices is other.indices  # each layout has its own
 
 
 def test_a_shard_of_several_micro_batches_is_made_up_with_fillers() -> None:

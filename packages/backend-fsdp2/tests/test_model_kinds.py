@@ -16,6 +16,7 @@ from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Scale
 from rl_core.contracts.model import AdapterSpec, ModelSpec
 from rl_core.errors import ConfigError, EnvironmentProblem
+from rl_plugin_kit.local_model import LocalModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -220,6 +221,24 @@ def test_a_models_routers_are_kept_balanced_where_its_config_asks_for_it(tmp_pat
     norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
     assert result.partial["router_aux_loss"] == pytest.approx(balance, rel=1e-5)
     assert result.shared["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_what_the_loss_leaves_out_still_balances_the_routers(tmp_path: Path, balanced: bool) -> None:
+    """Two sequences are masked; ``train`` may skip them only where the model adds no loss of its own."""
+    fields = {**EXPERTS, "output_router_logits": balanced, "router_aux_loss_coef": 0.5}
+    folder_of(tmp_path / "model", "mixtral", **fields)
+    masks = [np.full(len(s), float(index > 1), np.float32) for index, s in enumerate(SEQUENCES)]
+    batch = SequenceBatch.from_lists(SEQUENCES, token_columns={"loss_mask": masks})
+    spec, found = ModelSpec(path=str(tmp_path / "model"), max_length=64), []
+    with helpers.backend(0, 1, 0) as made:
+        for zero_where in (None, "loss_mask"):
+            policy = LocalModel(made, helpers.POLICY, spec, helpers.optimizer_spec())
+            assert policy.info.auxiliary_loss == balanced
+            found.append(policy.train(batch, dataclasses.replace(helpers.NLL, zero_where=zero_where)))
+    whole, skipping = found
+    assert skipping.pop("skipped_sequences_fraction") == (0.0 if balanced else 0.5)
+    assert skipping == pytest.approx(whole, rel=1e-5)
 
 
 def test_balancing_over_parts_of_sequences_is_refused(pair: Any, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rl_core.testing.conformance import PluginConformance
+from rl_plugin_kit.conformance import PluginConformance
 
 
 class TestPlugin(PluginConformance):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from rl_core.contracts.generator import SamplingParams
-from rl_generation_hf import llama_layers
+from rl_generation_hf.masks import AttentionPattern
 from rl_torch.models import build_model
 
 ARCHITECTURES = {
@@ -142,15 +142,15 @@ def test_equal_lengths_take_no_mask_and_give_what_mixed_lengths_give(small, monk
     params = SamplingParams(max_new_tokens=8)
     prompts = small.prompts([6, 6, 6, 11])
     generator, masks = small.generator(), []
-    attend = llama_layers.attend_once
+    decode = AttentionPattern.decode
 
-    def watched(query, key, value, mask, scale):
-        masks.append(mask)
-        return attend(query, key, value, mask, scale)
+    def watched(*given, **named):
+        masks.append(decode(*given, **named))
+        return masks[-1]
 
-    monkeypatch.setattr(llama_layers, "attend_once", watched)
+    monkeypatch.setattr(AttentionPattern, "decode", watched)
     equal = generator.generate(small.requests(prompts[:3]), params)
-    assert masks == [None] * (1 + 7 * 2)  # the prompts' last tokens in the last layer; then steps, layers
+    assert masks == [None] * 7
     mixed = generator.generate(small.requests(prompts), params)
     assert any(mask is not None for mask in masks)
     small.assert_same(equal, mixed.select([0, 1, 2]))

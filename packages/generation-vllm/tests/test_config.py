@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from rl_core.config.run_section import RunSection
 from rl_core.config.sections import InitConfig, ModelConfig
-from rl_core.testing.conformance import PluginConformance
 from rl_generation_vllm.config import VllmConfig
 from rl_generation_vllm.shapes import CPU_HEAD_SIZES
+from rl_plugin_kit.conformance import PluginConformance
 
 
 class TestConformance(PluginConformance):

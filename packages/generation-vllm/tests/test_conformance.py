@@ -3,8 +3,8 @@
 from typing import ClassVar
 
 import pytest
-from rl_core.testing.reference import TinyShape
-from rl_core.testing.suites import GeneratorConformance
+from rl_plugin_kit.reference import TinyShape
+from rl_plugin_kit.suites import GeneratorConformance
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rl_core.testing.conformance import PluginConformance
+from rl_plugin_kit.conformance import PluginConformance
 
 
 class TestPlugin(PluginConformance):

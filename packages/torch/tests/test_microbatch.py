@@ -91,7 +91,7 @@ def test_a_sequence_without_tokens_is_refused() -> None:
     assert str(caught.value) == "sequence 1 of the micro-batch has no tokens"
 
 
-@pytest.mark.parametrize("packing", ["auto", "packed", "padded", "ragged"])
+@pytest.mark.parametrize("packing", ["auto", "packed", "padded"])
 @pytest.mark.parametrize("budget", [1, 64, 300, 10**6])
 def test_a_plan_covers_every_sequence_once_and_keeps_units_together(packing: str, budget: int) -> None:
     rng = np.random.default_rng(2)
@@ -113,25 +113,19 @@ def test_auto_starts_a_new_micro_batch_rather_than_pad_much() -> None:
     assert [len(p) for p in plan(batch, 10**6, packing="padded")] == [40]
 
 
-def test_ragged_micro_batches_are_neighbours() -> None:
-    batch = ragged([5, 9, 2, 7, 3, 3], unit=np.array([0, 0, 1, 1, 2, 2]))
-    assert [part.tolist() for part in plan(batch, 16, packing="ragged")] == [[0, 1], [2, 3, 4, 5]]
-
-
 def test_missing_micro_batches_are_empty() -> None:
     parts = plan(ragged([4, 4]), 100, at_least=3)
     assert [len(p) for p in parts] == [2, 0, 0]
     assert plan(ragged([]), 100) == []
 
 
-@pytest.mark.parametrize("packing", ["padded", "ragged"])
-def test_a_filler_has_something_to_predict(packing: str) -> None:
-    micro = MicroBatch.filler(packing=packing)
+def test_a_filler_has_something_to_predict() -> None:
+    micro = MicroBatch.filler()
     assert micro.is_filler
     assert micro.predictors.tolist() == [0]
 
 
-@pytest.mark.parametrize("packing", ["packed", "padded", "ragged"])
+@pytest.mark.parametrize("packing", ["packed", "padded"])
 def test_a_layout_serves_another_batch_of_the_same_tokens(packing: str) -> None:
     first = ragged([5, 9, 3]).with_columns(token={"loss_mask": np.tile([1, 0], 9)[:17].astype(np.float32)})
     made = MicroBatch.build(first, packing=packing)

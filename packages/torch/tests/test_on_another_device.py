@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rl_algo_common.losses import clipped_surrogate, corrected, reduce_tokens
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import Scale
 from rl_torch import varlen
@@ -18,7 +19,6 @@ from rl_torch.logprobs import token_outputs
 from rl_torch.losses import LossBatch, MetricSums, TokenOutputs
 from rl_torch.microbatch import MicroBatch
 from rl_torch.policy import in_batch_order
-from rl_torch.policy_gradient import clipped_surrogate, corrected, reduce_tokens
 from torch import Tensor
 
 LENGTHS = (5, 9, 2)

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
+from rl_algo_common.applicability import Rule, field_without_effect, refuse
+from rl_algo_common.config import RowsConfig
 from rl_core.config.paths import ModelPath
-from rl_core.config.sections import AlgorithmConfig, Section
+from rl_core.config.sections import Section
 from rl_core.contracts.algorithm import BatchPlan
 
 LossName = Literal["sigmoid", "robust", "ipo", "hinge", "simpo", "orpo", "kto"]
+
+
+READ_BY: Mapping[str, tuple[LossName, ...]] = {
+    "beta": ("sigmoid", "robust", "ipo", "hinge", "simpo", "kto"),
+    "label_smoothing": ("sigmoid", "robust"),
+    "target_margin": ("simpo",),
+    "orpo_lambda": ("orpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "sft_coefficient": ("sigmoid", "robust", "ipo", "hinge", "simpo"),
+    "reference": ("sigmoid", "robust", "ipo", "hinge", "kto"),
+}
+"""Field → the losses that read it."""
+
+
+def _read_by(*losses: LossName) -> Callable[[Any], bool]:
+    return lambda config: config.loss in losses
 
 
 class ReferenceConfig(Section):
@@ -19,7 +38,7 @@ class ReferenceConfig(Section):
     path: ModelPath = Field(description="Hugging Face folder or hub id; its tokens must be the policy's.")
 
 
-class DpoConfig(AlgorithmConfig):
+class DpoConfig(RowsConfig):
     """Preference learning: one optimizer step per training step, on ``pairs_per_step`` rows.
 
     A field that the chosen loss does not read is refused. Fields whose default depends on the loss
@@ -34,18 +53,6 @@ class DpoConfig(AlgorithmConfig):
         "kto": {"loss": "kto", "beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
     }
 
-    read_by: ClassVar[Mapping[str, tuple[LossName, ...]]] = {
-        "beta": ("sigmoid", "robust", "ipo", "hinge", "simpo", "kto"),
-        "label_smoothing": ("sigmoid", "robust"),
-        "target_margin": ("simpo",),
-        "orpo_lambda": ("orpo",),
-        "desirable_weight": ("kto",),
-        "undesirable_weight": ("kto",),
-        "sft_coefficient": ("sigmoid", "robust", "ipo", "hinge", "simpo"),
-        "reference": ("sigmoid", "robust", "ipo", "hinge", "kto"),
-    }
-    """Field → the losses that read it."""
-
     defaults: ClassVar[Mapping[LossName, Mapping[str, float]]] = {
         "sigmoid": {"beta": 0.1, "label_smoothing": 0.0},
         "robust": {"beta": 0.1, "label_smoothing": 0.0},
@@ -56,6 +63,11 @@ class DpoConfig(AlgorithmConfig):
         "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
     }
     """Loss → the numbers it is made of, with the value each has unless the user gives one."""
+
+    rules: ClassVar[tuple[Rule, ...]] = tuple(
+        Rule((name,), _read_by(*losses), "with loss {c.loss}", f"remove it, or set loss to {' or '.join(losses)}")
+        for name, losses in READ_BY.items()
+    )
 
     learning_rate: float = Field(5e-7, ge=0, description="Peak learning rate.")
     loss: LossName = Field("sigmoid", description="What is minimised; sigmoid is DPO, cDPO with label_smoothing.")
@@ -92,19 +104,11 @@ class DpoConfig(AlgorithmConfig):
     pairs_per_step: int = Field(
         64, ge=1, description="Data rows in one optimizer step, over all ranks: pairs, or labelled completions (kto)."
     )
-    max_tokens: int | None = Field(
-        None, ge=2, description="Longest sequence in tokens, prompt and completion; default: model.max_length."
-    )
-    on_long_row: Literal["error", "truncate", "skip"] = Field(
-        "skip",
-        description="What happens to a row of more than max_tokens or model.max_length: stop before the first step, "
-        "cut off its end, or leave it out. Long rows are counted before training.",
-    )
 
     @property
     def needs_reference(self) -> bool:
         """Whether the loss compares with a frozen reference model."""
-        return self.loss in self.read_by["reference"]
+        return self.loss in READ_BY["reference"]
 
     def loss_options(self) -> dict[str, float]:
         """The numbers the chosen loss is made of, given or default."""
@@ -123,22 +127,11 @@ class DpoConfig(AlgorithmConfig):
             notes=(f"loss {self.loss} with {numbers}; {reference}",),
         )
 
-    @field_validator(
-        "beta",
-        "label_smoothing",
-        "target_margin",
-        "orpo_lambda",
-        "desirable_weight",
-        "undesirable_weight",
-        "sft_coefficient",
-        "reference",
-    )
+    @field_validator(*READ_BY)
     @classmethod
     def _loss_reads_it(cls, value: Any, info: ValidationInfo) -> Any:
-        loss, field = info.data.get("loss"), str(info.field_name)
-        if value and loss in get_args(LossName) and loss not in cls.read_by[field]:
-            losses = " or ".join(cls.read_by[field])
-            raise ValueError(f"{field} has no effect with loss {loss}; remove it, or set loss to {losses}")
+        if value and "loss" in info.data:
+            refuse(field_without_effect(info, cls.rules))
         return value
 
     @field_validator("label_smoothing")

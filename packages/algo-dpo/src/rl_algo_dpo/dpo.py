@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rl_core.algorithm import AlgorithmBase, mean_metrics
+from rl_algo_common.encoding import RowsAlgorithm
+from rl_core.algorithm import mean_metrics
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import Metrics
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import Role
-from rl_core.encoding import LengthLimit, RowEncoder
 
 from rl_algo_dpo.kto import encode_labelled, kl_baseline
 from rl_algo_dpo.reference import ReferenceLogprobs
@@ -19,19 +19,17 @@ from rl_algo_dpo.reference import ReferenceLogprobs
 if TYPE_CHECKING:
     from rl_core.contracts.model_handle import ModelHandle
     from rl_core.contracts.tokenizer import Tokenizer
-    from rl_core.long_rows import LongRows
 
     from rl_algo_dpo.config import DpoConfig
 
 
-class Dpo(AlgorithmBase):
+class Dpo(RowsAlgorithm):
     """Makes the preferred completion of a pair more likely than the other, compared with a frozen reference."""
 
     config: DpoConfig
 
     def __init__(self, config: DpoConfig) -> None:
         super().__init__(config)
-        self._encoder = RowEncoder(LengthLimit(config.max_tokens, config.on_long_row))
         self._reference = ReferenceLogprobs()
 
     def roles(self) -> Sequence[Role]:
@@ -45,15 +43,11 @@ class Dpo(AlgorithmBase):
         """Reference log-probs are kept below ``directory`` from now on."""
         self._reference.open(directory)
 
-    def limit_rows(self, max_length: int) -> LongRows:
-        """No row is longer than the model takes; see :meth:`rl_core.encoding.RowEncoder.limit_to`."""
-        return self._encoder.limit_to(max_length)
-
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         """Pairs (columns ``unit`` and ``chosen``), or labelled completions for KTO (column ``desirable``)."""
         if self.config.loss == "kto":
-            return encode_labelled(rows, tokenizer, encoder=self._encoder)
-        return self._encoder.pairs(rows, tokenizer)
+            return encode_labelled(rows, tokenizer, encoder=self.rows)
+        return self.rows.pairs(rows, tokenizer)
 
     def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """One optimizer step; ``train/loss`` and what :mod:`rl_algo_dpo.losses` reports."""

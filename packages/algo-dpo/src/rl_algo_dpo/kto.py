@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rl_algo_common.encoding import RowEncoder
 from rl_core.batch import SequenceBatch
-from rl_core.encoding import RowEncoder
 from rl_core.errors import DataError
 
 from rl_algo_dpo.reference import completion_logprobs

@@ -2,35 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
-from rl_core.config.policy_gradient import PolicyGradientConfig
+from rl_algo_common.applicability import Rule
+from rl_algo_common.config import CONSTANT_LENGTH, ENTROPY_METRIC, KlConfig, PolicyGradientConfig
 from rl_core.config.problems import Problem
 from rl_core.config.sections import Section
 from rl_core.config.turn_limits import completion_limit_name, max_completion_tokens
 from rl_core.contracts.algorithm import BatchPlan
 
-from rl_algo_grpo.applicability import RULES
-from rl_algo_grpo.presets import PRESETS
-
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
 
 
-class KlConfig(Section):
+_GROUP_STD = {"advantage": "group", "advantage_scale": "std"}
+_CLIP = {"loss": "clip", "clip_low": 0.2, "clip_high": 0.2}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # Shao et al. 2024, DeepSeekMath, eq. 3 and section 4.2.
+    "grpo": {
+        **_GROUP_STD,
+        **_CLIP,
+        "loss_reduction": "sequence",
+        "kl": {"in": "loss", "coefficient": 0.04, "estimator": "k3"},
+    },
+    # Liu et al. 2025, "Understanding R1-Zero-like training"; no KL term.
+    "dr_grpo": {"advantage": "group", "advantage_scale": "none", **_CLIP, "loss_reduction": "constant"},
+    # Yu et al. 2025, DAPO, eq. 8 and 13; no KL term.
+    "dapo": {
+        **_GROUP_STD,
+        **_CLIP,
+        "clip_high": 0.28,
+        "loss_reduction": "token",
+        "dynamic_sampling": True,
+        "overlong": {"mode": "shape"},
+    },
+    # Zheng et al. 2025, GSPO, section 5.1.
+    "gspo": {**_GROUP_STD, "loss": "gspo", "clip_low": 3e-4, "clip_high": 4e-4, "loss_reduction": "sequence"},
+    # Chen et al. 2025, MiniMax-M1, eq. 4: no lower bound and no number for the upper one, which is that
+    # of Khatri et al. 2025, ScaleRL: ρ ≤ 5.
+    "cispo": {**_GROUP_STD, "loss": "cispo", "clip_low": 1.0, "clip_high": 4.0, "loss_reduction": "token"},
+    # Ahmadian et al. 2024, "Back to basics": a completion is one action, so log-probs are summed, not averaged.
+    "rloo": {
+        "advantage": "rloo",
+        "advantage_scale": "none",
+        "loss": "reinforce",
+        "loss_reduction": "constant",
+        "constant_length": 1,
+        "kl": {"in": "reward", "coefficient": 0.03, "estimator": "k1"},
+    },
+    # Hu et al. 2025, REINFORCE++.
+    "reinforce++": {
+        "advantage": "reinforce++",
+        **_CLIP,
+        "loss_reduction": "token",
+        "kl": {"in": "reward", "coefficient": 0.01, "estimator": "k1"},
+    },
+    "reinforce++-baseline": {
+        "advantage": "reinforce++-baseline",
+        **_CLIP,
+        "loss_reduction": "token",
+        "kl": {"in": "loss", "coefficient": 0.001, "estimator": "k2"},
+    },
+}
+"""The published variants: what makes the method. Sizes, learning rates and lengths belong to the task."""
+
+RULES = (
+    Rule(("clip_low", "clip_high"), lambda c: c.loss != "reinforce", "with loss {c.loss}"),
+    Rule(("dual_clip",), lambda c: c.loss == "clip", "with loss {c.loss}", "set loss: clip or remove {key}"),
+    CONSTANT_LENGTH,
+    Rule(
+        ("advantage_scale", "advantage_ddof"),
+        lambda c: not c.whitens,
+        "with advantage {c.advantage}, which whitens over the batch",
+    ),
+    Rule(("advantage_ddof",), lambda c: c.whitens or c.advantage_scale != "none", "while advantage_scale is none"),
+    Rule(
+        ("kl.estimator", "kl.in"),
+        lambda c: c.kl.coefficient > 0,
+        "while kl.coefficient is 0",
+        "set kl.coefficient above 0 or remove {key}",
+    ),
+    ENTROPY_METRIC,
+    Rule(
+        ("max_resample_rounds",),
+        lambda c: c.dynamic_sampling,
+        "without dynamic_sampling",
+        "set dynamic_sampling: true or remove {key}",
+    ),
+    Rule(
+        ("overlong.max_tokens", "overlong.buffer_tokens"),
+        lambda c: c.overlong.mode == "shape",
+        "with overlong.mode {c.overlong.mode}",
+        "set overlong.mode: shape or remove {key}",
+    ),
+)
+"""Fields that have no effect because of others; given, they are refused."""
+
+
+class PlacedKlConfig(KlConfig):
     """Penalty on the distance to the frozen starting model."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    coefficient: float = Field(0.0, ge=0, description="Weight of the KL term; at 0 the reference model is not loaded.")
-    estimator: Literal["k1", "k2", "k3"] = Field(
-        "k3",
-        description="With d = log π_ref - log π: k1 = -d (in the loss its gradient is 0 on average), k2 = d²/2, "
-        "k3 = e^d - 1 - d.",
-    )
     placement: Literal["loss", "reward"] = Field(
         "loss", alias="in", description="Add the KL of every token to the loss, or take it off the rewards."
     )
@@ -98,7 +175,9 @@ class GrpoConfig(PolicyGradientConfig):
         description="Clipped ratio per token (PPO, GRPO) or per sequence (gspo), log-prob weighted by the clipped "
         "ratio (cispo), or log-prob alone (reinforce).",
     )
-    kl: KlConfig = Field(default_factory=KlConfig, description="Penalty on the distance to the starting model.")
+    kl: PlacedKlConfig = Field(
+        default_factory=PlacedKlConfig, description="Penalty on the distance to the starting model."
+    )
     dynamic_sampling: bool = Field(
         False, description="Replace prompts whose completions all got the same reward by further prompts (DAPO)."
     )
@@ -108,18 +187,6 @@ class GrpoConfig(PolicyGradientConfig):
     overlong: OverlongConfig = Field(
         default_factory=OverlongConfig, description="Completions near the length limit or cut off by it (DAPO)."
     )
-
-    skip_zero_gradient: bool = Field(
-        True,
-        description="Leave completions that cannot add to the gradient out of forward and backward passes: masked "
-        "ones and, without a KL or entropy term in the loss, those whose advantage is 0. They still count in the "
-        "normalizers.",
-    )
-
-    @property
-    def zero_where_skipped(self) -> frozenset[str]:
-        """Metrics of the loss that are 0 on tokens without an advantage: a clip holds back what they do not have."""
-        return frozenset({"policy/clip_fraction"} if self.loss in ("clip", "gspo") else ())
 
     @property
     def whitens(self) -> bool:

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from rl_torch.policy_gradient import (
-    KlEstimator,
+from rl_algo_common.kl import KlEstimator, kl_estimate
+from rl_algo_common.losses import (
     Reduction,
     bounded_exp,
     clipped_surrogate,
     corrected,
-    kl_estimate,
     masked,
     maximum,
+    measured_mean,
     reduce_tokens,
     sequence_mean,
     token_mean,
@@ -53,12 +53,12 @@ def policy_loss(
             ``old_logprobs`` unless ``on_policy``, and ``ref_logprobs`` if ``kl_coefficient`` > 0.
         scale: global counts ``tokens`` and ``sequences`` of the optimizer step.
         mismatch: ``correction``, ``level``, ``low`` and ``high`` of
-            :func:`rl_torch.policy_gradient.corrected`; the weights w apply to the surrogate only.
+            :func:`rl_algo_common.losses.corrected`; the weights w apply to the surrogate only.
         on_policy: no update was made since the old policy, so the current log-probs are the old ones.
 
     Returns:
-        the loss and token means: ``policy/clip_fraction`` (not for ``reinforce``), ``policy/max_ratio``,
-        ``policy/kl_reference`` and ``policy/entropy`` where they are computed, ``mismatch/…``.
+        the loss and means over the tokens that are computed on: ``policy/clip_fraction`` (not for ``reinforce``),
+        ``policy/max_ratio``, ``policy/kl_reference`` and ``policy/entropy`` where they are computed, ``mismatch/…``.
     """
     mask = batch["loss_mask"]
     logprobs = masked(outputs.logprobs, mask)
@@ -76,14 +76,16 @@ def policy_loss(
 
     metrics = {"policy/max_ratio": maximum(masked(ratio.detach(), mask))}
     if clipped is not None:
-        metrics["policy/clip_fraction"] = token_mean(clipped, mask, scale)
+        # Where the advantage is 0 a clip holds nothing back, but cispo holds the weight of every token.
+        mean = measured_mean if loss == "cispo" else token_mean
+        metrics["policy/clip_fraction"] = mean(clipped, mask, scale)
     gap = old - masked(batch["sampled_logprobs"], mask)
     per_token, mismatch_metrics = corrected(per_token, gap, mask, outputs, scale, **mismatch)
     metrics |= mismatch_metrics
     if kl_coefficient > 0:
         kl = kl_estimate(masked(batch["ref_logprobs"], mask) - logprobs, kl_estimator)
         per_token = per_token + kl_coefficient * kl
-        metrics["policy/kl_reference"] = token_mean(kl.detach(), mask, scale)
+        metrics["policy/kl_reference"] = measured_mean(kl.detach(), mask, scale)
     total = reduce_tokens(per_token, mask, outputs, scale, reduction=reduction, constant_length=constant_length)
     total, entropy_metrics = with_entropy_bonus(total, mask, outputs, scale, coefficient=entropy_coefficient)
     return total, metrics | entropy_metrics

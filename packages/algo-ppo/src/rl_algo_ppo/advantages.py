@@ -6,7 +6,44 @@ A *step* of a sequence is a token with ``loss_mask`` ≠ 0: one that the policy 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+from rl_algo_common.statistics import whiten
+from rl_core.batch import SequenceBatch
+
+if TYPE_CHECKING:
+    from rl_core.contracts.model_handle import ModelHandle
+
+    from rl_algo_ppo.config import PpoConfig
+
+
+def with_advantages(
+    batch: SequenceBatch, value: ModelHandle, penalties: np.ndarray, config: PpoConfig
+) -> SequenceBatch:
+    """``batch`` with the token columns ``old_values`` (V before each token), ``advantages`` and ``returns``.
+
+    Args:
+        value: the value model.
+        penalties: float [T], taken off the reward of every token.
+    """
+    outputs = value.forward(batch, ("values", "scores") if config.bootstrap_truncated else ("values",))
+    terminal_values = None
+    if config.bootstrap_truncated:
+        terminal_values = np.where(batch.sequence_columns["truncated"], outputs["scores"], 0.0)
+    mask, sequence_ids = batch.token_columns["loss_mask"], batch.sequence_ids
+    advantages, returns = generalized_advantages(
+        token_rewards(batch.sequence_columns["reward"], mask, sequence_ids, penalties=penalties),
+        outputs["values"],
+        mask,
+        sequence_ids,
+        gamma=config.gamma,
+        lam=config.lam,
+        terminal_values=terminal_values,
+    )
+    if config.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    return batch.with_columns(token={"advantages": advantages, "old_values": outputs["values"], "returns": returns})
 
 
 def token_rewards(

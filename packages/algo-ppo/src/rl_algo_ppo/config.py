@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from rl_core.config.applicability import refuse, without_effect
+from rl_algo_common.applicability import Rule, refuse, without_effect
+from rl_algo_common.config import KlConfig, MismatchConfig, PolicyGradientConfig
+from rl_algo_common.kl import KlEstimator
 from rl_core.config.paths import ModelPath
-from rl_core.config.policy_gradient import MismatchConfig, PolicyGradientConfig
 from rl_core.config.sections import OptimizerConfig, Section
 from rl_core.contracts.algorithm import BatchPlan
 
 
-class KlConfig(Section):
+class AdaptiveKlConfig(KlConfig):
     """Penalty on the distance to the frozen starting model, taken off the reward of every token."""
 
-    coefficient: float = Field(
-        0.0,
-        ge=0,
-        description="Weight β of the penalty (at the start, if adaptive); at 0 the reference model is not loaded.",
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ("estimator", "controller", "target", "horizon"),
+            lambda c: c.coefficient > 0,
+            "while kl.coefficient is 0",
+            "set kl.coefficient above 0 or remove {key}",
+        ),
+        Rule(
+            ("target", "horizon"),
+            lambda c: c.coefficient == 0 or c.controller == "adaptive",
+            "with kl.controller fixed",
+            "set kl.controller: adaptive or remove {key}",
+        ),
     )
-    estimator: Literal["k1", "k2", "k3"] = Field(
+
+    estimator: KlEstimator = Field(
         "k1", description="KL per token; with d = log π_ref - log π_old: k1 = -d, k2 = d²/2, k3 = e^d - 1 - d."
     )
     controller: Literal["fixed", "adaptive"] = Field(
-        "fixed", description="Whether β stays, or is steered so that the KL reaches target."
+        "fixed", description="Whether the coefficient stays, or is steered from there so that the KL reaches target."
     )
     target: float | None = Field(
         None, gt=0, description="For controller: adaptive, the KL per completion in nats (sum over its tokens)."
@@ -33,20 +44,12 @@ class KlConfig(Section):
     horizon: int = Field(
         10_000,
         ge=1,
-        description="For controller: adaptive, completions over which β changes by at most about 20 %.",
+        description="For controller: adaptive, completions over which the coefficient changes by at most about 20 %.",
     )
 
     @model_validator(mode="after")
-    def _fields_are_used(self) -> KlConfig:
-        for name in ("estimator", "controller", "target", "horizon"):
-            if given(self, name) and self.coefficient == 0:
-                raise ValueError(
-                    f"kl.{name} has no effect while kl.coefficient is 0; set kl.coefficient above 0 or remove kl.{name}"
-                )
-            if given(self, name) and self.controller == "fixed" and name in ("target", "horizon"):
-                raise ValueError(
-                    f"kl.{name} has no effect with kl.controller fixed; set kl.controller: adaptive or remove kl.{name}"
-                )
+    def _fields_are_used(self) -> Self:
+        refuse(without_effect(self, self.rules, prefix="kl."))
         if self.controller == "adaptive" and self.target is None:
             raise ValueError("kl.controller adaptive needs kl.target, the KL per completion in nats, e.g. 6.0")
         return self
@@ -70,11 +73,6 @@ class ValueConfig(Section):
     )
 
 
-def given(section: Section, name: str) -> bool:
-    """Whether the user set the field to something (null is nothing)."""
-    return name in section.model_fields_set and getattr(section, name) is not None
-
-
 class PpoConfig(PolicyGradientConfig):
     """PPO: ``prompts_per_step × group_size`` completions make one step of ``epochs × minibatches`` updates of both."""
 
@@ -90,8 +88,14 @@ class PpoConfig(PolicyGradientConfig):
     whiten_advantages: bool = Field(
         True, description="Shift and scale the advantages of a step to mean 0 and standard deviation 1."
     )
-    kl: KlConfig = Field(default_factory=KlConfig, description="Penalty on the distance to the starting model.")
+    kl: AdaptiveKlConfig = Field(
+        default_factory=AdaptiveKlConfig, description="Penalty on the distance to the starting model."
+    )
     value: ValueConfig = Field(default_factory=ValueConfig, description="The value model and its optimizer.")
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.kl.coefficient > 0
 
     def plan(self) -> BatchPlan:
         """The batch plan of one training step."""

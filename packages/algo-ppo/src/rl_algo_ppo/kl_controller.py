@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from rl_core.metrics import Metrics
+
 _LARGEST_ERROR = 0.2
 """Relative errors count up to this much, so that one odd step moves the weight little."""
 
@@ -22,6 +25,16 @@ class KlController:
         self.coefficient = coefficient
         self._target = target
         self._horizon = horizon
+
+    def observe(self, kl: np.ndarray, mask: np.ndarray, *, sequences: int) -> Metrics:
+        """Take in a step's KL in nats (float [T], 0 where ``mask`` is); the metrics, with the β that was used."""
+        total, used = float(kl.sum()), self.coefficient
+        self.update(total / sequences, sequences=sequences)
+        return {
+            "policy/kl_reference": total / max(int(np.count_nonzero(mask)), 1),
+            "policy/kl_per_sequence": total / sequences,
+            "policy/kl_coefficient": used,
+        }
 
     def update(self, kl: float, *, sequences: int) -> None:
         """Take in the mean KL per sequence (nats) of a step of ``sequences``."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from rl_torch.policy_gradient import (
+from rl_algo_common.losses import (
     Reduction,
     clipped_surrogate,
     corrected,
@@ -41,7 +41,7 @@ def policy_loss(
             Without the last one no update was made since the old policy: the current log-probs are the old ones.
         scale: global counts ``tokens`` and ``sequences`` of the optimizer step.
         mismatch: ``correction``, ``level``, ``low`` and ``high`` of
-            :func:`rl_torch.policy_gradient.corrected`.
+            :func:`rl_algo_common.losses.corrected`.
 
     Returns:
         the loss, and ``policy/clip_fraction``, ``policy/max_ratio``, ``policy/entropy`` where it was

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rl_algo_common.kl import kl_to_reference
+from rl_algo_common.rollouts import with_logprobs
 from rl_core.algorithm import AlgorithmBase, mean_metrics, sampling_temperature
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import Metrics
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import OptimizerSpec, Role
-from rl_core.statistics import kl_estimate, whiten
 
-from rl_algo_ppo.advantages import explained_variance, generalized_advantages, token_rewards
+from rl_algo_ppo.advantages import explained_variance, with_advantages
 from rl_algo_ppo.kl_controller import KlController
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Ppo(AlgorithmBase):
     def roles(self) -> Sequence[Role]:
         policy = Role("policy", trainable=True)
         value = Role("value", trainable=True, head="scalar", path=self.config.value.path)
-        return (policy, value, Role("reference", trainable=False)) if self._penalises_kl else (policy, value)
+        return (policy, value, Role("reference", trainable=False)) if self.config.uses_reference else (policy, value)
 
     def optimizer(self, role: str, total_steps: int) -> OptimizerSpec:
         section = self.config.value if role == "value" else self.config
@@ -55,41 +56,20 @@ class Ppo(AlgorithmBase):
         """
         policy, value, config = models["policy"], models["value"], self.config
         temperature = sampling_temperature(batch)
-
-        if config.updates_per_step > 1 or self._penalises_kl:
-            old = policy.forward(batch, temperature=temperature)["logprobs"]
-            batch = batch.with_columns(token={"old_logprobs": old})
-        kl = self._kl_to_reference(batch, models, temperature)
-        values, terminal_values = self._values(batch, value)
-        mask, sequence_ids = batch.token_columns["loss_mask"], batch.sequence_ids
-
-        rewards = token_rewards(
-            batch.sequence_columns["reward"], mask, sequence_ids, penalties=self._controller.coefficient * kl
-        )
-        advantages, returns = generalized_advantages(
-            rewards,
-            values,
-            mask,
-            sequence_ids,
-            gamma=config.gamma,
-            lam=config.lam,
-            terminal_values=terminal_values,
-        )
-        if config.whiten_advantages:
-            advantages = whiten(advantages, mask)
-        batch = batch.with_columns(token={"advantages": advantages, "old_values": values, "returns": returns})
-
-        policy_loss, value_loss = self.policy_loss(temperature), self.value_loss()
-        updates = []
+        if config.updates_per_step > 1 or config.uses_reference:
+            batch = with_logprobs(batch, {"old_logprobs": policy}, temperature=temperature)
+        kl = self._kl(batch, models, temperature)
+        batch = with_advantages(batch, value, self._controller.coefficient * kl, config)
+        policy_loss, value_loss, updates = self.policy_loss(temperature), self.value_loss(), []
         for epoch in range(config.epochs):
             for minibatch in batch.minibatches(config.minibatches, seed=epoch):
                 if len(minibatch):  # dropped completions may leave fewer than minibatches
                     updates.append(policy.train(minibatch, policy_loss) | _of_value(value.train(minibatch, value_loss)))
-        return {
-            **mean_metrics(updates),
-            **self._adapt_coefficient(kl, batch),
-            "value/explained_variance": explained_variance(values, returns, mask),
-        }
+        columns, metrics = batch.token_columns, mean_metrics(updates)
+        if config.uses_reference:
+            metrics |= self._controller.observe(kl, columns["loss_mask"], sequences=len(batch))
+        fit = explained_variance(columns["old_values"], columns["returns"], columns["loss_mask"])
+        return metrics | {"value/explained_variance": fit}
 
     def policy_loss(self, temperature: float) -> LossSpec:
         """The policy's loss in every optimizer step, for log-probs at ``temperature``."""
@@ -108,39 +88,12 @@ class Ppo(AlgorithmBase):
         if self.config.kl.controller == "adaptive":
             self._controller.coefficient = float(state["kl_coefficient"])
 
-    @property
-    def _penalises_kl(self) -> bool:
-        return self.config.kl.coefficient > 0
-
-    def _values(self, batch: SequenceBatch, value: ModelHandle) -> tuple[np.ndarray, np.ndarray | None]:
-        """V before each token, [T], and after the last one, [B], where a completion was cut off (if that counts)."""
-        if not self.config.bootstrap_truncated:
-            return value.forward(batch, ("values",))["values"], None
-        outputs = value.forward(batch, ("values", "scores"))
-        return outputs["values"], np.where(batch.sequence_columns["truncated"], outputs["scores"], 0.0)
-
-    def _kl_to_reference(
-        self, batch: SequenceBatch, models: Mapping[str, ModelHandle], temperature: float
-    ) -> np.ndarray:
+    def _kl(self, batch: SequenceBatch, models: Mapping[str, ModelHandle], temperature: float) -> np.ndarray:
         """float64 [T]: KL(π_old ‖ π_ref) of every token, 0 where the reference is not used."""
-        if not self._penalises_kl:
+        if not self.config.uses_reference:
             return np.zeros(len(batch.tokens))
-        reference = models["reference"].forward(batch, temperature=temperature)["logprobs"]
-        columns = batch.token_columns
-        gap = np.where(columns["loss_mask"] != 0, reference - columns["old_logprobs"], 0.0)
-        return kl_estimate(gap, self.config.kl.estimator)
-
-    def _adapt_coefficient(self, kl: np.ndarray, batch: SequenceBatch) -> Metrics:
-        """Show the controller this step's KL; returns the metrics, with the coefficient that was used."""
-        if not self._penalises_kl:
-            return {}
-        used, per_sequence = self._controller.coefficient, float(kl.sum()) / len(batch)
-        self._controller.update(per_sequence, sequences=len(batch))
-        return {
-            "policy/kl_reference": float(kl.sum()) / max(int(np.count_nonzero(batch.token_columns["loss_mask"])), 1),
-            "policy/kl_per_sequence": per_sequence,
-            "policy/kl_coefficient": used,
-        }
+        batch = with_logprobs(batch, {"ref_logprobs": models["reference"]}, temperature=temperature)
+        return kl_to_reference(batch, self.config.kl.estimator)
 
 
 def _of_value(metrics: Mapping[str, float]) -> dict[str, float]:

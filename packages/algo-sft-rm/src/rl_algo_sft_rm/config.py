@@ -6,30 +6,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
+from rl_algo_common.config import RowsConfig
 from rl_core.config.problems import Problem
-from rl_core.config.sections import AlgorithmConfig
 from rl_core.contracts.algorithm import BatchPlan
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
 
 
-class _RowsConfig(AlgorithmConfig):
-    """Options of both algorithms for rows that are too long."""
-
-    max_tokens: int | None = Field(
-        None,
-        ge=2,
-        description="Longest sequence in tokens, prompt and completion together; default: model.max_length.",
-    )
-    on_long_row: Literal["error", "truncate", "skip"] = Field(
-        "skip",
-        description="What happens to a row of more than max_tokens or model.max_length: stop before the first step, "
-        "cut off its end, or leave it out. Long rows are counted before training.",
-    )
-
-
-class SftConfig(_RowsConfig):
+class SftConfig(RowsConfig):
     """Supervised fine-tuning: one optimizer step per training step, on ``sequences_per_step`` rows."""
 
     learning_rate: float = Field(1e-5, ge=0, description="Peak learning rate.")
@@ -49,7 +34,7 @@ class SftConfig(_RowsConfig):
         return BatchPlan(input="examples", rows_per_step=self.sequences_per_step)
 
 
-class RmConfig(_RowsConfig):
+class RmConfig(RowsConfig):
     """A reward model: one optimizer step per training step, on ``pairs_per_step`` pairs."""
 
     learning_rate: float = Field(1e-5, ge=0, description="Peak learning rate.")

@@ -5,29 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rl_core.algorithm import AlgorithmBase, mean_metrics
+from rl_algo_common.encoding import RowsAlgorithm
+from rl_core.algorithm import mean_metrics
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import Metrics
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import Role
-from rl_core.encoding import LengthLimit, RowEncoder
 
 if TYPE_CHECKING:
     from rl_core.contracts.model_handle import ModelHandle
     from rl_core.contracts.tokenizer import Tokenizer
-    from rl_core.long_rows import LongRows
 
     from rl_algo_sft_rm.config import RmConfig
 
 
-class RewardModel(AlgorithmBase):
+class RewardModel(RowsAlgorithm):
     """Minimise ``- mean log σ(r_c - r_r - m) + λ mean (r_c + r_r)²`` over pairs, one optimizer step a batch."""
 
     config: RmConfig
 
     def __init__(self, config: RmConfig) -> None:
         super().__init__(config)
-        self._rows = RowEncoder(LengthLimit(config.max_tokens, config.on_long_row))
         column = config.margin if isinstance(config.margin, str) else None
         self._numbers = {"margin": column} if column else {}
         self._loss = LossSpec(
@@ -42,14 +40,10 @@ class RewardModel(AlgorithmBase):
     def roles(self) -> Sequence[Role]:
         return (Role("reward", trainable=True, head="scalar"),)
 
-    def limit_rows(self, max_length: int) -> LongRows:
-        """No row is longer than the model takes; see :meth:`rl_core.encoding.RowEncoder.limit_to`."""
-        return self._rows.limit_to(max_length)
-
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
         """Two sequences a row with ``unit`` and ``chosen``, and ``margin`` where rows have their own; see
-        :meth:`rl_core.encoding.RowEncoder.pairs`. A sequence ends where its score is read."""
-        return self._rows.pairs(rows, tokenizer, numbers=self._numbers)
+        :meth:`rl_algo_common.encoding.RowEncoder.pairs`. A sequence ends where its score is read."""
+        return self.rows.pairs(rows, tokenizer, numbers=self._numbers)
 
     def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """One optimizer step; ``train/`` loss, preference_accuracy, margin, score_mean, grad_norm, learning_rate, and

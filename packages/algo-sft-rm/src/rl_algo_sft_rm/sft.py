@@ -6,17 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rl_core.algorithm import AlgorithmBase, mean_metrics
+from rl_algo_common.encoding import RowsAlgorithm
+from rl_core.algorithm import mean_metrics
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import Metrics
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import Role
-from rl_core.encoding import LengthLimit, RowEncoder
 
 if TYPE_CHECKING:
     from rl_core.contracts.model_handle import ModelHandle
     from rl_core.contracts.tokenizer import Tokenizer
-    from rl_core.long_rows import LongRows
 
     from rl_algo_sft_rm.config import SftConfig
 
@@ -24,26 +23,21 @@ NLL = LossSpec("rl_algo_sft_rm.losses:negative_log_likelihood")
 _LARGEST_EXPONENT = 700.0  # exp() of more overflows a double
 
 
-class Sft(AlgorithmBase):
+class Sft(RowsAlgorithm):
     """Minimise ``- Σ log π(y_t) · w_t / Σ w_t``, one optimizer step a batch."""
 
     config: SftConfig
 
     def __init__(self, config: SftConfig) -> None:
         super().__init__(config)
-        self._rows = RowEncoder(LengthLimit(config.max_tokens, config.on_long_row))
         self._loss = training_loss(config)
 
     def roles(self) -> Sequence[Role]:
         return (Role("policy", trainable=True),)
 
-    def limit_rows(self, max_length: int) -> LongRows:
-        """No row is longer than the model takes; see :meth:`rl_core.encoding.RowEncoder.limit_to`."""
-        return self._rows.limit_to(max_length)
-
     def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> SequenceBatch:
-        """Rows to sequences with ``loss_mask``; see :meth:`rl_core.encoding.RowEncoder.examples`."""
-        return self._rows.examples(rows, tokenizer, loss_on=self.config.loss_on)
+        """Rows to sequences with ``loss_mask``; see :meth:`rl_algo_common.encoding.RowEncoder.examples`."""
+        return self.rows.examples(rows, tokenizer, loss_on=self.config.loss_on)
 
     def step(self, batch: SequenceBatch, models: Mapping[str, ModelHandle]) -> Metrics:
         """One optimizer step; ``train/loss``, ``train/grad_norm``, ``train/learning_rate``, and with

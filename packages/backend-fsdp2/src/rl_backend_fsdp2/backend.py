@@ -15,6 +15,7 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult, WeightBucket, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
 from rl_torch.architectures import vocabulary
+from rl_torch.kernels.apply import prepare_process as prepare_kernels
 from rl_torch.profiling import Profiler
 from rl_torch.role_files import finish_all
 from rl_torch.seeding import prepare_process
@@ -46,6 +47,7 @@ class Fsdp2Backend:
         if self._mesh is not None:
             raise RuntimeError("the backend is set up already; close() it first")
         prepare_process(threads=context.threads, seed=context.seed, rank=context.rank)
+        prepare_kernels(self._config.kernels, context.device)
         parallel = self._config.parallel
         others = parallel.replicate * parallel.cp * parallel.tp
         sizes = Sizes(
@@ -84,6 +86,7 @@ class Fsdp2Backend:
             parameters=sum(math.prod(p.shape) for p in loaded.parameters()),
             max_length=getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None) or 0,
             vocab_size=vocabulary(loaded.config),
+            auxiliary_loss=self._roles[role.name].balancing is not None,
         )
 
     def forward(

@@ -10,13 +10,13 @@ from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import ConfigError, EnvironmentProblem
 from rl_core.foreign import foreign
 from rl_torch.hf_folder import check_writable
-from rl_torch.llama.layers import supports_own_layers, use_own_layers
+from rl_torch.kernels.apply import Choice, apply_kernels, choose_kernels
+from rl_torch.kernels.contract import Use
 from rl_torch.logits import LogitTransform
-from rl_torch.microbatch import Packing
+from rl_torch.microbatch import Layout, Packing
 from rl_torch.models import build_model, settle
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
-from rl_torch.ragged import supports_ragged_attention, use_ragged_attention
 from rl_torch.routing import balancing_of, check_balancing
 from rl_torch.varlen import flash_is_available, supports_varlen_attention, use_varlen_attention
 from rl_torch.weight_plan import WeightPlan
@@ -47,15 +47,13 @@ class Capabilities:
     """Features that a model's architecture supports.
 
     Attributes:
-        ragged: it is trained in ragged rows.
-        own_layers: its layers are those of :mod:`rl_torch.llama` there.
+        kernels: those that compute the same.
         varlen: packed rows are attended to without a dense mask.
         packing: the packing it needs; None for what the config says.
         transform: see :class:`rl_torch.policy.Support`.
     """
 
-    ragged: bool
-    own_layers: bool
+    kernels: list[Choice]
     varlen: bool
     packing: Packing | None
     transform: LogitTransform | None
@@ -77,11 +75,8 @@ def build_role(
         check_writable(model, dtype=torch.float32)
         recompute_activations(model, config.activation_checkpointing)
     wrapped = wrap_model(model, role.head, chunk_tokens=config.logprob_chunk_tokens, transform=capabilities.transform)
-    if capabilities.ragged:
-        use_ragged_attention(model)
-    if capabilities.own_layers and spec.adapter is None:
-        use_own_layers(model)
-        wrapped.has_own_layers = True
+    kernels = apply_kernels(capabilities.kernels, model)
+    wrapped.narrow = kernels.narrow
     _split(wrapped, spec, config, mesh, varlen=capabilities.varlen)
     if plan is not None:
         kept_on = torch.device("cpu") if config.cpu_offload else mesh.device
@@ -90,9 +85,8 @@ def build_role(
     if spec.adapter is not None:
         adapters.initialise(model, spec.adapter)
     balancing = balancing_of(model.config) if role.trainable and role.head == "lm" else None
-    loaded = LoadedModel(
-        role=role, model=wrapped, adapter=spec.adapter, packing=capabilities.packing, balancing=balancing
-    )
+    packing: Packing | Layout | None = kernels.layout or capabilities.packing
+    loaded = LoadedModel(role=role, model=wrapped, adapter=spec.adapter, packing=packing, balancing=balancing)
     if role.trainable and optimizer is not None:
         loaded.optimizer, loaded.spec = build_adamw(wrapped.parameters(), optimizer), optimizer
         if config.precision == "fp16":
@@ -126,27 +120,33 @@ def _open(
             )
     if config.parallel.tp > 1:
         check_tensor_parallel(model.config, config.parallel.tp)
-    ragged = config.uses_ragged(cuda=mesh.device.type == "cuda") and supports_ragged_attention(sample)
-    # Not where something else is to happen inside of layers.
-    may_replace = ragged and config.activation_checkpointing == "none" and config.parallel.tp == 1
     varlen = _uses_varlen(sample, config, packed=support.packed, cuda=mesh.device.type == "cuda")
     name = type(model).__name__
     if config.packing == "packed" and not (support.packed or varlen):
         raise EnvironmentProblem(
             f"{name} does not keep sequences in one row apart\n    remove backend.packing, or set it to padded"
         )
-    if config.packing == "ragged" and not ragged:
-        raise EnvironmentProblem(
-            f"{name} has an attention of its own, which ragged rows cannot replace\n    remove backend.packing"
-        )
     capabilities = Capabilities(
-        ragged=ragged,
-        own_layers=may_replace and supports_own_layers(sample),
+        kernels=choose_kernels(config.kernels, sample, _use(role, spec, config, mesh), role=role.name),
         varlen=varlen,
-        packing="ragged" if ragged else None if support.packed or varlen else "padded",
+        packing=None if support.packed or varlen else "padded",
         transform=support.transform,
     )
     return model, plan, capabilities
+
+
+def _use(role: Role, spec: ModelSpec, config: Fsdp2Config, mesh: Mesh) -> Use:
+    layers = {
+        "model.adapter": spec.adapter is not None,
+        "backend.parallel.tp": config.parallel.tp > 1,
+        "backend.activation_checkpointing": config.activation_checkpointing != "none",
+    }
+    return Use(
+        purpose="training" if role.trainable else "scoring",
+        device=mesh.device.type,
+        layout_fixed_by=config.layout_fixed_by,
+        layers_fixed_by=next((name for name, given in layers.items() if given), ""),
+    )
 
 
 def _uses_varlen(sample: PreTrainedModel, config: Fsdp2Config, *, packed: bool, cuda: bool) -> bool:

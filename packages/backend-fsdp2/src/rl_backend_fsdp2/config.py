@@ -8,6 +8,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig, Section
+from rl_torch.kernels.config import KERNELS, kernel_problems
+from rl_torch.kernels.contract import KernelChoice, Use
+from rl_torch.kernels.installed import expected
 from rl_torch.quant_checks import stage_problems
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -57,16 +60,17 @@ class Fsdp2Config(BackendConfig):
         description="bf16 and fp16 compute in 16 bits; trained weights, gradient sums and optimizer stay float32. "
         "fp16 scales the loss.",
     )
-    packing: Literal["auto", "packed", "padded", "ragged"] = Field(
+    packing: Literal["auto", "packed", "padded"] = Field(
         "auto",
-        description="How sequences are laid out: several per row, one per row, or (on the CPU) all in one row without "
-        "padding, with what they have in common at their beginning once. auto takes what is fastest.",
+        description="How sequences are laid out: several per row, or one per row. auto takes what is fastest, or what "
+        "a kernel needs.",
     )
     attention: Literal["auto", "dense", "varlen"] = Field(
         "auto",
         description="Attention in packed rows: under a dense mask, or sequence by sequence (varlen: flash attention on "
         "GPUs in 16 bits). auto takes varlen there and dense elsewhere.",
     )
+    kernels: KernelChoice = Field("auto", description=KERNELS)
     activation_checkpointing: Recompute = Field(
         "none",
         description="What the backward pass recomputes: nothing; all but matrix products and attention (selective); "
@@ -92,20 +96,31 @@ class Fsdp2Config(BackendConfig):
 
     def uses_varlen(self, *, cuda: bool) -> bool:
         """Whether packed rows are attended to without a dense mask."""
-        if self.parallel.cp > 1 or self.packing in ("padded", "ragged"):
+        if self.parallel.cp > 1 or self.packing == "padded":
             return False
         return self.attention == "varlen" or (self.attention == "auto" and cuda and self.precision != "fp32")
 
-    def uses_ragged(self, *, cuda: bool) -> bool:
-        """Whether sequences stand in one row without padding, if the model lets its attention be chosen."""
-        if self.packing not in ("auto", "ragged"):
-            return False
-        return not (cuda or self.compile or self.parallel.cp > 1 or self.attention != "auto")
+    @property
+    def layout_fixed_by(self) -> str:
+        """The setting that says how rows are laid out; empty where a kernel may choose."""
+        settings = {
+            f"backend.packing: {self.packing}": self.packing != "auto",
+            f"backend.attention: {self.attention}": self.attention != "auto",
+            "backend.parallel.cp": self.parallel.cp > 1,
+            "backend.compile": self.compile,
+        }
+        return next((name for name, given in settings.items() if given), "")
 
     def world_size(self, gpus: int) -> int:
         """One rank per GPU; on CPU the product of ``parallel``."""
         sizes = self.parallel.sizes(gpus)
         return gpus or sizes["replicate"] * sizes["dp"] * sizes["cp"] * sizes["tp"]
+
+    def plan_lines(self, stage: Any) -> Iterator[tuple[str, str]]:
+        """For ``rl check``: which kernels will be used, as far as that is known without the model."""
+        device = "cuda" if stage.run.gpus else "cpu"
+        use = Use("training", device, layout_fixed_by=self.layout_fixed_by)
+        yield "kernels", expected(self.kernels, use)
 
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Findings that need the rest of the stage's config."""
@@ -117,12 +132,12 @@ class Fsdp2Config(BackendConfig):
                 message="sequence has no effect without tensor parallelism",
                 fix="set backend.parallel.tp, or remove sequence",
             )
-        if self.attention != "auto" and (self.parallel.cp > 1 or self.packing in ("padded", "ragged")):
+        if self.attention != "auto" and (self.parallel.cp > 1 or self.packing == "padded"):
             why = "with context parallelism, which has its own" if self.parallel.cp > 1 else f"on {self.packing} rows"
             yield Problem(
                 path="backend.attention", message=f"attention has no effect {why}", fix="remove backend.attention"
             )
-        yield from self._ragged_problems(stage)
+        yield from kernel_problems(self.kernels)
         init = stage.model.init
         if init is not None and self.parallel.tp > 1:
             yield from self._head_problems(init.heads, init.kv_heads or init.heads)
@@ -140,20 +155,6 @@ class Fsdp2Config(BackendConfig):
                 message=f"{adapter.name} adapters do not work with tensor parallelism ({self.parallel.tp} ranks)",
                 fix="set model.adapter.name: lora, or backend.parallel.tp: 1",
             )
-
-    def _ragged_problems(self, stage: Any) -> Iterator[Problem]:
-        reasons = {
-            "GPUs, where packed rows with varlen attention do the same": stage.run.gpus > 0,
-            "backend.compile": self.compile,
-            "context parallelism": self.parallel.cp > 1,
-        }
-        for reason, holds in reasons.items():
-            if self.packing == "ragged" and holds:
-                yield Problem(
-                    path="backend.packing",
-                    message=f"ragged rows do not work with {reason}",
-                    fix="remove backend.packing, or set it to packed",
-                )
 
     def _layout_problems(self, stage: Any) -> Iterator[Problem]:
         gpus = stage.run.gpus * stage.run.nodes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from rl_core.batch import SequenceBatch
-from rl_torch.microbatch import MicroBatch, Packing, plan
+from rl_torch.microbatch import Layout, MicroBatch, Packing, plan
 
 from rl_backend_fsdp2.mesh import Mesh
 
@@ -23,10 +23,10 @@ class MicroBatcher:
     max_tokens: int
     packing: Packing
     width_multiple: int = 1
-    _last: dict[Packing, MicroBatch] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _last: dict[Packing | Layout, MicroBatch] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def micro_batches(
-        self, shard: SequenceBatch, mesh: Mesh, *, packing: Packing | None = None
+        self, shard: SequenceBatch, mesh: Mesh, *, packing: Packing | Layout | None = None
     ) -> Iterator[tuple[np.ndarray, MicroBatch]]:
         """``(sequence indices, micro-batch)``; equally many on every rank, made up with fillers.
 
@@ -46,7 +46,7 @@ class MicroBatcher:
             filler = MicroBatch.filler(mesh.device, packing=packing, width_multiple=self.width_multiple)
             yield np.zeros(0, np.int64), filler
 
-    def _of_all(self, shard: SequenceBatch, packing: Packing, mesh: Mesh) -> MicroBatch:
+    def _of_all(self, shard: SequenceBatch, packing: Packing | Layout, mesh: Mesh) -> MicroBatch:
         last = self._last.get(packing)
         made = last.of(shard) if last is not None else None
         if made is None:
@@ -54,7 +54,7 @@ class MicroBatcher:
         self._last[packing] = made
         return made
 
-    def _build(self, batch: SequenceBatch, packing: Packing, mesh: Mesh) -> MicroBatch:
+    def _build(self, batch: SequenceBatch, packing: Packing | Layout, mesh: Mesh) -> MicroBatch:
         return MicroBatch.build(batch, packing=packing, device=mesh.device, width_multiple=self.width_multiple)
 
 

@@ -14,11 +14,10 @@ from rl_core.contracts.model import AdapterSpec, OptimizerSpec, Role
 from rl_core.contracts.profiling import FORWARD_BACKWARD, OPTIMIZER
 from rl_torch.gradients import squared_norms
 from rl_torch.losses import LossBatch, LossFunction, MetricSums, TokenOutputs, call_loss, load_loss
-from rl_torch.microbatch import MicroBatch, Packing
+from rl_torch.microbatch import Layout, MicroBatch, Packing
 from rl_torch.optim import learning_rate, set_learning_rate
 from rl_torch.policy import check_outputs, compute_outputs, in_batch_order, score_indices
 from rl_torch.profiling import Profiler
-from rl_torch.ragged import ATTENTION as RAGGED
 from rl_torch.routing import Balancing
 from rl_torch.shards import BackgroundWrite
 from rl_torch.varlen import ATTENTION as VARLEN
@@ -57,7 +56,7 @@ class LoadedModel:
     model: Wrapped
     adapter: AdapterSpec | None = None
     base_only: bool = False
-    packing: Packing | None = None
+    packing: Packing | Layout | None = None
     balancing: Balancing | None = None
     optimizer: torch.optim.Optimizer | None = None
     spec: OptimizerSpec | None = None
@@ -218,11 +217,9 @@ def _outputs(
     """``outputs`` of a micro-batch, over all context-parallel ranks."""
     with switched_off(loaded.model, loaded.base_only):
         if mesh.cp_group is None:
-            extra: dict[str, Any] = {}
+            extra: dict[str, Any] = {**micro.arguments}
             if _attention(loaded) == VARLEN:
-                extra = {"segments": Segments.of(micro)}
-            elif _attention(loaded) == RAGGED:
-                extra = {"rows": micro.rows}
+                extra["segments"] = Segments.of(micro)
             if balancing is not None:
                 extra["balancing"] = balancing
             return compute_outputs(loaded.model, micro, outputs, temperature=temperature, **extra)

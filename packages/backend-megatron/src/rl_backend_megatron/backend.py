@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult, WeightBucket, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
+from rl_torch.kernels.installed import chosen
 from rl_torch.profiling import Profiler
 from rl_torch.role_files import finish_all
 from rl_torch.weights import to_buckets
@@ -24,6 +26,8 @@ from rl_backend_megatron.microbatches import MicroBatcher
 from rl_backend_megatron.modules import has_packed_kernels
 from rl_backend_megatron.runtime import Runtime
 from rl_backend_megatron.step import LoadedModel, evaluate_shard, forward_shard, train_shard
+
+logger = logging.getLogger(__name__)
 
 
 class MegatronBackend:
@@ -41,6 +45,9 @@ class MegatronBackend:
         if self._runtime is not None:
             raise RuntimeError("the backend is set up already; close() it first")
         self._runtime = Runtime(context, self._config.parallel)
+        for kernel in chosen(self._config.kernels):
+            kernel.prepare_process(context.device)
+            logger.info("kernel %s replaces no layers: those of Megatron Core are used", kernel.name)
         self._batcher = micro_batcher_of(self._config, self._runtime.device)
         return self._runtime.topology()
 

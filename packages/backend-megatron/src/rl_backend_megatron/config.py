@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from rl_core.config.problems import Problem
 from rl_core.config.sections import BackendConfig
+from rl_torch.kernels.config import KERNELS, kernel_problems
+from rl_torch.kernels.contract import KernelChoice
 from rl_torch.quant_checks import stage_problems
 
 from rl_backend_megatron.parallelism import ParallelConfig, Shape, division_problems, ranks_problems
@@ -29,6 +31,7 @@ class MegatronConfig(BackendConfig):
         "auto",
         description="How sequences are laid out: all in one row, one per row, or what is faster on the device.",
     )
+    kernels: KernelChoice = Field("auto", description=KERNELS)
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more compute."
     )
@@ -50,6 +53,7 @@ class MegatronConfig(BackendConfig):
         """Layouts that cannot work, with the arithmetic."""
         yield from ranks_problems(self.parallel, gpus=stage.run.gpus, nodes=stage.run.nodes)
         yield from stage_problems(stage)
+        yield from kernel_problems(self.kernels)
         shape = Shape.of(stage.model)
         if shape is not None:
             yield from division_problems(self.parallel, shape)

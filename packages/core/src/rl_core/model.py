@@ -16,6 +16,7 @@ from rl_core.contracts.backend import LossSpec, Scale, Topology, TrainResult
 from rl_core.contracts.model import ModelInfo, Role
 from rl_core.errors import NonFiniteLoss
 from rl_core.metrics import combine
+from rl_core.zero_gradient import without_zero_gradient
 
 PER_SEQUENCE = frozenset({"scores"})
 """Outputs with one value per sequence; all others have one per token."""
@@ -56,20 +57,23 @@ class Model:
 
         Returns:
             the loss function's metrics, with ``loss``, ``grad_norm`` (before clipping) and
-            ``learning_rate``.
+            ``learning_rate``; with ``zero_where`` also ``skipped_sequences_fraction``.
 
         Raises:
             NonFiniteLoss: nothing was updated; ``batch`` is attached for inspection.
         """
-        results = self._output(self._ask("train", batch, loss, scale), f"{self.role.name} train")
-        metrics = reduce_metrics(results)
+        part, scale, skipped = without_zero_gradient(
+            batch, loss, scale or Scale.of(batch), auxiliary_loss=self.info.auxiliary_loss
+        )
+        results = self._output(self._ask("train", part, loss, scale), f"{self.role.name} train")
+        metrics = reduce_metrics(results) | skipped
         if not all(r.finite for r in results):
             raise NonFiniteBatch(self.role.name, metrics, batch)
         return metrics
 
     def evaluate(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
         """The loss and its metrics, without gradients or an update."""
-        calls = self._ask("evaluate", batch, loss, scale)
+        calls = self._ask("evaluate", batch, loss, scale or Scale.of(batch))
         return reduce_metrics(self._output(calls, f"{self.role.name} evaluate"))
 
     def weight_references(self) -> list[Any]:
@@ -114,9 +118,9 @@ class Model:
         calls = [w.call.remote(method, self.role.name, directory) for w in self._workers]
         self._pool.get(calls, what=f"{self.role.name} {method}")
 
-    def _ask(self, method: str, batch: SequenceBatch, loss: LossSpec, scale: Scale | None) -> list[Any]:
+    def _ask(self, method: str, batch: SequenceBatch, loss: LossSpec, scale: Scale) -> list[Any]:
         parts = batch.split_balanced(self._dp_size)
-        return self._fan_out(method, self._shards(batch, parts), loss, scale or Scale.of(batch))
+        return self._fan_out(method, self._shards(batch, parts), loss, scale)
 
     def _shards(self, batch: SequenceBatch, parts: Sequence[np.ndarray]) -> list[Any]:
         """One shard per data-parallel rank, in shared memory once where several ranks read it."""

@@ -7,6 +7,8 @@ import resource
 import shutil
 import socket
 from collections import namedtuple
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 from rl_core import network
@@ -16,6 +18,7 @@ from rl_core.preflight import machine_checks, software_checks
 from rl_core.preflight.finding import Finding, examine
 
 GIB = 2**30
+FAST = SimpleNamespace(here=lambda: "makes it fast")
 Usage = namedtuple("Usage", "total used free")
 PLUGIN = """
 from rl_core.component import Component
@@ -214,6 +217,17 @@ def test_plugins_are_checked_one_by_one(install, monkeypatch):
             "pip install unheard_of",
         ),
     ]
+
+
+def test_kernels_say_what_they_do_on_this_machine(monkeypatch):
+    points = [EntryPoint(name, f"{__name__}:{name.upper()}", "rl_torch.kernels") for name in ("fast", "missing")]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [p for p in points if p.group == group])
+    fast, missing = software_checks.kernels()
+    assert (fast.check, fast.status) == ("kernel fast", "ok")
+    assert fast.detail.endswith(": makes it fast")
+    assert (missing.check, missing.status) == ("kernel missing", "warn")
+    assert "has no attribute 'MISSING'" in missing.detail
+    assert missing.fix.startswith("pip install --upgrade ")
 
 
 def test_unmet_requirements_of_plugins_fail(install):

@@ -160,6 +160,13 @@ def test_a_wrong_command_line_ends_with_2_and_a_suggestion(site, capsys):
     assert main(["run", "c.yaml", "--steps", "3"]) == 2
 
 
+def test_a_command_of_a_package_that_is_not_loaded_says_what_to_type(site, capsys):
+    assert main(["plugin", "new", "reward", "brevity"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: command 'plugin' cannot be used: rl-plugin-kit ")
+    assert said.endswith(" is blocked: not among the plugins named in RL_PLUGINS\n    unset or edit RL_PLUGINS\n")
+
+
 def test_the_version_is_shown(site, capsys):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"rl-core \d+\.\d+\S*\n", capsys.readouterr().out)
@@ -210,12 +217,12 @@ def test_a_broken_plugin_is_one_warning_and_the_command_runs(api, install, capsy
 def test_a_plugin_cannot_replace_a_command_group_of_the_core(install, capsys):
     source = (
         "import typer\nfrom rl_core.hookspecs import hookimpl\n"
-        "@hookimpl\ndef register_commands(app):\n    app.add_typer(typer.Typer(), name='plugin')\n"
-        "    @app.command('plugin')\n    def mine(): pass\n"
+        "@hookimpl\ndef register_commands(app):\n    app.add_typer(typer.Typer(), name='cluster')\n"
+        "    @app.command('cluster')\n    def mine(): pass\n"
     )
     install("rl-x-commands", source)
-    assert main(["plugin", "new", "--help"]) == 0
+    assert main(["cluster", "start", "--help"]) == 0
     assert capsys.readouterr().err == (
-        "warning: command 'plugin' of rl_x_commands.plugin is left out: rl has its own\n"
-        "warning: command group 'plugin' of a plugin is left out: rl has a command of that name\n"
+        "warning: command 'cluster' of rl_x_commands.plugin is left out: rl has its own\n"
+        "warning: command group 'cluster' of a plugin is left out: rl has a command of that name\n"
     )

@@ -13,7 +13,7 @@ from rl_core.config.run_section import RunSection
 from rl_core.config.section import Section
 from rl_core.config.sections import ModelConfig
 from rl_core.discovery.registry import load_registry
-from rl_core.testing.inspection import lax_models, with_nested
+from rl_plugin_kit.inspection import lax_models, with_nested
 
 
 class Level(IntEnum):

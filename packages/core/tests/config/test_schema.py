@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rl_core.config.schema import json_schema
 from rl_core.discovery.registry import load_registry
-from rl_core.testing.fixtures import install, site
+from rl_plugin_kit.fixtures import install, site
 
 __all__ = ["install", "site"]
 

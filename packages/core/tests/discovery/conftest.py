@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from rl_core.testing.fixtures import install, site
+from rl_plugin_kit.fixtures import install, site
 
 __all__ = ["install", "site"]

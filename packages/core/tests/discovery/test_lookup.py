@@ -68,6 +68,12 @@ def test_a_published_component_that_is_not_installed_gets_its_pip_command():
     assert str(caught.value) == "backend 'megatron' is not installed\n    pip install rl-backend-megatron"
 
 
+def test_a_published_command_that_is_not_installed_gets_its_pip_command():
+    with pytest.raises(ComponentNotFound) as caught:
+        find_component("command", "plugin", registered=[], plugins=[])
+    assert str(caught.value) == "command 'plugin' is not installed\n    pip install rl-plugin-kit"
+
+
 def test_a_typo_of_a_published_name_gets_both():
     with pytest.raises(ComponentNotFound) as caught:
         find_component("backend", "megatorn", registered=[], plugins=[])
@@ -148,6 +154,6 @@ def test_a_qualified_name_says_what_is_wrong_with_the_package(install):
 
 def test_the_catalogue_names_real_kinds_and_packages():
     catalogue = published()
-    assert set(catalogue) <= set(KINDS)
+    assert set(catalogue) <= {*KINDS, "command"}
     assert catalogue["algorithm"]["sft"] == "rl-algo-sft-rm"
     assert all(package.startswith("rl-") for names in catalogue.values() for package in names.values())

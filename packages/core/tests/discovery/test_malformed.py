@@ -207,7 +207,7 @@ def test_a_plugin_that_hangs_is_named_while_it_hangs(install, site):
 
 
 def test_of_two_packages_of_one_name_the_first_on_the_path_counts(install, site, tmp_path, monkeypatch):
-    from rl_core.testing.packages import write_plugin
+    from rl_plugin_kit.packages import write_plugin
 
     install("rl-x-twice", plugin(), version="2.0")
     other = tmp_path / "later"

@@ -35,6 +35,15 @@ def test_the_plan_of_rollouts(config_of, base, registry, folder):
     ]
 
 
+def test_components_have_lines_of_their_own_in_the_plan(config_of, base, registry, monkeypatch):
+    config = config_of(base)
+    stage = config.stages[0]
+    before = plan_rows(config, stage, registry)
+    say = lambda self, stage: [("kernels", f"{self.name} on {stage.run.gpus} GPUs")]  # noqa: E731
+    monkeypatch.setattr(type(stage.backend.config), "plan_lines", say, raising=False)
+    assert [row for row in plan_rows(config, stage, registry) if row not in before] == [("kernels", "tiny on 0 GPUs")]
+
+
 def test_the_plan_says_how_far_the_number_of_generators_may_go(config_of, base, registry):
     text = base.replace("name: imitate", "name: clip") + RL.replace("replicas: 3", "replicas: {min: 2, max: 8}")
     config = config_of(text)

@@ -6,9 +6,9 @@ import logging
 
 import numpy as np
 import pytest
+from rl_algo_common.encoding import RowEncoder
 from rl_core.algorithm import AlgorithmBase
 from rl_core.contracts.algorithm import BatchPlan
-from rl_core.encoding import LengthLimit, RowEncoder
 from rl_core.errors import DataError
 from rl_core.rollout.cursor import DataCursor
 from rl_core.rollout.encodings import Encodings, Prompts
@@ -32,7 +32,7 @@ class Characters:
 class Tuning(AlgorithmBase):
     def __init__(self, on_long_row="skip"):
         super().__init__(None)
-        self.encoder = RowEncoder(LengthLimit(None, on_long_row))
+        self.encoder = RowEncoder(None, on_long_row)
 
     def limit_rows(self, max_length):
         return self.encoder.limit_to(max_length)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.generator import SamplingParams
+from rl_torch.kernels.contract import KernelChoice
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -70,13 +71,20 @@ class Decoder:
         max_batch_tokens: size of the cache in tokens; one completion always fits.
         tokens: size of the tokenizer, 0 for unknown; ids from there on are never sampled.
         never: further ids that are not.
+        kernels: those to try.
 
     Attributes:
         version: version of the model's weights.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, max_batch_tokens: int, tokens: int = 0, never: Sequence[int] = ()
+        self,
+        model: PreTrainedModel,
+        *,
+        max_batch_tokens: int,
+        tokens: int = 0,
+        never: Sequence[int] = (),
+        kernels: KernelChoice = "none",
     ) -> None:
         self.model = model
         self.version = 0
@@ -85,7 +93,7 @@ class Decoder:
         self.vocab_size: int = config.vocab_size
         self.never_sampled = NeverSampled(self.vocab_size, vocab_size=tokens, ids=never)
         self.cache = SlotCache(getattr(config, "num_hidden_layers", 1))  # blt has several counts
-        self.forward = forward_of(model, self.cache)
+        self.forward = forward_of(model, self.cache, kernels)
 
     @torch.inference_mode()
     def run(

@@ -4,63 +4,35 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from rl_torch.kernels.contract import Decoding, KernelChoice, Use
+from rl_torch.kernels.installed import chosen
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rl_generation_hf.cache import SlotCache
-from rl_generation_hf.grouped_attention import use_grouped_attention
-from rl_generation_hf.llama_layers import LlamaLayers
 from rl_generation_hf.masks import AttentionPattern
 
 logger = logging.getLogger(__name__)
 
 
-class Forward(Protocol):
-    """Calls a model with its cache; the cache has been told what comes (:class:`SlotCache`)."""
+def forward_of(model: PreTrainedModel, cache: SlotCache, kernels: KernelChoice = "none") -> Decoding:
+    """The fastest way to call ``model`` that computes what the model computes without a cache, which is tried.
 
-    def prefill(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Read prompts of ``lengths`` int64 [P] tokens, padded on the right to int64 [P, L].
+    By a kernel; else as it is with the cache of keys and values; else without one.
 
-        Returns:
-            The logits behind the last token of each prompt, [P, vocabulary].
-        """
-
-    def decode(self, tokens: Tensor, positions: Tensor, *, longest: int, equal: bool) -> Tensor:
-        """Read one token per row.
-
-        Args:
-            tokens: int64 [R].
-            positions: int64 [R], their columns.
-            longest: ``max(positions)``.
-            equal: whether all positions are the same.
-
-        Returns:
-            The logits behind each token, [R, vocabulary].
-        """
-
-    def refresh(self) -> None:
-        """The model's weights were replaced in place."""
-
-
-def forward_of(model: PreTrainedModel, cache: SlotCache) -> Forward:
-    """The fastest way to call ``model`` that computes what the model computes without a cache.
-
-    Its layers taken apart where they are known and on the CPU; else as it is with the cache of keys and values, which
-    is tried; else without one.
+    Raises:
+        ConfigError: ``kernels`` names one that is not installed.
     """
     pattern = AttentionPattern.of(model)
-    if pattern is not None and model.device.type == "cpu" and LlamaLayers.fit(model):
-        return LlamaLayers(model, cache, pattern)
     if pattern is not None:
-        before = model.config._attn_implementation
-        use_grouped_attention(model)
+        if (found := _by_kernel(model, cache, pattern, kernels)) is not None:
+            return found
         whole = WholeModel(model, cache, pattern)
         if _agrees(whole, model, cache):
             return whole
-        model.config._attn_implementation = before
     logger.warning(
         "generator hf: %s keeps a state that a cache of keys and values cannot hold, so every step reads the whole "
         "sequence again: correct, but slow for long ones",
@@ -69,8 +41,28 @@ def forward_of(model: PreTrainedModel, cache: SlotCache) -> Forward:
     return Recomputing(model, cache)
 
 
+def _by_kernel(
+    model: PreTrainedModel, cache: SlotCache, pattern: AttentionPattern, choice: KernelChoice
+) -> Decoding | None:
+    """By the first of the config's kernels that fits and agrees; the log says which, and why not others."""
+    use = Use("decoding", model.device.type)
+    for kernel in chosen(choice):
+        reason = kernel.expects(use) or kernel.fits(model, use)
+        if reason is None:
+            applied = kernel.apply(model, use)
+            made = applied.decoding(cache, pattern) if applied.decoding else WholeModel(model, cache, pattern)
+            if _agrees(made, model, cache):
+                logger.info("generator hf: kernel %s is used: %s", kernel.name, ", ".join(applied.parts))
+                return made
+            applied.remove()
+            reason = "it does not compute what the model does"
+        level = logging.INFO if choice == "auto" else logging.WARNING
+        logger.log(level, "generator hf: kernel %s is not used: %s", kernel.name, reason)
+    return None
+
+
 @torch.no_grad()
-def _agrees(forward: Forward, model: PreTrainedModel, cache: SlotCache) -> bool:
+def _agrees(forward: Decoding, model: PreTrainedModel, cache: SlotCache) -> bool:
     """Whether ``forward`` decodes two short prompts of different lengths as the model reads them as a whole."""
     device = model.device
     ids = torch.arange(1, 13, device=device).remainder(model.config.get_text_config(decoder=True).vocab_size).view(2, 6)

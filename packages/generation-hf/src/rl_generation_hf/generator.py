@@ -57,6 +57,7 @@ class HfGenerator:
             max_batch_tokens=self.config.max_batch_tokens,
             tokens=model.vocab_size,
             never=model.never_sampled,
+            kernels=self.config.kernels,
         )
         self._loaded = _Loaded(decoder, model, tokenizer_path)
         self._asleep = False

@@ -35,6 +35,12 @@ def vocabulary(config: PretrainedConfig) -> int:
     return config.get_text_config(decoder=True).vocab_size
 
 
+def only_windows(config: PretrainedConfig) -> bool:
+    """Whether layers look back to the beginning or over a window, and keep no other state (chunks, recurrence)."""
+    types = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    return set(types) <= {"full_attention", "sliding_attention"}
+
+
 def body_of(model: PreTrainedModel) -> Any:
     """The part of ``model`` without its head: what gives the last hidden states."""
     body = model.base_model

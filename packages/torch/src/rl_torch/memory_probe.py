@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import traceback
 from collections.abc import Mapping
@@ -33,8 +34,6 @@ from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.discovery.references import resolve_reference
 from rl_core.planning.model_shape import shape_of_config
-
-from rl_torch.host_memory import give_back_freed_memory
 
 POLICY = Role("policy", trainable=True)
 TINY = {"hidden_size": 64, "heads": 2, "kv_heads": 2, "layers": 2, "ffn": 64}
@@ -166,6 +165,13 @@ def _answer(pipe: Connection, rank: int, world: int, backend: tuple[str, str, st
             pipe.send((measure(made, case, context), ""))
         except Exception:  # noqa: BLE001 - the other process raises it
             pipe.send((0, traceback.format_exc()))
+
+
+def give_back_freed_memory() -> None:
+    """Have this process return every freed tensor of more than 64 KiB at once; kernels that find it set leave it so."""
+    for variable, parameter in (("MALLOC_TRIM_THRESHOLD_", -1), ("MALLOC_MMAP_THRESHOLD_", -3)):  # malloc.h
+        os.environ[variable] = "65536"  # too late for this process to read
+        ctypes.CDLL(None).mallopt(parameter, 65536)
 
 
 def measure(made: Any, case: Mapping[str, Any], context: WorkerContext) -> int:

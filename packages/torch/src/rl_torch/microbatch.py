@@ -1,16 +1,17 @@
-"""From ragged sequences to what a model takes: micro-batches, and the three ways to lay one out.
+"""From ragged sequences to what a model takes: micro-batches, and the ways to lay one out.
 
 *Packed*: sequences follow each other in rows, ``position_ids`` restart at 0 and there is **no**
 attention mask; transformers then isolates the sequences of a row (an all-ones mask would silently
 join them). *Padded*: one sequence per row, filled up at the right; causal attention never looks
-right, so no mask is needed either, and attention takes its fast path. *Ragged*: all sequences in one row
-without padding, and what they have in common at their beginning once; needs the attention of :mod:`rl_torch.ragged`.
+right, so no mask is needed either, and attention takes its fast path. Kernels may have a layout of their own
+(:class:`Layout`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,16 +20,26 @@ from rl_core.batch.packing import best_fit_decreasing
 from torch import Tensor
 
 from rl_torch.estimates import CPU_ROW_TOKENS
-from rl_torch.prefixes import shared_indices
-from rl_torch.ragged import RaggedRows
 
-Packing = Literal["auto", "packed", "padded", "ragged"]
+Packing = Literal["auto", "packed", "padded"]
 
 MAX_WASTE = 0.15
 """``auto`` on CPU pads when at most this fraction of the positions is padding."""
 
 # Below this many tokens a micro-batch no longer pays for its fixed cost (about 3 ms).
 _MIN_GROUP_TOKENS = 1024
+
+
+class Layout(Protocol):
+    """A way to lay micro-batches out that a kernel needs; equal ones make equal micro-batches, and hash alike."""
+
+    def plan(self, shard: SequenceBatch, max_tokens: int) -> list[np.ndarray]:
+        """See :func:`plan`."""
+        ...
+
+    def build(self, batch: SequenceBatch, *, device: torch.device, width_multiple: int) -> MicroBatch:
+        """See :meth:`MicroBatch.build`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class MicroBatch:
         indices: int64 [T]: position (row · L + column) of every token.
         last: int64 [B]: position of each sequence's last token.
         sequence_ids: int64 [T]: which sequence each token belongs to.
-        rows: where ragged attention finds the sequences; None in the other layouts.
+        arguments: further ones for the model's forward, that a kernel's layout needs.
         is_filler: this is a stand-in on a rank that ran out of data; its loss must be 0.
     """
 
@@ -59,7 +70,7 @@ class MicroBatch:
     indices: Tensor
     last: Tensor
     sequence_ids: Tensor
-    rows: RaggedRows | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     is_filler: bool = False
 
     @classmethod
@@ -67,7 +78,7 @@ class MicroBatch:
         cls,
         batch: SequenceBatch,
         *,
-        packing: Packing = "auto",
+        packing: Packing | Layout = "auto",
         device: str | torch.device = "cpu",
         width_multiple: int = 1,
     ) -> MicroBatch:
@@ -79,8 +90,8 @@ class MicroBatch:
         if len(batch) and not batch.lengths.min():
             raise ValueError(f"sequence {int(batch.lengths.argmin())} of the micro-batch has no tokens")
         device = torch.device(device)
-        if packing == "ragged":
-            return cls._ragged(batch, device=device, multiple=width_multiple)
+        if not isinstance(packing, str):
+            return packing.build(batch, device=device, width_multiple=width_multiple)
         padded = packing == "padded" or (packing == "auto" and device.type == "cpu" and _waste(batch) <= MAX_WASTE)
         rows, starts = _one_per_row(batch) if padded else _shared_rows(batch, device.type)
         return cls._place(batch, rows, starts, packed=not padded, device=device, multiple=width_multiple)
@@ -95,7 +106,7 @@ class MicroBatch:
 
     @classmethod
     def filler(
-        cls, device: str | torch.device = "cpu", *, packing: Packing = "padded", width_multiple: int = 1
+        cls, device: str | torch.device = "cpu", *, packing: Packing | Layout = "padded", width_multiple: int = 1
     ) -> MicroBatch:
         """A two-token micro-batch that keeps a rank without data in step with the others' collectives."""
         tokens = SequenceBatch(np.zeros(2, np.int32), np.array([0, 2], np.int64))
@@ -118,22 +129,10 @@ class MicroBatch:
         width = -(-int((starts + lengths).max(initial=1)) // multiple) * multiple
         shape = (int(rows.max(initial=0)) + 1, width)
         indices = rows[ids] * width + starts[ids] + _within(batch)
-        return cls._fill(batch, indices, shape, positions=packed, device=device)
+        return cls.at_positions(batch, indices, shape, positions=packed, device=device)
 
     @classmethod
-    def _ragged(cls, batch: SequenceBatch, *, device: torch.device, multiple: int) -> MicroBatch:
-        """One row; sequences share the positions of a common prefix."""
-        indices = shared_indices(batch)
-        used = int(indices.max(initial=-1)) + 1
-        width = -(-used // multiple) * multiple
-        # Unused positions form one more sequence, so that every position has a slot in attention.
-        seen, offsets = np.append(indices, np.arange(used, width)), batch.offsets
-        offsets = offsets if width == used else np.append(offsets, len(seen))
-        rows = RaggedRows.of(seen, offsets, device=device)
-        return replace(cls._fill(batch, indices, (1, width), positions=True, device=device), rows=rows)
-
-    @classmethod
-    def _fill(
+    def at_positions(
         cls,
         batch: SequenceBatch,
         indices: np.ndarray,
@@ -142,7 +141,13 @@ class MicroBatch:
         positions: bool,
         device: torch.device,
     ) -> MicroBatch:
-        """Put every token into its position, int64 [T]."""
+        """Put every token into a position.
+
+        Args:
+            indices: int64 [T], of R · L positions; tokens that have everything before them in common may share one.
+            shape: R and L.
+            positions: whether ``position_ids`` are needed.
+        """
         within = _within(batch)
 
         def tensor(array: np.ndarray) -> Tensor:
@@ -173,13 +178,13 @@ def plan(
     shard: SequenceBatch,
     max_tokens: int,
     *,
-    packing: Packing = "auto",
+    packing: Packing | Layout = "auto",
     device: str | torch.device = "cpu",
     at_least: int = 0,
 ) -> list[np.ndarray]:
     """Micro-batches of ``shard`` as lists of sequence indices; units stay together.
 
-    Packed micro-batches are filled to ``max_tokens``, ragged ones with neighbours. Padded ones, and
+    Packed micro-batches are filled to ``max_tokens``. Padded ones, and
     ``auto`` on CPU, take sequences by length and count padding towards ``max_tokens``; ``auto`` also
     starts a new micro-batch rather than let padding exceed :data:`MAX_WASTE`.
 
@@ -187,8 +192,8 @@ def plan(
         max_tokens: a unit that is longer gets a micro-batch of its own.
         at_least: lower bound on the number of micro-batches; further ones are empty.
     """
-    if packing == "ragged":
-        parts = _neighbours(shard, max_tokens)
+    if not isinstance(packing, str):
+        parts = packing.plan(shard, max_tokens)
     elif packing == "packed" or (packing == "auto" and torch.device(device).type != "cpu"):
         parts = shard.pack(max_tokens)
     else:
@@ -196,27 +201,11 @@ def plan(
     return parts + [np.zeros(0, np.int64)] * (at_least - len(parts))
 
 
-def _neighbours(shard: SequenceBatch, max_tokens: int) -> list[np.ndarray]:
-    """Units in order, as many as fit: neighbours may begin alike."""
-    if 0 < len(shard.tokens) <= max_tokens:
-        return [np.arange(len(shard), dtype=np.int64)]
-    groups: list[list[np.ndarray]] = []
-    tokens = 0
-    for unit in _units(shard):
-        size = int(shard.lengths[unit].sum())
-        if not groups or tokens + size > max_tokens:
-            groups.append([])
-            tokens = 0
-        groups[-1].append(unit)
-        tokens += size
-    return [np.concatenate(group) for group in groups]
-
-
 def _by_length(shard: SequenceBatch, max_tokens: int, *, max_waste: float) -> list[np.ndarray]:
     lengths = shard.lengths
     if 0 < len(shard) * int(lengths.max(initial=0)) <= max_tokens and _waste(shard) <= max_waste:
         return [np.arange(len(shard), dtype=np.int64)]
-    units = _units(shard)
+    units = units_of(shard)
     longest = np.array([lengths[u].max() for u in units], np.int64)
     groups: list[np.ndarray] = []
     group: list[np.ndarray] = []
@@ -238,7 +227,7 @@ def _by_length(shard: SequenceBatch, max_tokens: int, *, max_waste: float) -> li
     return groups
 
 
-def _units(shard: SequenceBatch) -> list[np.ndarray]:
+def units_of(shard: SequenceBatch) -> list[np.ndarray]:
     """Sequence indices of each unit, in order of unit id."""
     column = shard.sequence_columns.get(UNIT)
     if column is None:

@@ -6,6 +6,7 @@ embedding in one piece.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +18,12 @@ from rl_core.errors import EnvironmentProblem
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rl_torch.architectures import body_of, vocabulary
-from rl_torch.llama.distinct import Distinct
+from rl_torch.architectures import body_of, only_windows, vocabulary
 from rl_torch.logits import LogitTransform, logit_transform
 from rl_torch.logprobs import token_outputs
 from rl_torch.losses import TokenOutputs
 from rl_torch.microbatch import MicroBatch
-from rl_torch.ragged import only_windows
 from rl_torch.routing import Balancing
-from rl_torch.small_integers import distinct
 from rl_torch.vocab_parallel import VocabShard
 
 OUTPUTS: dict[Head, tuple[str, ...]] = {
@@ -34,8 +32,11 @@ OUTPUTS: dict[Head, tuple[str, ...]] = {
 }
 """The outputs of each head."""
 
-_FEW = 0.9
-"""Share of all positions; above it, leaving out the others costs as much as it saves."""
+
+Narrow = Callable[[Tensor, Tensor], tuple[dict[str, Any], Tensor]]
+"""``(input_ids, indices) → (arguments, places)``: has a model compute its last hidden states at ``indices`` (int64 [N],
+of the R · L positions of ``input_ids``) only. ``arguments`` go to the model's forward; the states wanted are at
+``places`` (int64 [N]) of what it returns."""
 
 
 class PolicyModel(nn.Module):
@@ -56,8 +57,8 @@ class PolicyModel(nn.Module):
         self.model = model
         self.transform = transform
         self.chunk_tokens = chunk_tokens
-        self.has_own_layers = False
-        """Whether :func:`rl_torch.llama.layers.use_own_layers` was called with ``model``."""
+        self.narrow: Narrow | None = None
+        """Set where a kernel computes some positions of ``model`` only."""
         self.vocab_shard: VocabShard | None = None
         """Set by tensor parallelism, where the output embedding is a DTensor split by rows."""
 
@@ -82,7 +83,7 @@ class PolicyModel(nn.Module):
         """
         if balancing is not None:
             attention["output_router_logits"] = True
-        hidden, routers = _hidden_at(self, predictors, input_ids, position_ids, **attention)
+        hidden, routers = hidden_at(self.model, predictors, input_ids, position_ids, narrow=self.narrow, **attention)
         embedding = self.model.get_output_embeddings()
         if (before := layers_before_logits(self.model)) is not None:
             hidden = before(hidden)
@@ -117,7 +118,7 @@ class ScalarModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.has_own_layers = False
+        self.narrow: Narrow | None = None
 
     def forward(
         self,
@@ -134,7 +135,7 @@ class ScalarModel(nn.Module):
         """``values`` float32 [N] at ``predictors`` and ``scores`` float32 [B] at ``last``."""
         indices = {"values": predictors, "scores": last}
         asked = [indices[name] for name in outputs]
-        hidden, _ = _hidden_at(self, torch.cat(asked), input_ids, position_ids, **attention)
+        hidden, _ = hidden_at(self.model, torch.cat(asked), input_ids, position_ids, narrow=self.narrow, **attention)
         score: Any = self.model.score
         weight = score.weight.float()
         values = nn.functional.linear(hidden.float(), weight).squeeze(-1)
@@ -326,20 +327,20 @@ def _last_unpadded(micro: MicroBatch, pad: int) -> Tensor:
     return micro.indices[torch.from_numpy(tokens).to(micro.indices.device)]
 
 
-def _hidden_at(
-    wrapped: PolicyModel | ScalarModel,
+def hidden_at(
+    model: PreTrainedModel,
     indices: Tensor,
     input_ids: Tensor,
     position_ids: Tensor | None,
+    *,
+    narrow: Narrow | None = None,
     **attention: Any,
 ) -> tuple[Tensor, Any]:
     """[N, H]: the last hidden states at ``indices`` (int64 [N], of R · L); and the router logits, where asked for."""
-    if wrapped.has_own_layers:
-        attention = {**attention, "distinct": Distinct.of(input_ids)}
-        first, places = map(torch.from_numpy, distinct(indices.numpy(), input_ids.numel()))
-        if len(first) <= _FEW * input_ids.numel():
-            attention, indices = {**attention, "wanted": indices[first]}, places
+    if narrow is not None:
+        further, indices = narrow(input_ids, indices)
+        attention |= further
     if position_ids is not None:
         attention["position_ids"] = position_ids  # not None otherwise: some models know no positions
-    found = body_of(wrapped.model)(input_ids=input_ids, use_cache=False, **attention)
+    found = body_of(model)(input_ids=input_ids, use_cache=False, **attention)
     return found.last_hidden_state.flatten(0, 1).index_select(0, indices), getattr(found, "router_logits", None)

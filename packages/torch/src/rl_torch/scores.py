@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+UNKNOWN = ("position_bias", "cache")
+"""Arguments of attention functions that ask for more than :func:`attend` does."""
+
 
 def attend(
     query: Tensor,

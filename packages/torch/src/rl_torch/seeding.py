@@ -5,19 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl_torch.host_memory import keep_few_products, keep_freed_memory
-
 
 def prepare_process(*, threads: int, seed: int, rank: int = 0) -> None:
-    """Set the number of CPU threads and seed torch (CPU and CUDA), differently on each rank.
-
-    A process that computes on the CPU also keeps freed memory and few compiled products (:mod:`rl_torch.host_memory`).
-    """
+    """Set the number of CPU threads and seed torch (CPU and CUDA), differently on each rank."""
     torch.set_num_threads(max(threads, 1))
     torch.manual_seed(seed + rank)
-    if not torch.cuda.is_available():
-        keep_freed_memory()
-        keep_few_products()
 
 
 def rng_state() -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale
+from rl_core.zero_gradient import without_zero_gradient
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -72,7 +73,8 @@ class InProcessModel(ABC):
         """One optimizer step on the whole batch; the metrics of ``ModelHandle.train``."""
         self.calls.append("train")
         self.optimizer.zero_grad()
-        metrics = self._run(batch, loss, scale or Scale.of(batch), backward=True)
+        part, scale, skipped = without_zero_gradient(batch, loss, scale or Scale.of(batch))
+        metrics = self._run(part, loss, scale, backward=True) | skipped
         norm = nn.utils.get_total_norm(self._gradients())
         self.optimizer.step()
         return metrics | {"grad_norm": norm.item(), "learning_rate": self.learning_rate}

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from rl_torch.architectures import body_of
+from rl_torch.architectures import body_of, only_windows
 from rl_torch.microbatch import MicroBatch
-from rl_torch.ragged import UNKNOWN, only_windows
-from rl_torch.scores import attend
+from rl_torch.scores import UNKNOWN, attend
 
 ATTENTION = "rl_varlen"
 """Name under which transformers knows the attention function below."""

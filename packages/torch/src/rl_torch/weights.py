@@ -16,7 +16,7 @@ BUCKET_BYTES = 256 * 2**20
 """Of buckets on a device."""
 
 HOST_BUCKET_BYTES = 24 * 2**20
-"""Of buckets in host memory: what :func:`rl_torch.host_memory.keep_freed_memory` keeps for the next one."""
+"""Of buckets in host memory: less than glibc's allocator can be told to keep for the next one."""
 
 
 def to_buckets(

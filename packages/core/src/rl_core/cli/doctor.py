@@ -40,6 +40,7 @@ def doctor_command(context: typer.Context, json_output: JsonOption = False) -> N
         *examine("Ray cluster", lambda: software_checks.ray_cluster(ray_address())),
         *examine("vLLM", software_checks.vllm),
         *examine("plugins", lambda: software_checks.plugins(registry)),
+        *examine("kernels", software_checks.kernels),
         *examine("requirements", lambda: software_checks.requirements(registry)),
     ]
     findings = [replace(one, detail=hide_secrets(one.detail), fix=hide_secrets(one.fix)) for one in findings]

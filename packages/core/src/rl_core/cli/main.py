@@ -22,8 +22,6 @@ from rl_core.cli import (
     doctor,
     evaluate,
     export,
-    plugin_check,
-    plugin_new,
     plugins,
     resume,
     run,
@@ -49,17 +47,12 @@ _COMMANDS = {
     "doctor": doctor.doctor_command,
     "runs": runs.runs_command,
 }
-_PLUGIN_COMMANDS = {
-    "new": plugin_new.new_command,
-    "check": plugin_check.check_command,
-}
 _CLUSTER_COMMANDS = {
     "start": cluster.start_command,
     "status": cluster.status_command,
     "stop": cluster.stop_command,
 }
 _GROUPS: dict[str, tuple[dict[str, Any], str]] = {
-    "plugin": (_PLUGIN_COMMANDS, "Write and check plugin packages."),
     "cluster": (_CLUSTER_COMMANDS, "A Ray on this machine that later runs join."),
 }
 _LIST_BROKEN_PLUGINS_THEMSELVES = ("plugins", "plugin", "doctor")
@@ -80,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         registry = load_registry()
         if not (given and given[0] in _LIST_BROKEN_PLUGINS_THEMSELVES):
             _warn_about(registry)
-        build_command(registry).main(given, prog_name="rl", obj=registry)
+        command = build_command(registry)
+        if given and given[0] not in command.commands:
+            _require_its_package(given[0], registry)
+        command.main(given, prog_name="rl", obj=registry)
     except SystemExit as end:
         return _exit_code(end)
     except KeyboardInterrupt:
@@ -102,6 +98,14 @@ def _require_working_directory() -> None:
         os.getcwd()
     except OSError:
         raise EnvironmentProblem("the working directory was removed\n    cd to a folder that exists") from None
+
+
+def _require_its_package(command: str, registry: Registry) -> None:
+    """Say what to install for a command that a published package adds."""
+    from rl_core.discovery.lookup import find_component, published
+
+    if command in published()["command"]:
+        find_component("command", command, registered=(), plugins=registry.plugins)
 
 
 def build_command(registry: Registry) -> Any:

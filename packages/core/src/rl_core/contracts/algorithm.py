@@ -78,7 +78,7 @@ class Algorithm(Protocol):
         """``examples`` only, optional: called before :meth:`encode`, which then gives at most ``max_length`` tokens.
 
         What happens to longer rows is the algorithm's (``on_long_row``); a row that it leaves out gives no sequence,
-        and another one is drawn in its place. :meth:`rl_core.encoding.RowEncoder.limit_to` does all of it.
+        and another one is drawn in its place. The package rl-algo-common has a base class that does all of it.
 
         Returns:
             the record of long rows; None: the core refuses them.

@@ -63,11 +63,19 @@ class Scale:
         tokens: sum of ``loss_mask`` (weights may be fractional).
         sequences: number of sequences.
         units: number of distinct ``unit`` ids (pairs in DPO), or ``sequences`` where there are none.
+        skipped_tokens: those of ``tokens`` that are in sequences without a gradient, which are not computed on
+            (:attr:`LossSpec.zero_where`).
     """
 
     tokens: float
     sequences: float
     units: float
+    skipped_tokens: float = 0.0
+
+    @property
+    def measured_tokens(self) -> float:
+        """What a metric is divided by that is a mean over the tokens that are computed on."""
+        return self.tokens - self.skipped_tokens
 
     @classmethod
     def of(cls, batch: SequenceBatch) -> Scale:
@@ -96,12 +104,18 @@ class LossSpec:
         outputs: what it reads: any of ``logprobs``, ``entropy``, ``mean_logprobs`` (over the vocabulary),
             ``logsumexp`` (of the logits), ``values``, ``scores``.
         temperature: logits are divided by it before the softmax.
+        zero_where: a token column; a token where it is 0 adds nothing to the loss whatever the model says, as where
+            ``loss_mask`` is 0. ``train`` then computes nothing on sequences that only have such tokens: loss and
+            gradient are the same, and so are metrics in which those tokens count 0. A mean of something that they
+            have as well is divided by ``scale.measured_tokens``. None: every token may have a gradient, as with a
+            KL or an entropy in the loss.
     """
 
     function: str
     options: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ("logprobs",)
     temperature: float = 1.0
+    zero_where: str | None = None
 
 
 @dataclass(frozen=True)

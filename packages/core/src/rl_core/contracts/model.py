@@ -113,8 +113,12 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Facts about a loaded model: parameter count and context length in tokens (0: unknown)."""
+    """Facts about a loaded model: parameter count and context length in tokens (0: unknown).
+
+    ``auxiliary_loss``: the backend adds a loss of the model's own, that of its routers, in which every token counts.
+    """
 
     parameters: int
     max_length: int
     vocab_size: int
+    auxiliary_loss: bool = False

@@ -38,13 +38,14 @@ class ModelHandle(Protocol):
         ...
 
     def train(self, batch: SequenceBatch, loss: LossSpec, *, scale: Scale | None = None) -> dict[str, float]:
-        """One optimizer step on the whole batch.
+        """One optimizer step on the whole batch; computes nothing on sequences without a gradient (``zero_where``).
 
         Args:
             scale: what the loss is divided by; default: that of ``batch``.
 
         Returns:
-            the loss function's metrics, with ``loss``, ``grad_norm`` (before clipping) and ``learning_rate``.
+            the loss function's metrics, with ``loss``, ``grad_norm`` (before clipping) and ``learning_rate``;
+            with ``zero_where`` also ``skipped_sequences_fraction``.
 
         Raises:
             NonFiniteLoss: nothing was updated.

@@ -63,11 +63,18 @@ def plan_rows(
         ("ranks", f"{ranks} ({stage.run.nodes} × {stage.run.gpus} GPUs)" if gpus else f"{ranks} on CPU"),
         *_memory(report),
         *((("generators", describe_generators(stage)),) if stage.generator else ()),
+        *_further(stage),
         ("seed", str(stage.run.seed)),
         *(("require", gate) for gate in stage.run.require),
         *((("export", config.export_directory(stage.name)),) if config.multi_stage else ()),
         *(("note", note) for note in plan.notes),
     ]
+
+
+def _further(stage: StageConfig) -> list[tuple[str, str]]:
+    """What components' configs have to say themselves: an optional ``plan_lines(stage)``, label and text."""
+    configs = [choice.config for choice in stage.choices()]
+    return [line for config in configs if (say := getattr(config, "plan_lines", None)) for line in say(stage)]
 
 
 def _conversation(stage: StageConfig) -> list[tuple[str, str]]:

@@ -154,6 +154,19 @@ def plugins(registry: Registry) -> Iterator[Finding]:
             yield Finding(f"plugin {registered.package}", "warn", detail, fix)
 
 
+def kernels() -> Iterator[Finding]:
+    """Kernels (``rl_torch.kernels.contract`` says what they are), and what each does on this machine."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="rl_torch.kernels"):
+        package = point.dist.name if point.dist is not None else point.value
+        try:
+            yield Finding(f"kernel {point.name}", "ok", f"{package} {_version(package) or ''}: {point.load().here()}")
+        except Exception as error:  # noqa: BLE001 - the plugin boundary
+            fix = f"pip install --upgrade {package}"
+            yield Finding(f"kernel {point.name}", "warn", f"{package} is left out: {error}", fix)
+
+
 def requirements(registry: Registry) -> Iterator[Finding]:
     """Installed versions against the ``Requires-Dist`` of every plugin that is ok."""
     from rl_core.discovery.references import requirements_of

@@ -1,0 +1,1 @@
+"""What algorithms share: configs, losses, advantages, the KL, rows as sequences."""

@@ -1,0 +1,7 @@
+"""The old name of :mod:`rl_plugin_kit.suites`."""
+
+from rl_core.testing import warn_moved
+
+warn_moved(__name__, "rl_plugin_kit.suites")
+
+from rl_plugin_kit.suites import *  # noqa: E402, F403
