@@ -25,10 +25,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rl_core.contracts.reward import Sample
-from rl_core.rewards.isolated import RewardProcess
-from rl_core.rewards.outcomes import Failure
 from rl_core.training.api import run
 from rl_reward_rule.config import FunctionConfig
+from rl_rollout.rewards.isolated import RewardProcess
+from rl_rollout.rewards.outcomes import Failure
 
 HERE = Path(__file__).resolve().parent
 HEARTBEAT_S = 10

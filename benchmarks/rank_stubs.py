@@ -42,7 +42,7 @@ from rl_core.contracts.backend import Topology, WeightBucket
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelInfo, Role
 from rl_core.model import Model
-from rl_core.rollout.router import Router
+from rl_rollout.router import Router
 
 PHASES = ("sample", "step", "weights")
 PROMPT_TOKENS = 16

@@ -88,7 +88,7 @@ def _link_one(path: PurePosixPath, owner: set[str], owners: dict[str, set[str]],
 @cache
 def _files() -> dict[str, list[PurePosixPath]]:
     """Distribution → its files below the folder of installed packages."""
-    found = {}
+    found: dict[str, list[PurePosixPath]] = {}
     for one in metadata.distributions(path=[str(_site())]):
         paths = [PurePosixPath(str(file)) for file in one.files or ()]
         found[canonicalize_name(one.name)] = [p for p in paths if p.parts[0] not in ("..", "__pycache__")]

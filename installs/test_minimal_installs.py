@@ -42,12 +42,14 @@ class Team:
         more: what its run needs besides: a data source, and for rollouts a generator and a reward.
         config: sections of the run.
         hidden: modules that the test's own environment has and this one must not.
+        brought: plugins that those packages depend on.
     """
 
     packages: tuple[str, ...]
     more: tuple[str, ...]
     config: str
     hidden: tuple[str, ...]
+    brought: tuple[str, ...] = ()
 
 
 ALL = tuple(sorted(f"rl-{path.parent.name}" for path in ROOT.glob("packages/*/pyproject.toml")))
@@ -57,18 +59,20 @@ TEAMS = {
         ("rl-data-text",),
         SFT + "backend: {name: fsdp2}\n",
         ("megatron", "tensorboard", "matplotlib", "math_verify", "pytest"),
+        ("rl-isolation", "rl-rollout"),
     ),
     "grpo-megatron": Team(
         ("rl-core", "rl-algo-grpo", "rl-backend-megatron"),
         ("rl-data-text", "rl-generation-hf", "rl-reward-rule"),
         GRPO + SAMPLED + "backend: {name: megatron}\n",
         ("peft", "accelerate", "tensorboard", "matplotlib", "math_verify"),
+        ("rl-isolation", "rl-rollout"),
     ),
     "dpo": Team(
         ("rl-core", "rl-algo-dpo", "rl-backend-fsdp2"),
         ("rl-data-text",),
         DPO + "backend: {name: fsdp2}\n",
-        ("megatron", "tensorboard", "matplotlib", "math_verify", "pytest"),
+        ("megatron", "tensorboard", "matplotlib", "math_verify", "pytest", "rl_rollout"),
     ),
     # rl-generation-vllm has an environment of its own: its dependency brings CUDA.
     "everything": Team(
@@ -97,7 +101,9 @@ def test_a_team_trains_with_the_packages_it_installed(name, installation):
     team = TEAMS[name]
     write_config(installation.folder, team)
     installation.install(*team.packages)
-    expected = set(team.packages) - {"rl-algo-common", "rl-torch", "rl-kernels-cpu"}  # libraries, not plugins
+    # Libraries are no plugins, but for the one that checks model folders; every backend brings it.
+    libraries = {"rl-algo-common", "rl-torch", "rl-kernels-cpu"}
+    expected = {*team.packages, *team.brought, "rl-huggingface"} - libraries
     assert plugins(installation) == dict.fromkeys(expected, "ok")
     for module in team.hidden:
         assert module not in installation.modules(), f"{module} is not declared and yet can be imported"
@@ -105,7 +111,9 @@ def test_a_team_trains_with_the_packages_it_installed(name, installation):
         said = installation.rl("check", "two.yaml", code=2)
         assert "data.name: data source 'jsonl' is not installed\n    pip install rl-data-text\n" in said
         installation.install(*team.more)
-        assert plugins(installation) == dict.fromkeys(expected | set(team.more), "ok")
+        brought = {"rl-isolation"}  # rl-data-text takes functions
+        assert plugins(installation) == dict.fromkeys(expected | set(team.more) | brought, "ok")
+        assert ("rl_rollout" in installation.modules()) == ("rl-rollout" in team.brought)
     assert "config ok" in installation.rl("check", "two.yaml")
     installation.rl("run", "two.yaml")
     rows = [json.loads(line) for line in Path(installation.folder, "runs/two/metrics.jsonl").read_text().splitlines()]
@@ -127,7 +135,7 @@ def test_rl_core_alone_is_small_and_has_no_pytorch(installation):
     said = installation.rl("check", "two.yaml", code=2)
     for package in ("rl-algo-sft-rm", "rl-backend-fsdp2", "rl-data-text"):
         assert f"    pip install {package}\n" in said
-    assert '"$schema"' in installation.rl("schema")
+    assert "pip install rl-plan" in installation.rl("schema", code=2)
 
 
 def test_what_is_linked_follows_extras_and_markers(wheels):

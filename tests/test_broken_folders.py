@@ -19,12 +19,12 @@ from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.model import ModelSpec, Role
 from rl_core.discovery.registry import load_registry
 from rl_core.errors import EnvironmentProblem
-from rl_core.model_folder import check_model_folder
 from rl_core.preflight.check import check
 from rl_data_text.config import HfTokenizerConfig
 from rl_data_text.tokenizers.hf import HfTokenizer
 from rl_generation_hf.config import HfGeneratorConfig
 from rl_generation_hf.generator import HfGenerator
+from rl_huggingface.model_folder import check_model_folder
 
 torch.set_num_threads(1)
 

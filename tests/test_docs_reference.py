@@ -16,9 +16,9 @@ from docs_site.links import relink, site_pages
 from jsonschema import Draft202012Validator
 from rl_core import hookspecs
 from rl_core.config.run_section import RunSection
-from rl_core.config.schema import json_schema
 from rl_core.config.sections import ModelConfig
 from rl_core.discovery.registry import load_registry
+from rl_plan.schema import json_schema
 
 DOCS = ROOT / "docs"
 METRIC = re.compile(r"^(train|rollout|policy|value|mismatch|eval|data|time|environment)/[a-z0-9_/]+$")

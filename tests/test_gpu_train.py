@@ -116,7 +116,7 @@ def test_utilisation_is_left_out_where_the_peak_is_unknown(gpu_train, device, pr
 
 
 def test_the_models_have_the_sizes_of_their_names(gpu_train):
-    from rl_core.planning.model_shape import shape_of_config
+    from rl_huggingface.model_shape import shape_of_config
 
     for name, millions in (("0.5b", 494), ("1.5b", 1543)):
         size = gpu_train.SIZES[name]

@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(p for p in (ROOT / "packages").iterdir() if (p / "pyproject.toml").exists())
 MODULES = {p.name: next((p / "src").iterdir()).name for p in PACKAGES}
+MOST_LINES_OF_CORE = 17_500
 OUR_OWN_WORDS = {
     "beside": "with, or a name of the relation",
     "cell": "text, entry or device",
@@ -109,6 +110,12 @@ def test_modules_and_functions_stay_small():
                     if lines > 70:
                         long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines")
     assert long == []
+
+
+def test_core_stays_small():
+    """What a run needs, and nothing else: a capability is a package, found by a hook or an entry point."""
+    lines = sum(path.read_text().count("\n") for path in sources(ROOT / "packages" / "core"))
+    assert lines <= MOST_LINES_OF_CORE, "move what core can do without into a package; do not raise the bound"
 
 
 def test_every_package_has_what_a_package_needs():

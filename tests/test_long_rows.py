@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from rl_core.rollout.cursor import DataCursor
+from rl_core.data.cursor import DataCursor
 from support import metrics_of
 
 pytestmark = pytest.mark.slow

@@ -21,12 +21,12 @@ from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.discovery.registry import load_registry
 from rl_core.model import Model
-from rl_core.rollout.router import Router
-from rl_core.training.replacements import GeneratorReplacements
-from rl_core.transports.collective import Collective
-from rl_core.transports.ipc import Ipc
 from rl_generation_hf.config import HfGeneratorConfig
 from rl_generation_hf.generator import HfGenerator
+from rl_rollout.replacements import GeneratorReplacements
+from rl_rollout.router import Router
+from rl_rollout.transports.collective import Collective
+from rl_rollout.transports.ipc import Ipc
 
 pytestmark = pytest.mark.slow
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
@@ -126,7 +127,7 @@ def sweep(names: list[str]) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    results = read() if RESULTS.exists() else {"families": {}}
+    results: dict[str, Any] = read() if RESULTS.exists() else {"families": {}}
     results |= {"transformers": transformers.__version__, "refused": families.REFUSED}
     for name in families.FAMILIES if names == ["all"] else names:
         results["families"][name] = family_sweep.sweep(name)

@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for it before every run")
     parser.add_argument("--trl-python", help="interpreter with TRL; default: the hatch environment bench-trl")
     parser.add_argument("--scratch", type=Path, help="folder for models, data and logs; default: the system's")
-    parser.add_argument("--guard", action="store_true", help="the short version for .ci/run, without TRL")
+    parser.add_argument("--guard", action="store_true", help="the short version for nightly runs, without TRL")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The regression guard of ``.ci/run``: this project against a plain PyTorch loop, as ratios in one run.
+"""The regression guard of ``hatch run nightly``: this project against a plain PyTorch loop, as ratios in one run.
 
 The smallest model, one thread, CPU seconds instead of wall seconds: these do not change much when the machine is busy.
 The floors are well below what a quiet machine shows, so that only a real loss of speed is found.

@@ -10,6 +10,7 @@ other model: only the embedding and the output projection are made.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from rl_data_text.config import CharactersConfig
@@ -57,8 +58,8 @@ def build(size: str, kind: str) -> PreTrainedModel:
         pad_token_id=0,
         eos_token_id=EOS,
         bos_token_id=None,
-        num_labels=1,
     )
+    config.num_labels = 1
     if kind == "score":
         return Qwen2ForSequenceClassification(config).float()
     model = Qwen2ForCausalLM(config).float()
@@ -72,7 +73,8 @@ def _count_down(model: Qwen2ForCausalLM, *, ends: bool) -> None:
     """Make the embedding's rows orthogonal, and the output projection the table of what follows what."""
     width = model.config.hidden_size
     rows = torch.linalg.qr(torch.randn(width, width))[0][:VOCABULARY]
-    model.get_input_embeddings().weight.copy_(rows * _LOUDNESS * width**0.5)
+    embedding: Any = model.get_input_embeddings()
+    embedding.weight.copy_(rows * _LOUDNESS * width**0.5)
     output = torch.zeros(VOCABULARY, width)
     for index in range(CHARACTERS):
         level = index // 2
@@ -80,7 +82,8 @@ def _count_down(model: Qwen2ForCausalLM, *, ends: bool) -> None:
         for follower in [SPECIAL_TOKENS + i for i in above] or [EOS]:
             output[follower] += rows[SPECIAL_TOKENS + index]
     # The last norm makes every hidden state sqrt(width) long.
-    model.get_output_embeddings().weight.copy_(output * _CERTAINTY / width**0.5)
+    projection: Any = model.get_output_embeddings()
+    projection.weight.copy_(output * _CERTAINTY / width**0.5)
 
 
 def _alphabet() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rl_core.rollout.cursor import DataCursor
+from rl_core.data.cursor import DataCursor
 
 from compare.workloads import Job, Workload, read_rows
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from compare import machine
@@ -52,7 +53,7 @@ class Schedule:
             if patience_s is not None:
                 machine.wait_until_quiet(machine.QUIET_CORES, patience_s=patience_s)
             load = os.getloadavg()[0]
-            run = _twice(lambda case=case, system=system: systems.run(system, case), f"{case.name} {system}", failures)
+            run = _twice(partial(systems.run, system, case), f"{case.name} {system}", failures)
             if run is None:
                 continue
             about = versions[system] | {"date": time.strftime("%Y-%m-%d %H:%M"), "load_average_before": load}
@@ -69,7 +70,7 @@ class Schedule:
         failures: list[str] = []
         for case in dict.fromkeys(case for case, system, _ in self.runs() if system == "rl"):
             if WORKLOADS[case.workload].kind == "grpo" and (again or case.name not in results.overhead):
-                found = _twice(lambda case=case: systems.overhead(case), f"overhead of {case.name}", failures)
+                found = _twice(partial(systems.overhead, case), f"overhead of {case.name}", failures)
                 if found is None:
                     continue
                 results.overhead[case.name] = found
@@ -86,7 +87,7 @@ class Schedule:
                 continue
             if again or results.equality.get(name) is None:
                 unequal = _twice(
-                    lambda case=case: systems.unequal_on_the_same_completions(case, self.peer),
+                    partial(systems.unequal_on_the_same_completions, case, self.peer),
                     f"equality of {name}",
                     failures,
                 )

@@ -24,7 +24,7 @@ _ENTRY_POINT = "[rl_core.plugins]\nstopwatch = compare.stopwatch\n"
 
 _TIMED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "train": (
-        ("forward", "rl_backend_fsdp2.step", "_outputs"),
+        ("forward", "rl_backend_fsdp2.model", "Fsdp2Model.outputs"),
         ("backward", "torch", "Tensor.backward"),
     ),
     "generate": (("generation", "rl_generation_hf.decoding", "Decoder.run"),),

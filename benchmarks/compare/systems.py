@@ -126,7 +126,7 @@ class Systems:
 
     def _environment(self, system: System, threads: int, extra: Mapping[str, str] | None = None) -> Mapping[str, str]:
         """Of this process, with ``extra`` variables; its PYTHONPATH comes first."""
-        extra = extra or {}
+        extra = dict(extra or {})
         given = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         given |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         own = "" if system == "trl" else given.get("PYTHONPATH", "")  # nothing of this project's for TRL

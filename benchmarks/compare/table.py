@@ -36,7 +36,7 @@ def _title(comparison: Comparison) -> str:
 def _row(comparison: Comparison) -> list[str]:
     case = comparison.case
     unit = "samples/s" if WORKLOADS[case.workload].kind == "grpo" else "tokens/s"
-    precision = case.precision
+    precision: str = case.precision
     if comparison.peer_precision != precision:
         precision += f" : {comparison.peer_precision}"
     target = comparison.target

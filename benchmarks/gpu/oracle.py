@@ -73,7 +73,7 @@ def load(spec: ModelSpec, head: Head = "lm", *, rounded_to: torch.dtype | None =
 
 
 def outputs(
-    model: nn.Module, head: Head, batch: SequenceBatch, names: tuple[str, ...], *, temperature: float = 1.0
+    model: Any, head: Head, batch: SequenceBatch, names: tuple[str, ...], *, temperature: float = 1.0
 ) -> TokenOutputs:
     """What ``model`` says about ``batch``, with gradients."""
     rows = [torch.from_numpy(batch.tokens[batch.sequence(i)].astype("int64"))[None] for i in range(len(batch))]

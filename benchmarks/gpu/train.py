@@ -103,9 +103,10 @@ def run(job: Job, world: int) -> list[list[Measurement]]:
         pipes.append(ours)
     try:
         while len(answers) < world:
-            for pipe in wait([p for rank, p in enumerate(pipes) if rank not in answers]):
-                rank = pipes.index(pipe)
-                answers[rank] = _answer(pipe, rank)
+            ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in answers])
+            for rank, pipe in enumerate(pipes):
+                if pipe in ready:
+                    answers[rank] = _answer(pipe, rank)
         return [answers[rank] for rank in range(world)]
     finally:
         for process in processes:

@@ -81,7 +81,7 @@ def _prepare(folder: Path, seed: int, threads: int) -> Recipe:
     tokenizer = CharacterTokenizer(CharactersConfig(name="characters", vocab_size=Recipe.vocabulary))
     tokenizer.load(None, rows["demonstrations"])
     tokenizer.save(str(folder / "tokenizer"))
-    files = {name: str(folder / f"{name}.jsonl") for name in rows}
+    files: dict[str, Any] = {name: str(folder / f"{name}.jsonl") for name in rows}
     progress = str(folder / "progress.jsonl")
     return Recipe(seed=seed, threads=threads, tokenizer=str(folder / "tokenizer"), progress=progress, **files)
 

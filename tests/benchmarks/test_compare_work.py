@@ -48,7 +48,7 @@ def test_this_project_draws_its_rows_in_the_order_of_the_job(tmp_path):
     from compare import ours
     from compare.rows import make_rows, write_rows
     from compare.workloads import WORKLOADS, Job
-    from rl_core.rollout.cursor import DataCursor
+    from rl_core.data.cursor import DataCursor
 
     rows = make_rows(WORKLOADS["sft-40-63"], 3)
     path = write_rows(rows, tmp_path / "rows.jsonl")

@@ -28,8 +28,8 @@ from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.discovery.registry import load_registry
 from rl_core.errors import EnvironmentProblem, WorkerDied
-from rl_core.rollout.router import Router
-from rl_core.training.replacements import GeneratorReplacements
+from rl_rollout.replacements import GeneratorReplacements
+from rl_rollout.router import Router
 
 CONTEXT = WorkerContext(0, 1, "", 0)
 STORE = {"object_store_memory": 80 * 2**20}

@@ -11,7 +11,7 @@ ALREADY_ANSWERED = {
 INSIDE_A_CALL_THAT_HAS_ONE = {
     "packages/core/src/rl_core/cluster/worker.py: call: ray.get",
     "packages/core/src/rl_core/cluster/worker.py: call_each: ray.get",
-    "packages/core/src/rl_core/transports/ipc.py: __call__: ray.get",
+    "packages/rollout/src/rl_rollout/transports/ipc.py: __call__: ray.get",
 }
 """Made in a worker: the driver ends the worker when its call is late."""
 

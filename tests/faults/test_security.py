@@ -13,7 +13,7 @@ SOURCES = sorted(p for p in ROOT.glob("packages/*/src/**/*") if p.suffix == ".py
 KIT = "packages/plugin-kit/src/rl_plugin_kit"
 IPC = "packages/torch/src/rl_torch/transports/ipc.py"
 RENDERING = "packages/core/src/rl_core/chat_render_worker.py"
-ISOLATED = "packages/core/src/rl_core/isolation/child.py"
+ISOLATED = "packages/isolation/src/rl_isolation/child.py"
 BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py", IPC, RENDERING, ISOLATED}
 """The conformance kit sends configs to processes of its own, a trainer sends handles of its memory, and the driver
 sends messages to the process that renders chat templates and to processes with the user's code, which answer in JSON;

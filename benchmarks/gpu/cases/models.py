@@ -55,7 +55,7 @@ class Model:
     def outputs(self, batch: SequenceBatch, names: tuple[str, ...]) -> TokenOutputs:
         """With gradients."""
         micro = MicroBatch.build(batch, packing=self.packing, device=self.device)
-        more = {"segments": varlen.Segments.of(micro)} if self.varlen else {}
+        more: dict[str, Any] = {"segments": varlen.Segments.of(micro)} if self.varlen else {}
         return compute_outputs(self.wrapped, micro, names, **more)
 
 

@@ -171,7 +171,12 @@ def test_the_entropy_is_computed_only_where_it_is_wanted():
 
 def warnings(algorithm: PolicyGradientConfig, *, max_new_tokens: int = 64, **sampling) -> list[tuple[str, str, str]]:
     generator = GeneratorConfig(name="any", max_new_tokens=max_new_tokens, **sampling)
-    problems = algorithm.problems(SimpleNamespace(generator=SimpleNamespace(config=generator), environment=None))
+    stage = SimpleNamespace(
+        generator=SimpleNamespace(config=generator),
+        max_completion_tokens=max_new_tokens,
+        completion_limit_name="generator.max_new_tokens",
+    )
+    problems = algorithm.problems(stage)
     return [(p.path, p.message, p.fix) for p in problems if p.severity == "warning"]
 
 

@@ -194,7 +194,12 @@ def test_the_plan_says_what_the_number_of_updates_does_to_the_loss():
 
 def problems(algorithm: GrpoConfig, **generator) -> list[tuple[str, str, str]]:
     fields = GeneratorConfig(name="hf", **{"max_new_tokens": 64, **generator})
-    found = list(algorithm.problems(SimpleNamespace(generator=SimpleNamespace(config=fields), environment=None)))
+    stage = SimpleNamespace(
+        generator=SimpleNamespace(config=fields),
+        max_completion_tokens=fields.max_new_tokens,
+        completion_limit_name="generator.max_new_tokens",
+    )
+    found = list(algorithm.problems(stage))
     assert all(problem.severity == "warning" for problem in found)
     return [(problem.path, problem.message, problem.fix) for problem in found]
 

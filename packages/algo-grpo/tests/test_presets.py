@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 from rl_algo_grpo.config import PRESETS, GrpoConfig
 from rl_core.discovery.registry import load_registry
-from rl_core.planning.plan import plan_rows
 from rl_core.preflight.check import check
+from rl_plan.table import plan_rows
 
 NEEDED = {"dr_grpo": {"constant_length": 64}, "dapo": {"overlong": {"max_tokens": 64}}}
 """What only the task can know."""

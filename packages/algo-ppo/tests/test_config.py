@@ -109,7 +109,9 @@ def test_the_plan_counts_the_policy_s_optimizer_steps():
 def stage(**generator):
     fields = {"max_new_tokens": 8, "top_p": 1.0, "top_k": 0, **generator}
     return types.SimpleNamespace(
-        generator=types.SimpleNamespace(config=types.SimpleNamespace(**fields)), environment=None
+        generator=types.SimpleNamespace(config=types.SimpleNamespace(**fields)),
+        max_completion_tokens=fields["max_new_tokens"],
+        completion_limit_name="generator.max_new_tokens",
     )
 
 

@@ -146,7 +146,7 @@ def test_gradients_reach_the_whole_model_and_equal_plain_autograd(characters: Ca
     tokenizer, algorithm = characters(ROWS), rm(margin=0.5)
     batch = algorithm.encode(ROWS, tokenizer)
     model = trained(local_model, tokenizer, batch)
-    hf = plain_copy(model.backend._role("reward").model.model)
+    hf = plain_copy(model.backend.role("reward").model.hf)
     scores = [
         hf(torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]).logits[0, 0] for i in range(6)
     ]
@@ -210,7 +210,7 @@ def test_a_reward_model_can_start_from_a_language_model(characters: Callable, lo
     policy.backend.export("policy", str(tmp_path))
     body = AutoModelForCausalLM.from_pretrained(tmp_path).base_model.state_dict()
     reward = local_model(ROLE, spec=ModelSpec(path=str(tmp_path), special_tokens=tokenizer.special_tokens))
-    found = reward.backend._role("reward").model.model
+    found = reward.backend.role("reward").model.hf
     for name, value in found.base_model.state_dict().items():
         assert torch.equal(value, body[name]), name
     assert not found.score.weight.any()

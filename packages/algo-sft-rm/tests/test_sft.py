@@ -140,7 +140,7 @@ def test_the_backend_computes_the_smoothed_loss_in_any_micro_batches(characters,
     for fields in ({}, {"max_tokens_per_microbatch": 12}, {"packing": "packed", "logprob_chunk_tokens": 3}):
         model = local_model(Role("policy", trainable=True), tokenizer, **fields)
         if not results:
-            plain = plain_copy(model.backend._role("policy").model.model)
+            plain = plain_copy(model.backend.role("policy").model.hf)
             found = [plain(torch.from_numpy(batch.tokens[batch.sequence(i)].astype(np.int64))[None]) for i in range(3)]
             trained = [torch.from_numpy(batch.token_columns["loss_mask"][batch.sequence(i)])[1:] > 0 for i in range(3)]
             logits = torch.cat([f.logits[0, :-1][t] for f, t in zip(found, trained, strict=True)])

@@ -11,25 +11,15 @@ import numpy as np
 import peft
 import pytest
 import torch
-from fsdp2_helpers import (
-    POLICY,
-    backend,
-    losses_of,
-    make_directory,
-    model_spec,
-    optimizer_spec,
-    plain_model,
-    random_batch,
-    reference_beside_policy,
-    train,
-)
+from fsdp2_helpers import backend, losses_of, reference_beside_policy, train
 from ranks import Ranks
 from rl_backend_fsdp2 import adapters
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.ports import free_port
-from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.errors import ConfigError, RLError
+from rl_torch.engine.testing.examples import POLICY, SCORES, model_spec, optimizer_spec, plain_model, random_batch
+from rl_torch.engine.testing.jobs import make_directory
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -226,7 +216,7 @@ def test_a_value_model_trains_its_head_beside_the_adapter(pair: Ranks) -> None:
         steps=2,
         spec=spec_with(LORA),
         role=Role("value", trainable=True, head="scalar"),
-        loss=LossSpec("fsdp2_helpers:squared_scores", outputs=("scores", "values")),
+        loss=SCORES,
         optimizer=OPTIMIZER,
     )
     first = ranks[0]

@@ -13,13 +13,13 @@ import peft
 import pytest
 import torch
 from architectures import FIELDS, VOCABULARY, tiny_model
-from fsdp2_helpers import export_random_adapter, random_batch, train, train_with_adapter
+from fsdp2_helpers import export_random_adapter, train, train_with_adapter
 from ranks import Ranks
 from rl_backend_fsdp2.targets import choose_targets
 from rl_core.batch import SequenceBatch
-from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.errors import ConfigError
+from rl_torch.engine.testing.examples import SCORES, random_batch
 from rl_torch.weights import load_buckets_into, to_buckets
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -53,7 +53,7 @@ SAME = 1e-5
 REORDERED = 3e-5
 """Log-probs in float32 of W x + B A x and (W + B A) x."""
 
-LOSSES = LossSpec("fsdp2_helpers:squared_scores", outputs=("scores", "values"))
+LOSSES = SCORES
 
 
 def logprobs(model: torch.nn.Module) -> Tensor:

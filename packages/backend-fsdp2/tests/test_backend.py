@@ -1,43 +1,41 @@
-"""The life of a backend: set up, several roles, sleep, close, set up again."""
+"""FSDP2 has all that the engine promises, in every dimension of its mesh."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 import pytest
-import torch
-from fsdp2_helpers import POLICY, backend, model_spec, optimizer_spec, random_batch, two_roles_twice
+from fsdp2_helpers import FSDP2, train
 from ranks import Ranks
-from rl_backend_fsdp2.backend import Fsdp2Backend
-from rl_backend_fsdp2.config import Fsdp2Config
-from rl_core.cluster.ports import free_port
-from rl_core.contracts.backend import Topology, WorkerContext
+from rl_core.contracts.backend import Topology
+from rl_torch.engine.testing.examples import random_batch
+from rl_torch.engine.testing.jobs import On
+from rl_torch.engine.testing.suite import EngineSuite
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_process_can_be_set_up_again_after_close(single: Ranks, pair: Ranks, world: int) -> None:
-    runs = (single if world == 1 else pair)(two_roles_twice, batch=random_batch())
-    for rank, places in enumerate(runs):
-        assert places == [Topology(rank, world)] * 2
+class TestFsdp2(EngineSuite):
+    """Shared tests on one rank and on two."""
+
+    under = FSDP2
+    layouts: ClassVar[dict[str, On]] = {
+        "one rank": On(),
+        "small micro-batches": On(2, {"max_tokens_per_microbatch": 60}),
+        "packed": On(2, {"packing": "packed", "max_tokens_per_microbatch": 90}),
+        "tensor parallel": On(2, {"parallel": {"tp": 2, "sequence": True}}),
+        "context parallel": On(2, {"parallel": {"cp": 2}}),
+    }
+    weights_tolerance = 2e-6
 
 
-def test_setup_reports_the_place_and_sets_threads() -> None:
-    made = Fsdp2Backend(Fsdp2Config(name="fsdp2"))
-    assert made.setup(WorkerContext(0, 1, "127.0.0.1", free_port(), threads=1)) == Topology(0, 1, True)
-    assert torch.get_num_threads() == 1
-    with pytest.raises(RuntimeError, match="set up already") as caught:
-        made.setup(WorkerContext(0, 1, "127.0.0.1", free_port()))
-    assert str(caught.value) == "the backend is set up already; close() it first"
-    made.close()
-    made.close()
+@pytest.fixture(scope="module")
+def ranks(single: Ranks, pair: Ranks) -> Callable[..., Any]:
+    """As many as a job needs."""
+    return lambda job, world, **options: {1: single, 2: pair}[world](job, **options)
 
 
-def test_a_trainable_role_needs_an_optimizer() -> None:
-    with backend(0, 1, free_port()) as made, pytest.raises(ValueError, match="optimizer") as caught:
-        made.load(POLICY, model_spec(), None)
-    assert str(caught.value) == "role 'policy' is trainable and needs an optimizer"
-
-
-def test_the_model_report_counts_tied_parameters_once() -> None:
-    with backend(0, 1, free_port()) as made:
-        tied = made.load(POLICY, model_spec(tie=True), optimizer_spec())
-        untied = made.load(POLICY, model_spec(tie=False), optimizer_spec())
-    assert untied.parameters - tied.parameters == 96 * 32
+def test_ranks_report_their_places(pair: Ranks) -> None:
+    options: dict[str, Any] = {"batch": random_batch(2), "steps": 0}
+    assert [r["place"] for r in pair(train, **options)] == [Topology(0, 2), Topology(1, 2)]
+    shared = pair(train, **options, config={"parallel": {"cp": 2}})
+    assert [r["place"] for r in shared] == [Topology(0, 1), Topology(0, 1, is_output=False)]

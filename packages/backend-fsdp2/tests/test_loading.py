@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fsdp2_helpers import POLICY, backend, losses_of, model_spec, optimizer_spec, random_batch, train
+from fsdp2_helpers import backend, losses_of, train
 from ranks import Ranks
 from rl_backend_fsdp2.loading import empty_model, fill
 from rl_core.cluster.ports import free_port
-from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import EnvironmentProblem
+from rl_torch.engine.testing.examples import POLICY, SCORES, model_spec, optimizer_spec, random_batch
 from rl_torch.models import build_model
 from rl_torch.policy import Support, wrap_model
 from safetensors.torch import load_file, save_file
@@ -89,7 +89,7 @@ def test_a_new_scalar_head_starts_at_zero(pair: Ranks, folder: ModelSpec) -> Non
         steps=0,
         spec=folder,
         role=Role("value", trainable=True, head="scalar"),
-        loss=LossSpec("fsdp2_helpers:squared_scores", outputs=("scores", "values")),
+        loss=SCORES,
     )
     assert not ranks[0]["before"]["score.weight"].any()
 

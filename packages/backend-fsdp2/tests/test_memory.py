@@ -13,7 +13,7 @@ from rl_backend_fsdp2.memory import MemorySettings, estimate_memory, kept_per_to
 from rl_backend_fsdp2.rating import memory_per_rank
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.contracts.rating import JobRole, MemoryEstimate
-from rl_core.planning.model_shape import shape_of_config
+from rl_huggingface.model_shape import shape_of_config
 from rl_torch.estimates import adapter_parameters
 from rl_torch.memory_probe import POLICY, Case, Probe, shape_of_init
 from rl_torch.models import build_model

@@ -8,22 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fsdp2_helpers import (
-    POLICY,
-    forward,
-    losses_of,
-    make_directory,
-    model_spec,
-    optimizer_spec,
-    random_batch,
-    train,
-)
+from fsdp2_helpers import forward, losses_of, train
 from ranks import Ranks
 from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import ModelSpec, Role
+from rl_torch.engine.testing.examples import NLL, POLICY, SCORES, model_spec, optimizer_spec, random_batch
+from rl_torch.engine.testing.jobs import make_directory
 
 STEPS = 5
-LOSS = LossSpec("fsdp2_helpers:nll", outputs=("logprobs", "entropy"), temperature=0.8)
+LOSS = LossSpec(NLL.function, outputs=("logprobs", "entropy"), temperature=0.8)
 
 MESHES: dict[str, dict[str, Any]] = {
     "dp4": {"dp": 4},
@@ -104,7 +97,7 @@ def test_a_scalar_head_on_a_mesh_equals_one_process(single: Ranks, quad: Ranks, 
         "batch": random_batch(),
         "steps": STEPS,
         "role": Role("value", trainable=True, head="scalar"),
-        "loss": LossSpec("fsdp2_helpers:squared_scores", outputs=("scores", "values")),
+        "loss": SCORES,
         "optimizer": OPTIMIZER,
     }
     ranks = quad(train, **options, config={"parallel": MESHES[mesh]})
@@ -117,8 +110,8 @@ def test_log_probs_on_a_mesh_equal_one_process(single: Ranks, pair: Ranks, mesh:
     options = {"batch": random_batch(), "outputs": ("logprobs", "entropy", "mean_logprobs", "logsumexp")}
     (plain,) = single(forward, **options)
     for found in pair(forward, **options, config={"parallel": MESHES[mesh]}):
-        for name, values in plain.items():
-            np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+        for name, values in plain["outputs"].items():
+            np.testing.assert_allclose(found["outputs"][name], values, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-import fsdp2_helpers as helpers
 import numpy as np
 import pytest
 import torch
+from fsdp2_helpers import backend, train
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Scale
 from rl_core.contracts.model import AdapterSpec, ModelSpec
 from rl_core.errors import ConfigError, EnvironmentProblem
 from rl_plugin_kit.local_model import LocalModel
+from rl_torch.engine.testing.examples import NLL, POLICY, optimizer_spec, random_batch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -71,8 +72,8 @@ def test_no_part_of_a_model_is_random_whatever_its_field_is_called(architecture:
     adapter = AdapterSpec(kind="lora", rank=2, alpha=4.0) if how == "adapter" else None
     spec = ModelSpec(path=str(tmp_path / "model"), max_length=64, adapter=adapter)
     options = {"activation_checkpointing": "full"} if how == "recomputing" else {}
-    with helpers.backend(0, 1, 0, **options) as made:
-        made.load(helpers.POLICY, spec, helpers.optimizer_spec())
+    with backend(0, 1, 0, **options) as made:
+        made.load(POLICY, spec, optimizer_spec())
         for seed in (1, 2):
             torch.manual_seed(seed)
             np.testing.assert_allclose(ours(made), expected, atol=3e-5)
@@ -85,11 +86,11 @@ def test_no_part_of_a_model_is_random_whatever_its_field_is_called(architecture:
 def test_auto_pads_where_a_model_does_not_keep_packed_sequences_apart(tmp_path: Path) -> None:
     model = folder_of(tmp_path / "model", "bloom", n_layer=2, n_head=4)
     spec = ModelSpec(path=str(tmp_path / "model"), max_length=64)
-    with helpers.backend(0, 1, 0) as made:
-        made.load(helpers.POLICY, spec, helpers.optimizer_spec())
+    with backend(0, 1, 0) as made:
+        made.load(POLICY, spec, optimizer_spec())
         np.testing.assert_allclose(ours(made), logprobs(model), atol=3e-5)
-    with helpers.backend(0, 1, 0, packing="packed") as made, pytest.raises(EnvironmentProblem) as caught:
-        made.load(helpers.POLICY, spec, helpers.optimizer_spec())
+    with backend(0, 1, 0, packing="packed") as made, pytest.raises(EnvironmentProblem) as caught:
+        made.load(POLICY, spec, optimizer_spec())
     assert str(caught.value) == (
         "BloomForCausalLM does not keep sequences in one row apart\n    remove backend.packing, or set it to padded"
     )
@@ -131,8 +132,8 @@ FEW_LAYERS = {
 @pytest.mark.parametrize("architecture", FEW_LAYERS)
 def test_a_model_that_is_read_in_parts_computes_what_it_does_as_a_whole(architecture: str, tmp_path: Path) -> None:
     model = folder_of(tmp_path / "model", architecture, **FEW_LAYERS[architecture])
-    with helpers.backend(0, 1, free_port(), cpu_offload=True) as made:
-        made.load(helpers.POLICY, ModelSpec(path=str(tmp_path / "model"), max_length=64), helpers.optimizer_spec())
+    with backend(0, 1, free_port(), cpu_offload=True) as made:
+        made.load(POLICY, ModelSpec(path=str(tmp_path / "model"), max_length=64), optimizer_spec())
         np.testing.assert_allclose(ours(made), logprobs(model), atol=3e-5)
 
 
@@ -151,17 +152,17 @@ def test_layers_that_share_a_weight_get_no_adapter(tmp_path: Path) -> None:
     folder_of(tmp_path / "model", "zamba", **ZAMBA)
     lora = AdapterSpec("lora", rank=2, alpha=4.0)
     spec = ModelSpec(path=str(tmp_path / "model"), max_length=64, adapter=lora)
-    with helpers.backend(0, 1, 0) as made:
-        made.load(helpers.POLICY, spec, helpers.optimizer_spec())
+    with backend(0, 1, 0) as made:
+        made.load(POLICY, spec, optimizer_spec())
         count = sum(map(len, SEQUENCES))
         scale = Scale(tokens=count, sequences=len(SEQUENCES), units=len(SEQUENCES))
         columns = {"loss_mask": [np.ones(len(s), np.float32) for s in SEQUENCES]}
-        made.train("policy", SequenceBatch.from_lists(SEQUENCES, token_columns=columns), helpers.NLL, scale)
+        made.train("policy", SequenceBatch.from_lists(SEQUENCES, token_columns=columns), NLL, scale)
         trained = ours(made)
         made.export("policy", str(tmp_path / "export"))
         asked = dataclasses.replace(spec, adapter=dataclasses.replace(lora, target_modules=("q_proj",)))
         with pytest.raises(ConfigError, match=r"q_proj cannot have an adapter, because other layers have the same wei"):
-            made.load(helpers.POLICY, asked, helpers.optimizer_spec())
+            made.load(POLICY, asked, optimizer_spec())
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export", attn_implementation="eager")
     np.testing.assert_allclose(logprobs(exported), trained, atol=3e-5)
 
@@ -169,12 +170,12 @@ def test_layers_that_share_a_weight_get_no_adapter(tmp_path: Path) -> None:
 def test_layers_that_share_a_weight_are_not_sharded(tmp_path: Path) -> None:
     folder_of(tmp_path / "model", "zamba", **ZAMBA)
     with (
-        helpers.backend(0, 1, free_port(), cpu_offload=True) as made,
+        backend(0, 1, free_port(), cpu_offload=True) as made,
         pytest.raises(
             EnvironmentProblem, match=r"has one weight shared_transf.* for layers 1 and 3, which FSDP cannot"
         ),
     ):
-        made.load(helpers.POLICY, ModelSpec(path=str(tmp_path / "model"), max_length=64), helpers.optimizer_spec())
+        made.load(POLICY, ModelSpec(path=str(tmp_path / "model"), max_length=64), optimizer_spec())
 
 
 @pytest.mark.parametrize(
@@ -195,8 +196,8 @@ def test_variable_length_attention_caps_its_scores_and_has_sinks(
         **(fields if architecture == "gemma2" else {}),
     )
     spec = ModelSpec(path=str(tmp_path / "model"), max_length=64)
-    with helpers.backend(0, 1, 0, **{"attention": "varlen", **options}) as made:
-        made.load(helpers.POLICY, spec, helpers.optimizer_spec())
+    with backend(0, 1, 0, **{"attention": "varlen", **options}) as made:
+        made.load(POLICY, spec, optimizer_spec())
         np.testing.assert_allclose(ours(made), logprobs(model), atol=3e-5)
 
 
@@ -208,9 +209,9 @@ def test_a_models_routers_are_kept_balanced_where_its_config_asks_for_it(tmp_pat
     count = len(batch.tokens)
     scale = Scale(tokens=count, sequences=len(batch), units=len(batch))
     spec = ModelSpec(path=str(tmp_path / "model"), max_length=64)
-    with helpers.backend(0, 1, 0, max_tokens_per_microbatch=1) as made:  # every sequence is one
-        made.load(helpers.POLICY, spec, helpers.optimizer_spec(max_grad_norm=None))
-        result = made.train("policy", batch, helpers.NLL, scale)
+    with backend(0, 1, 0, max_tokens_per_microbatch=1) as made:  # every sequence is one
+        made.load(POLICY, spec, optimizer_spec(max_grad_norm=None))
+        result = made.train("policy", batch, NLL, scale)
     balance = 0.0
     for sequence in SEQUENCES:
         ids = torch.tensor(sequence)
@@ -231,11 +232,11 @@ def test_what_the_loss_leaves_out_still_balances_the_routers(tmp_path: Path, bal
     masks = [np.full(len(s), float(index > 1), np.float32) for index, s in enumerate(SEQUENCES)]
     batch = SequenceBatch.from_lists(SEQUENCES, token_columns={"loss_mask": masks})
     spec, found = ModelSpec(path=str(tmp_path / "model"), max_length=64), []
-    with helpers.backend(0, 1, 0) as made:
+    with backend(0, 1, 0) as made:
         for zero_where in (None, "loss_mask"):
-            policy = LocalModel(made, helpers.POLICY, spec, helpers.optimizer_spec())
+            policy = LocalModel(made, POLICY, spec, optimizer_spec())
             assert policy.info.auxiliary_loss == balanced
-            found.append(policy.train(batch, dataclasses.replace(helpers.NLL, zero_where=zero_where)))
+            found.append(policy.train(batch, dataclasses.replace(NLL, zero_where=zero_where)))
     whole, skipping = found
     assert skipping.pop("skipped_sequences_fraction") == (0.0 if balanced else 0.5)
     assert skipping == pytest.approx(whole, rel=1e-5)
@@ -245,4 +246,4 @@ def test_balancing_over_parts_of_sequences_is_refused(pair: Any, tmp_path: Path)
     folder_of(tmp_path / "model", "mixtral", **EXPERTS, output_router_logits=True)
     spec = ModelSpec(path=str(tmp_path / "model"), max_length=64)
     with pytest.raises(AssertionError, match="or output_router_logits to false"):
-        pair(helpers.train, batch=helpers.random_batch(), spec=spec, config={"parallel": {"cp": 2}})
+        pair(train, batch=random_batch(), spec=spec, config={"parallel": {"cp": 2}})

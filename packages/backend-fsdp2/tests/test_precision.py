@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fsdp2_helpers import losses_of, model_spec, optimizer_spec, plain_model, random_batch, train
+from fsdp2_helpers import losses_of, train
 from ranks import Ranks
-from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.sharding import COMPUTE_DTYPE, compile_layers
 from rl_core.contracts.backend import LossSpec
+from rl_torch.engine.testing.examples import NLL, model_spec, optimizer_spec, plain_model, random_batch
 
 STEPS = 5
 
@@ -110,7 +110,7 @@ def test_the_folder_that_imports_set_is_not_taken_for_the_users(tmp_path: Path) 
 
 
 def test_a_float16_overflow_lowers_the_scale_and_repeats_the_batch(single: Ranks) -> None:
-    large = LossSpec("fsdp2_helpers:nll", options={"factor": 1e3})
+    large = LossSpec(NLL.function, options={"factor": 1e3})
     options: dict[str, Any] = {"batch": random_batch(), "steps": 1, "loss": large, "optimizer": optimizer_spec()}
     (ran,) = single(train, **options, config={"precision": "fp16"})
     (exact,) = single(train, **options)
@@ -122,26 +122,11 @@ def test_a_float16_overflow_lowers_the_scale_and_repeats_the_batch(single: Ranks
 
 
 def test_a_float16_gradient_that_no_scale_brings_down_is_reported(single: Ranks) -> None:
-    loss = LossSpec("fsdp2_helpers:nll", options={"factor": 1e9})
+    loss = LossSpec(NLL.function, options={"factor": 1e9})
     (ran,) = single(train, batch=random_batch(), loss=loss, config={"precision": "fp16"})
     assert not ran["results"][0].finite
     for name, weight in ran["before"].items():
         np.testing.assert_array_equal(ran["weights"][name], weight)
-
-
-def test_the_loss_scale_falls_on_overflows_and_rises_after_good_steps() -> None:
-    scale = LossScale(value=4.0, growth_interval=2)
-    assert scale.overflowed()
-    assert scale.value == 2.0
-    scale.stepped()
-    scale.stepped()
-    assert scale.value == 4.0
-    scale.stepped()
-    assert scale.overflowed()
-    assert scale.good_steps == 0
-    assert scale.overflowed()
-    assert not scale.overflowed()  # as low as it gets: something else is wrong
-    assert scale.value == 1.0
 
 
 def test_every_precision_has_a_compute_type() -> None:

@@ -1,68 +1,36 @@
-"""The backend's life in a process: set up, several roles, closed, set up again."""
+"""Megatron has all that the engine promises, in every dimension of its grid; and what is its own when it is set up."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
-from megatron_helpers import (
-    NLL,
-    POLICY,
-    backend,
-    model_spec,
-    optimizer_spec,
-    random_batch,
-    two_roles_twice,
-)
+from megatron_helpers import MEGATRON, backend, train
 from ranks import Ranks
 from rl_backend_megatron.backend import MegatronBackend
 from rl_backend_megatron.config import MegatronConfig
 from rl_core.cluster.ports import free_port
-from rl_core.contracts.backend import Scale, Topology, WorkerContext
-from rl_core.contracts.model import Role
+from rl_core.contracts.backend import WorkerContext
 from rl_core.errors import ConfigError, EnvironmentProblem
+from rl_torch.engine.testing.examples import POLICY, model_spec, optimizer_spec, random_batch
+from rl_torch.engine.testing.jobs import On, output_ranks
+from rl_torch.engine.testing.suite import EngineSuite
 
 
-@pytest.mark.parametrize(
-    ("world", "parallel", "expected"),
-    [
-        (1, {}, [Topology(0, 1)]),
-        (2, {"tp": 2}, [Topology(0, 1), Topology(0, 1, is_output=False)]),
-        (2, {"pp": 2}, [Topology(0, 1, is_output=False), Topology(0, 1)]),
-        (2, {"dp": 2}, [Topology(0, 2), Topology(1, 2)]),
-    ],
-)
-def test_a_process_can_be_set_up_again_after_close(
-    ranks: Ranks, world: int, parallel: dict, expected: list[Topology]
-) -> None:
-    answers = ranks(two_roles_twice, world, batch=random_batch(4), config={"parallel": parallel})
-    assert list(answers) == [[place, place] for place in expected]
+class TestMegatron(EngineSuite):
+    """Shared tests on one rank, two and four."""
 
-
-def test_a_frozen_role_cannot_be_trained() -> None:
-    batch = random_batch(2)
-    with backend(0, 1, free_port()) as made:
-        made.load(Role("reference", trainable=False), model_spec(), None)
-        with pytest.raises(ValueError, match="without an optimizer") as caught:
-            made.train("reference", batch, NLL, Scale.of(batch))
-    assert str(caught.value) == "role 'reference' was loaded without an optimizer, so it cannot be trained"
-
-
-def test_a_trainable_role_needs_an_optimizer() -> None:
-    with backend(0, 1, free_port()) as made, pytest.raises(ValueError, match="optimizer") as caught:
-        made.load(POLICY, model_spec(), None)
-    assert str(caught.value) == "role 'policy' is trainable and needs an optimizer"
-
-
-def test_calls_before_set_up_say_so() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        MegatronBackend(MegatronConfig(name="megatron")).sleep()
-    assert str(caught.value) == "the backend is not set up; call setup() first"
-
-
-def test_a_second_set_up_says_so() -> None:
-    with backend(0, 1, free_port()) as made, pytest.raises(RuntimeError) as caught:
-        made.setup(WorkerContext(0, 1, "127.0.0.1", free_port()))
-    assert str(caught.value) == "the backend is set up already; close() it first"
+    under = MEGATRON
+    layouts: ClassVar[dict[str, On]] = {
+        "one rank": On(),
+        "tensor parallel": On(2, {"parallel": {"tp": 2}, "max_tokens_per_microbatch": 100}),
+        "packed": On(2, {"parallel": {"tp": 2, "sequence": True}, "packing": "packed"}),
+        "pipeline": On(2, {"parallel": {"pp": 2}, "max_tokens_per_microbatch": 60}),
+        "data parallel": On(2, {"parallel": {"dp": 2}}),
+        "pipelines of tensors": On(4, {"parallel": {"tp": 2, "pp": 2}, "max_tokens_per_microbatch": 100}),
+    }
+    weights_tolerance = 1e-5
 
 
 def test_ranks_that_do_not_hold_whole_copies_are_refused() -> None:
@@ -87,3 +55,16 @@ def test_cuda_means_cpu_only_inside_a_call() -> None:
         made.load(POLICY, model_spec(), optimizer_spec())
         assert (torch.cuda.current_device, torch.cuda.synchronize) == before
         assert torch.zeros(1).type() == "torch.FloatTensor"
+
+
+def test_output_ranks_are_the_last_stage_of_each_copy(ranks: Ranks) -> None:
+    answers = ranks(train, 4, batch=random_batch(), steps=0, config={"parallel": {"tp": 2, "pp": 2}})
+    assert [a["place"].is_output for a in answers] == [False, False, True, False]
+    answers = ranks(train, 4, batch=random_batch(), steps=0, config={"parallel": {"dp": 2, "pp": 2}})
+    assert [(a["place"].dp_rank, a["place"].dp_size, a["place"].is_output) for a in answers] == [
+        (0, 2, False),
+        (1, 2, False),
+        (0, 2, True),
+        (1, 2, True),
+    ]
+    assert len(output_ranks(answers)) == 2

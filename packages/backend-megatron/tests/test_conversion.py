@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from megatron_helpers import model_spec
 from rl_backend_megatron.architecture import Architecture
 from rl_backend_megatron.conversion import from_shards, stage_entries, tied_copy, to_shard
 from rl_backend_megatron.parallelism import ParallelConfig
-from rl_backend_megatron.weights import skeleton
 from rl_core.errors import ConfigError, EnvironmentProblem
-from rl_torch.models import build_config
+from rl_torch.engine.testing.examples import model_spec
+from rl_torch.models import build_config, skeleton
 
 
 def architecture_of(name: str = "qwen2", *, tie: bool = True, **fields: object) -> Architecture:

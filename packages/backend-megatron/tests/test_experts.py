@@ -10,25 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from megatron_helpers import (
+from megatron_helpers import backend, forward, train
+from ranks import Ranks
+from rl_core.cluster.ports import free_port
+from rl_core.contracts.model import AdapterSpec, ModelSpec
+from rl_core.errors import ConfigError
+from rl_torch.engine.testing.examples import (
     POLICY,
-    backend,
-    forward,
-    make_directory,
-    merged,
-    metrics_of,
     model_spec,
     optimizer_spec,
     plain_model,
     plain_outputs,
     plain_training,
     random_batch,
-    train,
 )
-from ranks import Ranks
-from rl_core.cluster.ports import free_port
-from rl_core.contracts.model import AdapterSpec, ModelSpec
-from rl_core.errors import ConfigError
+from rl_torch.engine.testing.jobs import make_directory, merged, metrics_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -128,8 +124,7 @@ def test_an_export_with_an_adapter_has_the_names_that_save_pretrained_writes(ran
 
 def test_experts_are_read_stacked_or_one_by_one(tmp_path: Path) -> None:
     from rl_backend_megatron.source import open_source
-    from rl_backend_megatron.weights import skeleton
-    from rl_torch.models import build_config
+    from rl_torch.models import build_config, skeleton
 
     spec = experts_folder(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -137,8 +132,8 @@ def test_experts_are_read_stacked_or_one_by_one(tmp_path: Path) -> None:
     assert {n for n in load_file(file) if ".experts." in n}.isdisjoint(want)  # published folders have them one by one
     for _ in range(2):
         source = open_source(spec, "lm", skeleton(build_config(spec), "lm"))
-        assert all(torch.equal(source.read(name), tensor) for name, tensor in want.items())
-        assert source.read("model.layers.0.mlp.experts.other") is None
+        assert all(torch.equal(source(name), tensor) for name, tensor in want.items())
+        assert source("model.layers.0.mlp.experts.other") is None
         stacked = {n: t for n, t in load_file(file).items() if ".experts." not in n} | want
         save_file(stacked, file, metadata={"format": "pt"})
 
@@ -147,7 +142,7 @@ def test_adapters_are_put_on_attention_only(tmp_path: Path) -> None:
     spec = experts_folder(tmp_path)
     with backend(0, 1, free_port()) as made:
         made.load(POLICY, replace(spec, adapter=LORA), optimizer_spec())
-        adapted = {name.split(".")[-2] for name in made._role("policy").adapters.pairs}
+        adapted = {name.split(".")[-2] for name in made.role("policy").model.lora.pairs}
         assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"}
         with pytest.raises(ConfigError) as caught:
             made.load(POLICY, replace(spec, adapter=replace(LORA, target_modules=("up_proj",))), optimizer_spec())

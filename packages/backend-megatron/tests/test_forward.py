@@ -7,25 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from megatron_helpers import (
-    POLICY,
-    backend,
-    forward,
-    forward_after_training,
-    make_directory,
-    merged,
-    model_folder,
-    model_spec,
-    optimizer_spec,
-    output_ranks,
-    plain_outputs,
-    random_batch,
-)
+from megatron_helpers import forward
 from ranks import Ranks
 from rl_backend_megatron.outputs import vocab_part
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import ModelSpec, Role
+from rl_torch.engine.testing.examples import model_folder, model_spec, plain_outputs, random_batch
+from rl_torch.engine.testing.jobs import merged
 
 NAMES = ("logprobs", "entropy", "mean_logprobs", "logsumexp")
 
@@ -67,7 +55,8 @@ def test_padding_rows_of_the_vocabulary_are_left_out(rank: int, vocab: int, star
     assert (shard.start, shard.total, own.shape) == (start, vocab, (rows, 8))
 
 
-def test_scores_skip_padding_tokens_like_transformers(ranks: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+def test_scores_skip_padding_tokens_like_transformers(ranks: Ranks, tmp_path: Path, packing: str) -> None:
     role, batch = Role("reward", trainable=False, head="scalar"), random_batch(6)
     spec = model_spec()
     init = ModelSpec(init=spec.init, vocab_size=96, max_length=128, special_tokens={"pad_token_id": 7})
@@ -77,7 +66,13 @@ def test_scores_skip_padding_tokens_like_transformers(ranks: Ranks, tmp_path: Pa
     batch = SequenceBatch(tokens, batch.offsets, batch.token_columns, batch.sequence_columns)
     folder = _scored_folder(init, tmp_path)
     answers = ranks(
-        forward, 2, batch=batch, role=role, spec=folder, outputs=("scores",), config={"parallel": {"tp": 2}}
+        forward,
+        2,
+        batch=batch,
+        role=role,
+        spec=folder,
+        outputs=("scores",),
+        config={"parallel": {"tp": 2}, "packing": packing},
     )
     from transformers import AutoModelForSequenceClassification
 
@@ -99,49 +94,3 @@ def _scored_folder(spec: ModelSpec, directory: Path) -> ModelSpec:
     torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(1))
     model.save_pretrained(directory)
     return ModelSpec(path=str(directory), max_length=128)
-
-
-@pytest.mark.parametrize(("world", "parallel"), [(2, {"tp": 2}), (2, {"pp": 2}), (2, {"dp": 2})])
-def test_scores_come_per_sequence_and_start_at_zero(ranks: Ranks, world: int, parallel: dict) -> None:
-    batch, role = random_batch(6), Role("reward", trainable=True, head="scalar")
-    answers = output_ranks(
-        ranks(forward, world, batch=batch, role=role, outputs=("scores", "values"), config={"parallel": parallel})
-    )
-    assert sum(len(a["outputs"]["scores"]) for a in answers) == 6
-    assert sum(len(a["outputs"]["values"]) for a in answers) == len(batch.tokens)
-    assert not any(a["outputs"][name].any() for a in answers for name in ("scores", "values"))
-
-
-@pytest.mark.parametrize(("world", "parallel"), [(1, {}), (2, {"dp": 2}), (2, {"tp": 2})])
-def test_a_forward_pass_sees_the_newest_weights(ranks: Ranks, tmp_path: Path, world: int, parallel: dict) -> None:
-    folder = make_directory(tmp_path / "c")
-    answers = ranks(
-        forward_after_training, world, batch=random_batch(), directory=folder, config={"parallel": parallel}
-    )
-    for first, second, restored in answers:
-        assert not np.array_equal(first, second)
-        np.testing.assert_array_equal(first, restored)
-
-
-def test_an_empty_shard_gives_empty_outputs(ranks: Ranks) -> None:
-    answers = ranks(forward, 4, batch=random_batch(2), config={"parallel": {"dp": 2, "pp": 2}})
-    shapes = {n: v.shape for n, v in output_ranks(answers)[1]["outputs"].items()}
-    assert shapes == {"logprobs": (0,), "entropy": (0,)}
-
-
-def test_an_output_the_head_does_not_have_is_refused() -> None:
-    with backend(0, 1, free_port()) as made:
-        made.load(POLICY, model_spec(), optimizer_spec())
-        with pytest.raises(ValueError, match="head") as caught:
-            made.forward("policy", random_batch(), ("values",), 1.0)
-    assert str(caught.value) == (
-        "a model with a 'lm' head computes logprobs, entropy, mean_logprobs and logsumexp, not 'values'"
-    )
-
-
-def test_an_unknown_role_is_named_with_the_loaded_ones() -> None:
-    with backend(0, 1, free_port()) as made:
-        made.load(POLICY, model_spec(), optimizer_spec())
-        with pytest.raises(ValueError, match="critic") as caught:
-            made.forward("critic", random_batch(), ("logprobs",), 1.0)
-    assert str(caught.value) == "no role 'critic' is loaded; loaded: policy"

@@ -9,27 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from megatron_helpers import (
-    POLICY,
-    backend,
-    make_directory,
-    merged,
-    metrics_of,
-    model_folder,
-    model_spec,
-    optimizer_spec,
-    output_ranks,
-    plain_model,
-    policy_and_base,
-    random_batch,
-    train,
-)
+from megatron_helpers import backend, policy_and_base, train
 from ranks import Ranks
 from rl_backend_megatron.lora import TARGETS, LoraPair
 from rl_core.cluster.ports import free_port
-from rl_core.contracts.backend import LossSpec
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.errors import ConfigError
+from rl_torch.engine.testing.examples import (
+    POLICY,
+    SCORES,
+    model_folder,
+    model_spec,
+    optimizer_spec,
+    plain_model,
+    random_batch,
+)
+from rl_torch.engine.testing.jobs import make_directory, merged, metrics_of, output_ranks
 from safetensors.torch import load_file
 from torch.nn.utils import parametrize
 
@@ -179,7 +174,7 @@ def test_an_export_has_the_products_merged_in(ranks: Ranks, tmp_path: Path) -> N
 def test_a_scalar_head_is_trained_beside_the_adapter(ranks: Ranks, tmp_path: Path) -> None:
     folder = make_directory(tmp_path / "value")
     role = Role("value", trainable=True, head="scalar")
-    loss = LossSpec("megatron_helpers:squared_scores", outputs=("scores", "values"))
+    loss = SCORES
     given: dict[str, Any] = {"batch": random_batch(), "role": role, "loss": loss}
     given |= {"spec": replace(model_spec(), adapter=LORA), "config": {"parallel": {"pp": 2}}}
     trained = ranks(train, 2, steps=3, save=folder, **given)
@@ -214,7 +209,7 @@ def test_adapters_that_cannot_be_trained_are_refused(adapter: AdapterSpec, messa
 def test_layers_are_chosen_by_the_ends_of_their_names(target: str, adapted: list[int]) -> None:
     with backend(0, 1, free_port()) as made:
         made.load(POLICY, replace(model_spec(), adapter=replace(LORA, target_modules=(target,))), optimizer_spec())
-        pairs = made._role("policy").adapters.pairs
+        pairs = made.role("policy").model.lora.pairs
     assert sorted(pairs) == [f"model.layers.{i}.self_attn.q_proj.weight" for i in adapted]
 
 

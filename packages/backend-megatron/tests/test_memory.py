@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_helpers import POLICY, backend, optimizer_spec, parameters_by_kind
+from megatron_helpers import backend, parameters_by_kind
 from ranks import Ranks
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.memory import (
@@ -22,6 +22,7 @@ from rl_backend_megatron.rating import memory_per_rank
 from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.contracts.rating import JobRole, MemoryEstimate
+from rl_torch.engine.testing.examples import POLICY, optimizer_spec
 from rl_torch.memory_probe import Case, Probe, shape_of_init
 
 REFERENCE, VALUE = Role("reference", trainable=False), Role("value", trainable=True, head="scalar")
@@ -108,7 +109,7 @@ def _saved_bytes(init: dict[str, Any], precision: str) -> int:
     kept: dict[int, torch.UntypedStorage] = {}  # holding them keeps their addresses apart
     with backend(0, 1, free_port(), precision=precision) as made:
         made.load(POLICY, ModelSpec(init=init, vocab_size=128, max_length=64), optimizer_spec())
-        stage = made._role("policy").stage
+        stage = made.role("policy").model.stage
         own = {p.untyped_storage().data_ptr() for p in stage.parameters()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -117,7 +118,7 @@ def _saved_bytes(init: dict[str, Any], precision: str) -> int:
                 kept[storage.data_ptr()] = storage
             return tensor
 
-        with made._joined().active(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with made.joined.active(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = stage(torch.zeros(1, 64, dtype=torch.int64), torch.arange(64)[None], None)
         assert out.requires_grad
     return sum(storage.nbytes() for storage in kept.values())

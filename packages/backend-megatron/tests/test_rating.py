@@ -13,7 +13,7 @@ from rl_backend_megatron.plugin import rate_backends
 from rl_backend_megatron.rating import memory_per_rank, memory_settings_of, rate
 from rl_core.contracts.model import Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
-from rl_core.planning.model_shape import shape_of_config
+from rl_huggingface.model_shape import shape_of_config
 
 GIB = 2**30
 POLICY, REFERENCE = Role("policy", trainable=True), Role("reference", trainable=False)

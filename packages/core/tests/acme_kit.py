@@ -64,6 +64,10 @@ class SamplerConfig(GeneratorConfig):
     pass
 
 
+class RolloutsConfig(ComponentConfig):
+    pass
+
+
 class LinesConfig(ComponentConfig):
     path: ConfigPath = Field(description="File.")
     model: ModelPath | None = Field(None, description="Folder or hub id.")
@@ -128,6 +132,7 @@ COMPONENTS = (
     _component("backend", "tiny", "TinyConfig"),
     _component("backend", "absent", "TinyConfig", imports=("no_such_module", "json")),
     _component("generator", "sampler", "SamplerConfig"),
+    _component("rollout", "drawn", "RolloutsConfig"),
     _component("tokenizer", "hf", "TextTokenizerConfig"),
     _component("tokenizer", "letters", "TextTokenizerConfig"),
     _component("data_source", "lines", "LinesConfig"),

@@ -7,8 +7,8 @@ from textwrap import dedent
 
 import pytest
 from rl_core.discovery.registry import load_registry
-from rl_core.planning.plan import plan_rows
 from rl_core.preflight.check import check
+from rl_plan.table import plan_rows
 
 GRPO = """\
     model: {path: org/base, max_length: 64}

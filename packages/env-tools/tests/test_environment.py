@@ -8,7 +8,7 @@ import json
 import pytest
 from rl_core.contracts.environment import Turn, tools_of
 from rl_core.errors import ConfigError
-from rl_core.rollout.environment_calls import EnvironmentCalls
+from rl_rollout.environment_calls import EnvironmentCalls
 
 
 def say(environment, text):

@@ -12,10 +12,10 @@ from rl_core.batch import SequenceBatch
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.contracts.environment import tools_of
 from rl_core.contracts.generator import SamplingParams
-from rl_core.rollout.conversations import Conversations
-from rl_core.rollout.environment_calls import EnvironmentCalls, EnvironmentFailure
 from rl_env_tools.config import PythonConfig
 from rl_env_tools.python import load_environment
+from rl_rollout.conversations import Conversations
+from rl_rollout.environment_calls import EnvironmentCalls, EnvironmentFailure
 
 GAMES = str(Path(__file__).with_name("my_games.py"))
 INSTEAD = "or set environment.on_error: end, which ends such conversations and counts them"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from pydantic import ValidationError
 from rl_eval_heldout.config import AccuracyConfig
@@ -22,11 +20,3 @@ def test_several_greedy_completions_are_refused() -> None:
 def test_sampling_that_makes_no_sense_is_refused(fields: dict) -> None:
     with pytest.raises(ValidationError):
         AccuracyConfig(name="accuracy", **fields)
-
-
-@pytest.mark.parametrize(("limit", "turn", "count"), [(63, None, 0), (64, None, 1), (64, 8, 0)])
-def test_completions_leave_room_for_a_prompt(limit: int, turn: int | None, count: int) -> None:
-    environment = SimpleNamespace(config=SimpleNamespace(max_tokens_per_turn=turn)) if turn else None
-    stage = SimpleNamespace(model=SimpleNamespace(max_length=64), environment=environment)
-    found = list(AccuracyConfig(name="accuracy", max_new_tokens=limit).problems(stage))
-    assert [problem.path for problem in found] == ["max_new_tokens"] * count

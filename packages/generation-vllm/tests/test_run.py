@@ -17,9 +17,9 @@ from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.discovery.registry import load_registry
 from rl_core.errors import WorkerDied
-from rl_core.rollout.router import Router
 from rl_generation_vllm.config import VllmConfig
 from rl_generation_vllm.plugin import register_generators
+from rl_rollout.router import Router
 from support import EXAMPLES, metrics_of
 
 pytestmark = pytest.mark.slow

@@ -100,7 +100,7 @@ def test_a_score_stands_at_the_last_token_that_is_no_padding() -> None:
     wrapped = wrap_model(model(head="scalar"), "scalar")
     for packing, indices in ((OneRow(), [5, 3, 0]), ("padded", [3, 6, 10])):
         micro = MicroBatch.build(SequenceBatch.from_lists(rows), packing=packing)
-        assert score_indices(wrapped, micro).tolist() == indices
+        assert score_indices(wrapped.model.config, wrapped.head, micro).tolist() == indices
 
 
 def test_it_is_known_which_models_let_their_attention_be_chosen() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rl_core.component import Component, ComponentChoice
 from rl_core.errors import ConfigError, RLError
-from rl_core.rewards.scoring import InThisProcess, WeightedRewards
 from rl_reward_rule.config import FunctionConfig
 from rl_reward_rule.function import FunctionReward
+from rl_rollout.rewards.scoring import InThisProcess, WeightedRewards
 
 FILE = """
 import asyncio

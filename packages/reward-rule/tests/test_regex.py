@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rl_core.rewards.isolated import RewardProcess
-from rl_core.rewards.outcomes import Failure
 from rl_reward_rule import regex
 from rl_reward_rule.config import RegexConfig
 from rl_reward_rule.regex import Regex
+from rl_rollout.rewards.isolated import RewardProcess
+from rl_rollout.rewards.outcomes import Failure
 
 SCORE = "float(self._match(sample.completion) is not None)"
 

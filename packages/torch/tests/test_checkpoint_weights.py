@@ -11,7 +11,7 @@ import pytest
 import torch
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import EnvironmentProblem
-from rl_core.model_folder import LLAMA_LIKE, check_model_folder
+from rl_huggingface.model_folder import LLAMA_LIKE, check_model_folder
 from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_config, build_model
 from rl_torch.pretrained import empty_like, forget_quantization, load_pretrained

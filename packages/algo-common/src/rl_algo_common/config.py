@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from rl_core.config.problems import Problem
 from rl_core.config.sections import AlgorithmConfig, Section
-from rl_core.config.turn_limits import completion_limit_name, max_completion_tokens
 from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.backend import LossSpec
 
@@ -233,11 +232,11 @@ class PolicyGradientConfig(AlgorithmConfig):
         if stage.generator is None:
             return
         generator = stage.generator.config
-        limit = max_completion_tokens(stage)
+        limit = stage.max_completion_tokens
         if self.loss_reduction == "constant" and self.constant_length not in (1, limit):
             yield Problem(
                 "constant_length",
-                f"constant_length {self.constant_length} is not {completion_limit_name(stage)} {limit}",
+                f"constant_length {self.constant_length} is not {stage.completion_limit_name} {limit}",
                 fix=f"set constant_length: {limit}, or 1 for sums over tokens",
                 severity="warning",
             )

@@ -11,7 +11,6 @@ from rl_algo_common.applicability import Rule
 from rl_algo_common.config import CONSTANT_LENGTH, ENTROPY_METRIC, KlConfig, PolicyGradientConfig
 from rl_core.config.problems import Problem
 from rl_core.config.sections import Section
-from rl_core.config.turn_limits import completion_limit_name, max_completion_tokens
 from rl_core.contracts.algorithm import BatchPlan
 
 if TYPE_CHECKING:
@@ -219,13 +218,13 @@ class GrpoConfig(PolicyGradientConfig):
         yield from super().problems(stage)
         if stage.generator is None:
             return
-        limit = max_completion_tokens(stage)
+        limit = stage.max_completion_tokens
         longest = self.overlong.max_tokens
         if self.overlong.mode == "shape" and longest is not None and longest != limit:
             never = longest - self.overlong.buffer >= limit
             yield Problem(
                 "overlong.max_tokens",
-                f"overlong.max_tokens {longest} is not {completion_limit_name(stage)} {limit}"
+                f"overlong.max_tokens {longest} is not {stage.completion_limit_name} {limit}"
                 + (", and no completion gets long enough to be shaped" if never else ""),
                 fix=f"set overlong.max_tokens: {limit}",
                 severity="warning",

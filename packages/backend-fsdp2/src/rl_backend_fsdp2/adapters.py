@@ -69,7 +69,7 @@ def saved_config(adapter: AdapterSpec, model: PreTrainedModel) -> PeftConfig:
     """What ``PeftModel.from_pretrained`` reads to put ``model``'s adapter on the base model again."""
     layers = adapted_layers(model)
     transposed = any(layer.fan_in_fan_out for layer in layers.values())
-    config = peft_config(adapter, peft_targets(adapter, model, layers), transposed=transposed)
+    config: Any = peft_config(adapter, peft_targets(adapter, model, layers), transposed=transposed)
     if _trained_head(model) is not None:
         config.modules_to_save = [HEAD]
     return config
@@ -198,7 +198,7 @@ def _merged(layer: Any, base: Tensor, adapter: AdapterSpec) -> Tensor:
     return weight
 
 
-def _weight(owner: nn.Module | Tensor) -> Tensor:
+def _weight(owner: Any) -> Tensor:
     return gather(owner if isinstance(owner, Tensor) else owner.weight).detach().float()
 
 

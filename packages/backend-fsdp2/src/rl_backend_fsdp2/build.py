@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import ConfigError, EnvironmentProblem
-from rl_core.foreign import foreign
+from rl_huggingface.foreign import foreign
 from rl_torch.hf_folder import check_writable
 from rl_torch.kernels.apply import Choice, apply_kernels, choose_kernels
 from rl_torch.kernels.contract import Use
 from rl_torch.logits import LogitTransform
-from rl_torch.microbatch import Layout, Packing
+from rl_torch.microbatch import Packing
 from rl_torch.models import build_model, settle
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 
 from rl_backend_fsdp2 import adapters, loading
 from rl_backend_fsdp2.context_parallel import use_context_parallel_attention
-from rl_backend_fsdp2.loss_scale import LossScale
 from rl_backend_fsdp2.mesh import Mesh
+from rl_backend_fsdp2.model import Fsdp2Model
 from rl_backend_fsdp2.sample import small_sample
 from rl_backend_fsdp2.sharding import (
     COMPUTE_DTYPE,
@@ -35,7 +35,6 @@ from rl_backend_fsdp2.sharding import (
     recompute_activations,
     shard_model,
 )
-from rl_backend_fsdp2.step import LoadedModel
 from rl_backend_fsdp2.tensor_parallel import check_tensor_parallel, split_over_ranks
 
 if TYPE_CHECKING:
@@ -61,8 +60,8 @@ class Capabilities:
 
 def build_role(
     role: Role, spec: ModelSpec, optimizer: OptimizerSpec | None, *, config: Fsdp2Config, mesh: Mesh
-) -> LoadedModel:
-    """See :meth:`rl_backend_fsdp2.backend.Fsdp2Backend.load`."""
+) -> Fsdp2Model:
+    """This rank's part of ``role``; see :meth:`rl_torch.engine.engine.Engine.load`."""
     model, plan, capabilities = _open(role, spec, config=config, mesh=mesh)
     if spec.adapter is not None:
         adapters.attach(model, spec.adapter)
@@ -84,18 +83,21 @@ def build_role(
             loading.fill(wrapped, plan, kept_on, compute_device=mesh.device)
     if spec.adapter is not None:
         adapters.initialise(model, spec.adapter)
-    balancing = balancing_of(model.config) if role.trainable and role.head == "lm" else None
-    packing: Packing | Layout | None = kernels.layout or capabilities.packing
-    loaded = LoadedModel(role=role, model=wrapped, adapter=spec.adapter, packing=packing, balancing=balancing)
-    if role.trainable and optimizer is not None:
-        loaded.optimizer, loaded.spec = build_adamw(wrapped.parameters(), optimizer), optimizer
-        if config.precision == "fp16":
-            loaded.loss_scale = LossScale()
+    made = Fsdp2Model(
+        wrapped,
+        mesh,
+        layout=kernels.layout or capabilities.packing or config.packing,
+        adapter=spec.adapter,
+        cpu_offload=config.cpu_offload,
+        balancing=balancing_of(model.config) if role.trainable and role.head == "lm" else None,
+    )
+    if optimizer is not None:
+        made.optimizer = build_adamw(wrapped.parameters(), optimizer)
         if spec.adapter is not None and spec.adapter.kind == "adalora":
             from rl_backend_fsdp2.adalora import RankSchedule  # imports peft
 
-            loaded.ranks = RankSchedule(model, spec.adapter)
-    return loaded
+            made.extra = RankSchedule(model, spec.adapter)
+    return made
 
 
 def _open(

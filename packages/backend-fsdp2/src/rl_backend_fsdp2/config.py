@@ -7,11 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from rl_core.config.problems import Problem
-from rl_core.config.sections import BackendConfig, Section
-from rl_torch.kernels.config import KERNELS, kernel_problems
-from rl_torch.kernels.contract import KernelChoice, Use
+from rl_core.config.sections import Section
+from rl_torch.engine.config import EngineConfig
+from rl_torch.kernels.contract import Use
 from rl_torch.kernels.installed import expected
-from rl_torch.quant_checks import stage_problems
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Recompute = Literal["none", "selective", "full"]
@@ -45,7 +44,7 @@ class ParallelConfig(Section):
         }
 
 
-class Fsdp2Config(BackendConfig):
+class Fsdp2Config(EngineConfig):
     """Training on PyTorch FSDP2."""
 
     adapters: ClassVar[frozenset[str]] = frozenset({"lora", "dora", "adalora"})
@@ -60,17 +59,11 @@ class Fsdp2Config(BackendConfig):
         description="bf16 and fp16 compute in 16 bits; trained weights, gradient sums and optimizer stay float32. "
         "fp16 scales the loss.",
     )
-    packing: Literal["auto", "packed", "padded"] = Field(
-        "auto",
-        description="How sequences are laid out: several per row, or one per row. auto takes what is fastest, or what "
-        "a kernel needs.",
-    )
     attention: Literal["auto", "dense", "varlen"] = Field(
         "auto",
         description="Attention in packed rows: under a dense mask, or sequence by sequence (varlen: flash attention on "
         "GPUs in 16 bits). auto takes varlen there and dense elsewhere.",
     )
-    kernels: KernelChoice = Field("auto", description=KERNELS)
     activation_checkpointing: Recompute = Field(
         "none",
         description="What the backward pass recomputes: nothing; all but matrix products and attention (selective); "
@@ -81,12 +74,6 @@ class Fsdp2Config(BackendConfig):
     )
     compile: bool = Field(
         False, description="torch.compile every layer; the first step takes a minute, later runs use a cache on disk."
-    )
-    async_save: bool = Field(
-        False, description="Write checkpoints in the background; training continues after a copy to host memory."
-    )
-    logprob_chunk_tokens: int | None = Field(
-        None, ge=1, description="Tokens whose logits exist at once; default: as many as fit 64 MB in float32."
     )
 
     @field_validator("activation_checkpointing", mode="before")
@@ -125,7 +112,7 @@ class Fsdp2Config(BackendConfig):
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Findings that need the rest of the stage's config."""
         yield from self._layout_problems(stage)
-        yield from stage_problems(stage)
+        yield from super().problems(stage)
         if self.parallel.sequence and self.parallel.tp == 1:
             yield Problem(
                 path="backend.parallel.sequence",
@@ -137,7 +124,6 @@ class Fsdp2Config(BackendConfig):
             yield Problem(
                 path="backend.attention", message=f"attention has no effect {why}", fix="remove backend.attention"
             )
-        yield from kernel_problems(self.kernels)
         init = stage.model.init
         if init is not None and self.parallel.tp > 1:
             yield from self._head_problems(init.heads, init.kv_heads or init.heads)

@@ -20,4 +20,4 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and module not in inside and not _OTHER_MODALITIES.search(name):
             lists.append(module)
             inside.update(module.modules())
-    return list(max(lists, key=len, default=nn.ModuleList()))
+    return max(map(list, lists), key=len, default=[])

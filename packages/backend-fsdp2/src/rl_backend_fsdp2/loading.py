@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from rl_core.contracts.model import Head, ModelSpec
-from rl_core.foreign import foreign
+from rl_huggingface.foreign import foreign
 from rl_torch.architectures import attention_of
-from rl_torch.checkpoint_files import open_checkpoint
-from rl_torch.models import build_config
+from rl_torch.models import auto_class, build_config, skeleton
 from rl_torch.policy import PolicyModel, ScalarModel
-from rl_torch.pretrained import empty_like
+from rl_torch.pretrained import weight_plan
 from rl_torch.weight_plan import WeightPlan
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rl_backend_fsdp2.adapters import is_adapter, outside_name
 from rl_backend_fsdp2.dtensors import local, own_slice
@@ -37,14 +36,11 @@ def empty_model(spec: ModelSpec, head: Head) -> tuple[PreTrainedModel, WeightPla
     if spec.path is None or spec.trust_remote_code:
         return None
     config = build_config(spec)
-    auto: Any = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
-    if head == "scalar":
-        config.num_labels = 1
+    auto = auto_class(config, head)
+    plan = weight_plan(spec.path, lambda: skeleton(config, head))
+    if plan is None:
+        return None
     with foreign(spec.path):
-        files = open_checkpoint(spec.path)
-        plan = None if files is None else WeightPlan.of(empty_like(auto, config), files)
-        if plan is None:
-            return None
         # Buffers (rotary frequencies) are computed, so they keep their storage. Only now: their size is the config's.
         with init_empty_weights(include_buffers=False):
             model = auto.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config, auto))
@@ -96,5 +92,6 @@ def _allocate(model: nn.Module, device: torch.device, compute_device: torch.devi
                 module._buffers[name] = buffer.to(compute_device)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            for parameter in module._get_fsdp_state()._fsdp_param_group.fsdp_params:  # as FSDP does at its first use
-                parameter.reset_sharded_param()
+            state: Any = module._get_fsdp_state()
+            for sharded in state._fsdp_param_group.fsdp_params:  # as FSDP does at its first use
+                sharded.reset_sharded_param()

@@ -20,7 +20,7 @@ from typing import Literal
 
 from rl_core.contracts.model import AdapterSpec
 from rl_core.contracts.rating import JobRole, MemoryEstimate, ModelShape
-from rl_torch.estimates import FP32, adapter_parameters, logits_bytes
+from rl_torch.estimates import FP32, adapter_parameters, norms_per_token, projection_bytes
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,14 @@ def _role_memory(part: JobRole, settings: MemorySettings, adapter: AdapterSpec |
 def kept_per_token(shape: ModelShape, settings: MemorySettings, *, weights_trained: bool = True) -> float:
     """Bytes of one token that one decoder block keeps for its backward pass.
 
-    Two norms: each keeps its input (as float32), what its weight multiplies, and its output, which the next linear
-    layers keep as their input. Attention keeps queries, keys, values and its result. The gated feed-forward part
+    Besides the norms, attention keeps queries, keys, values and its result. The gated feed-forward part
     keeps both products, the activation function's result, and what the last matrix multiplies.
     """
     small, tp = settings.compute_bytes, settings.tp
-    hidden, ffn = shape.hidden_size, shape.ffn
+    ffn = shape.ffn
     if shape.experts:
         ffn = shape.ffn * max(1, shape.experts_per_token) + shape.shared_ffn
-    norms = 2 * hidden * (FP32 + small * (2 if weights_trained else 1)) + 2 * FP32
+    norms = norms_per_token(shape, small, weights_trained=weights_trained)
     # Behind a dense mask every query head has a copy of its keys and values.
     keys = shape.query_width if settings.row_tokens else shape.key_width
     attention = (2 * shape.query_width + 2 * keys) * small + shape.heads * FP32
@@ -191,7 +190,7 @@ def _kept(shape: ModelShape, settings: MemorySettings, adapter: AdapterSpec | No
     ends = shape.hidden_size * (FP32 + small + 2 * small)
     if settings.recompute == "full":
         # Each block's input, and all of the block that is being computed again.
-        per_token = shape.layers * shape.hidden_size * small
+        per_token: float = shape.layers * shape.hidden_size * small
     else:
         per_token = shape.layers * kept_per_token(shape, settings, weights_trained=adapter is None)
     return int(settings.own_tokens * (per_token + ends))
@@ -214,17 +213,16 @@ def _block_temporaries(shape: ModelShape, settings: MemorySettings, *, trainable
 
 def _logits(shape: ModelShape, settings: MemorySettings, *, trainable: bool, weight_gradient: int) -> int:
     """Everything as wide as the vocabulary of one chunk, and the gradients by the output projection's sides."""
-    chunk = logits_bytes(
+    return projection_bytes(
         settings.own_tokens,
         -(-shape.vocab_size // settings.tp),
+        shape.hidden_size,
         chunk_tokens=settings.chunk_tokens,
         compute_bytes=settings.compute_bytes,
         trainable=trainable,
         entropy=settings.watch_entropy,
+        weight_gradient=weight_gradient,
     )
-    by_hidden = settings.own_tokens * shape.hidden_size * settings.compute_bytes if trainable else 0
-    # By the weights: the sum over chunks, and one chunk's part of it.
-    return chunk + 2 * weight_gradient + by_hidden
 
 
 def _gathered(layer: int, ends: int, settings: MemorySettings) -> int:

@@ -1,14 +1,13 @@
-"""The process groups of the ranks, and what they agree on through them."""
+"""The ranks of FSDP2 in their dimensions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 from rl_core.contracts.backend import Topology, WorkerContext
-from rl_torch.rendezvous import join
+from rl_torch.engine.world import World
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
@@ -26,32 +25,23 @@ class Sizes:
         return self.replicate * self.dp * self.cp * self.tp
 
 
-class Mesh:
+class Mesh(World):
     """All ranks in the dimensions ``replicate × shard × tp``, where ``shard`` is dp × cp.
 
     Parameters are sharded over ``shard``: context-parallel ranks hold different tokens of the same sequences, so
-    their gradients add up like those of data-parallel ranks. Joins the process group (nccl on CUDA, gloo on CPU)
-    when built; :meth:`close` leaves it.
+    their gradients add up like those of data-parallel ranks.
     """
 
     def __init__(
         self, context: WorkerContext, sizes: Sizes | None = None, *, timeout: timedelta = timedelta(minutes=30)
     ) -> None:
-        self.rank = context.rank
-        self.size = context.world_size
         self.sizes = sizes or Sizes(dp=context.world_size)
-        if self.sizes.world != self.size:
-            raise ValueError(f"{self.sizes} are {self.sizes.world} ranks, but the group has {self.size}")
-        self.device = torch.device("cuda", 0) if context.device == "cuda" else torch.device("cpu")
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        # gloo as well as nccl: checkpoints are written from host memory.
-        join(context, "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
+        if self.sizes.world != context.world_size:
+            raise ValueError(f"{self.sizes} are {self.sizes.world} ranks, but the group has {context.world_size}")
+        super().__init__(context, timeout=timeout)
         shape = (self.sizes.replicate, self.sizes.dp * self.sizes.cp, self.sizes.tp)
         self._ranks: DeviceMesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
         self.cp_group = self._context_group()
-        # Whether all could write a checkpoint is text, which goes through host memory.
-        self.saving_group = dist.new_group(backend="gloo", timeout=timeout)
 
     @property
     def topology(self) -> Topology:
@@ -78,10 +68,6 @@ class Mesh:
         """The tensor-parallel dimension."""
         return self._ranks["tp"]
 
-    @property
-    def cp_rank(self) -> int:
-        return (self.rank // self.sizes.tp) % self.sizes.cp
-
     def _context_group(self) -> dist.ProcessGroup | None:
         """The ranks that share this rank's sequences."""
         cp, tp = self.sizes.cp, self.sizes.tp
@@ -95,26 +81,3 @@ class Mesh:
                 if self.rank in members:
                     mine = group
         return mine
-
-    def maximum(self, value: int) -> int:
-        """The largest ``value`` of all ranks."""
-        if self.size == 1:
-            return value
-        tensor = torch.tensor(value, device=self.device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return int(tensor)
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """``tensor`` added up over ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.size > 1:
-            dist.barrier()
-
-    def close(self) -> None:
-        """Leave the process group; a new one may then be joined."""
-        dist.destroy_process_group()

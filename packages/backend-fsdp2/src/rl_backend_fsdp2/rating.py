@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pydantic import ValidationError
 from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate
-from rl_torch.estimates import CPU_ROW_TOKENS, FP32, Settings, first_that_fits, microbatch_tokens, savings
+from rl_torch.estimates import CPU_ROW_TOKENS, FP32, Settings, microbatch_tokens
+from rl_torch.rating import place_of, rate_by_memory, with_advice
 
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_backend_fsdp2.memory import MemorySettings, estimate_memory
@@ -28,34 +28,35 @@ PIPELINE_PARAMETERS = 70 * 10**9
 
 def rate(job: BackendJob) -> BackendRating:
     """The rating, with the cheapest settings that make the job fit."""
-    shape = job.shape
-    if shape is None or job.unknown:
-        return BackendRating(NAME, FITS, (_place(job), f"memory unknown: {job.unknown}"))
-    score, reasons, memory, proposed = _fit(job)
-    if (count := shape.parameters().total) > PIPELINE_PARAMETERS:
-        score = max(1, score - 30)
-        reasons += (f"{count / 1e9:.0f} billion parameters train faster with pipeline parallelism",)
-    return BackendRating(NAME, score, (_place(job), *reasons), memory, proposed)
+
+    def estimate(fields: Mapping[str, Any]) -> MemoryEstimate:
+        memory = memory_per_rank(Fsdp2Config.model_validate({"name": NAME, **fields}), job)
+        assert memory is not None  # the shapes are known here
+        return memory
+
+    place = place_of(job, on_gpus="shards parameters, gradients and optimizer")
+    found = rate_by_memory(job, name=NAME, place=place, score=FITS, options=_settings(job), estimate=estimate)
+    count = job.shape.parameters().total if job.shape is not None else 0
+    if found.memory is None or count <= PIPELINE_PARAMETERS:
+        return found
+    reason = f"{count / 1e9:.0f} billion parameters train faster with pipeline parallelism"
+    return replace(found, score=max(1, found.score - 30), reasons=(*found.reasons, reason))
 
 
 def memory_per_rank(config: Fsdp2Config, job: BackendJob) -> MemoryEstimate | None:
     """The estimate for a config, with advice on what would lower it; None where a model's size is unknown."""
     if job.unknown:
         return None
-    settings = memory_settings_of(config, job)
-    memory = estimate_memory(job.roles, settings, adapter=job.adapter)
     changes: dict[str, dict[str, Any]] = {
         f"activation_checkpointing: {how}": {"activation_checkpointing": how} for how in ("selective", "full")
     }
     if job.gpus:
         changes["cpu_offload: true"] = {"cpu_offload": True}
-    helpful = savings(
-        config,
-        changes,
-        peak=memory.peak,
-        estimate=lambda changed: estimate_memory(job.roles, memory_settings_of(changed, job), adapter=job.adapter),
-    )
-    return replace(memory, advice=next(helpful, ""))
+
+    def estimate(config: Fsdp2Config) -> MemoryEstimate:
+        return estimate_memory(job.roles, memory_settings_of(config, job), adapter=job.adapter)
+
+    return with_advice(config, changes, estimate)
 
 
 def memory_settings_of(config: Fsdp2Config, job: BackendJob) -> MemorySettings:
@@ -94,22 +95,6 @@ def _row_tokens(config: Fsdp2Config, job: BackendJob) -> int:
     return 0
 
 
-def _fit(job: BackendJob) -> tuple[int, tuple[str, ...], MemoryEstimate | None, Mapping[str, Any]]:
-    """``(score, reasons, memory, proposal)`` of the first settings that fit; of the last if none do."""
-
-    def estimate(fields: Mapping[str, Any]) -> MemoryEstimate:
-        memory = memory_per_rank(Fsdp2Config.model_validate({"name": NAME, **fields}), job)
-        assert memory is not None  # the shapes are known here
-        return memory
-
-    try:
-        fit = first_that_fits(job, list(_settings(job)), estimate)
-    except ValidationError:
-        # The check of the section itself says which field is wrong.
-        return FITS, ("memory unknown: the section 'backend' is not valid",), None, {}
-    return fit.score, fit.reasons, fit.memory, fit.settings.fields
-
-
 def _settings(job: BackendJob) -> Iterator[Settings]:
     yield Settings(FITS)
     full: dict[str, Any] = {}
@@ -119,11 +104,3 @@ def _settings(job: BackendJob) -> Iterator[Settings]:
         yield Settings(RECOMPUTES - 5, "all activations computed twice", full)
     if job.gpus and "cpu_offload" not in job.given:
         yield Settings(OFFLOADS, "parameters and optimizer in host memory", {**full, "cpu_offload": True})
-
-
-def _place(job: BackendJob) -> str:
-    if not job.gpus:
-        return "trains on CPU"
-    if job.total_gpus == 1:
-        return "trains on one GPU"
-    return f"shards parameters, gradients and optimizer over {job.total_gpus} GPUs"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from rl_core.contracts.model import Head, ModelSpec
 from rl_torch.architectures import attention_of
-from rl_torch.models import build_config
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from rl_torch.models import auto_class, build_config
+from transformers import PretrainedConfig, PreTrainedModel
 
 VOCABULARY = 64
 
@@ -29,7 +29,7 @@ def small_sample(spec: ModelSpec, head: Head) -> PreTrainedModel | None:
     if spec.path is None or spec.trust_remote_code:
         return None
     config = build_config(spec)
-    auto: Any = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
+    auto = auto_class(config, head)
     for special in (None, 0):  # some need a token for padding, or an end
         try:
             shape = smaller(config, special)

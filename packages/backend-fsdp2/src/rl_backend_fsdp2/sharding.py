@@ -89,7 +89,7 @@ def _check_nothing_shared(model: PreTrainedModel) -> None:
                 )
 
 
-def recompute_activations(model: nn.Module, how: Recompute) -> None:
+def recompute_activations(model: PreTrainedModel, how: Recompute) -> None:
     """Have the backward pass of a transformers model recompute what ``how`` says, layer by layer."""
     if how == "none":
         return

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from rl_core.contracts.model import AdapterSpec
 from rl_core.errors import ConfigError
+from rl_torch.layer_names import is_named, last_part
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -116,16 +117,6 @@ def peft_targets(adapter: AdapterSpec, model: PreTrainedModel, names: Iterable[s
     return found
 
 
-def is_named(name: str, end: str) -> bool:
-    """Whether ``name`` is ``end``, or ends with it at a dot."""
-    return name == end or name.endswith(f".{end}")
-
-
-def last_part(name: str) -> str:
-    """``q_proj`` of ``model.layers.0.self_attn.q_proj``."""
-    return name.rpartition(".")[2]
-
-
 def _taken_for_experts(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
     """Last parts of ``names`` that peft, when it loads an adapter, takes for fused experts or their router."""
     from peft import LoraConfig
@@ -139,7 +130,7 @@ def _taken_for_experts(model: PreTrainedModel, names: Iterable[str]) -> set[str]
         except ValueError:  # it is one of several that peft fuses
             found.add(end)
             continue
-        if end not in config.target_modules:
+        if end not in (config.target_modules or ()):
             found.add(end)
     return found
 

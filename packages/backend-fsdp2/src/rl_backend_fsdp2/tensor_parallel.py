@@ -64,7 +64,7 @@ def split_over_ranks(model: PolicyModel | ScalarModel, mesh: DeviceMesh, *, sequ
         sequence: between the matrices, activations are split over tokens; rows must then be a multiple of the
             mesh's size wide.
     """
-    body = model.model.base_model
+    body: Any = model.model.base_model
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     tied = _tied_embeddings(model.model)
     for index, layer in enumerate(body.layers):
@@ -76,7 +76,7 @@ def split_over_ranks(model: PolicyModel | ScalarModel, mesh: DeviceMesh, *, sequ
     parallelize_module(
         body, mesh, {"embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())}
     )
-    if model.head == "lm":
+    if isinstance(model, PolicyModel):
         _split_output_embedding(model, mesh, tied=tied)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)  # the plans make new parameters, which all want gradients

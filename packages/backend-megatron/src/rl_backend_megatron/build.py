@@ -5,25 +5,28 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
-from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
-from rl_core.foreign import foreign
-from rl_torch.models import build_config
+from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
+from rl_huggingface.foreign import foreign
+from rl_torch.microbatch import Layout, Packing
+from rl_torch.models import build_config, name_padding_token, skeleton
 
 from rl_backend_megatron.architecture import Architecture
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.lora import add_adapters
+from rl_backend_megatron.microbatches import OneRow
 from rl_backend_megatron.model import StageModel
+from rl_backend_megatron.modules import has_packed_kernels
 from rl_backend_megatron.optimizer import Trainer
 from rl_backend_megatron.outputs import OutputHead
+from rl_backend_megatron.role_model import MegatronModel
 from rl_backend_megatron.runtime import Runtime
 from rl_backend_megatron.source import open_source
-from rl_backend_megatron.step import LoadedModel
-from rl_backend_megatron.weights import WeightMap, skeleton
+from rl_backend_megatron.weights import WeightMap
 
 
 def build_role(
     role: Role, model: ModelSpec, optimizer: OptimizerSpec | None, *, config: MegatronConfig, runtime: Runtime
-) -> LoadedModel:
+) -> MegatronModel:
     """This rank's part of ``role``, with the weights of ``model``."""
     hf = build_config(model)
     with _boundary(model):
@@ -38,7 +41,8 @@ def build_role(
     source = open_source(model, role.head, full)
     shapes = {name: tensor.shape for name, tensor in full.state_dict().items()}
     if role.head == "scalar":
-        _name_padding(hf, model, is_new=source.read("score.weight") is None or model.init is not None)
+        is_new = source("score.weight") is None or model.init is not None
+        name_padding_token(full.config, model, is_new=is_new)
     stage = StageModel(megatron, architecture, runtime, head=role.head, max_length=hf.max_position_embeddings)
     weights = WeightMap(architecture, runtime, role.head, shapes)
     with _boundary(model):
@@ -49,7 +53,7 @@ def build_role(
         adapters = add_adapters(stage, model.adapter, architecture, runtime, shapes=shapes)
         weights = replace(weights, adapters=adapters)
     trainer = None
-    if role.trainable and optimizer is not None:
+    if optimizer is not None:
         trainer = Trainer(
             stage,
             megatron,
@@ -58,34 +62,17 @@ def build_role(
             distributed=config.distributed_optimizer,
             precision=config.precision,
         )
-    head = OutputHead(stage, architecture.vocab, pad=hf.pad_token_id, chunk_tokens=config.logprob_chunk_tokens)
-    info = ModelInfo(
-        parameters=sum(p.numel() for p in full.parameters()),
-        max_length=hf.max_position_embeddings or 0,
-        vocab_size=hf.vocab_size,
-    )
-    return LoadedModel(role, info, stage, head, weights, trainer=trainer, adapters=adapters)
+    head = OutputHead(stage, full.config, architecture.vocab, chunk_tokens=config.logprob_chunk_tokens)
+    layout = _layout(config, runtime)
+    return MegatronModel(full, stage, head, weights, runtime, layout=layout, trainer=trainer, lora=adapters)
 
 
-def share_base(role: Role, policy: LoadedModel) -> LoadedModel:
-    """``role`` as ``policy``'s model with its adapter off.
-
-    Raises:
-        ValueError: the policy has no adapter to switch off.
-    """
-    if policy.adapters is None:
-        raise ValueError(f"role {role.name!r} is the base of {policy.role.name!r}, which has no adapter")
-    return replace(policy, role=role, trainer=None, base_of=policy.role.name, saving=None)
+def _layout(config: MegatronConfig, runtime: Runtime) -> Packing | Layout:
+    """``auto`` packs where attention has a kernel for it."""
+    packed = has_packed_kernels(runtime.device) if config.packing == "auto" else config.packing == "packed"
+    return OneRow() if packed else "padded"
 
 
 def _boundary(model: ModelSpec) -> AbstractContextManager[None]:
     """Around code that reads the model's folder."""
     return foreign(model.path) if model.path is not None else nullcontext()
-
-
-def _name_padding(config: object, model: ModelSpec, *, is_new: bool) -> None:
-    """Name the tokenizer's padding token in a scalar model's config, without which transformers refuses batches."""
-    ids = [model.special_tokens.get(name) for name in ("pad_token_id", "eos_token_id")]
-    padding = next((i for i in ids if i is not None), None)
-    if padding is not None and (is_new or config.pad_token_id is None):
-        config.pad_token_id = padding

@@ -7,15 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from rl_core.config.problems import Problem
-from rl_core.config.sections import BackendConfig
-from rl_torch.kernels.config import KERNELS, kernel_problems
-from rl_torch.kernels.contract import KernelChoice
-from rl_torch.quant_checks import stage_problems
+from rl_torch.engine.config import EngineConfig
 
 from rl_backend_megatron.parallelism import ParallelConfig, Shape, division_problems, ranks_problems
 
 
-class MegatronConfig(BackendConfig):
+class MegatronConfig(EngineConfig):
     """Training on Megatron Core."""
 
     adapters: ClassVar[frozenset[str]] = frozenset({"lora"})
@@ -27,22 +24,11 @@ class MegatronConfig(BackendConfig):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 keeps the model in bfloat16; gradient sums and the optimizer's copy stay float32."
     )
-    packing: Literal["auto", "packed", "padded"] = Field(
-        "auto",
-        description="How sequences are laid out: all in one row, one per row, or what is faster on the device.",
-    )
-    kernels: KernelChoice = Field("auto", description=KERNELS)
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more compute."
     )
     distributed_optimizer: bool = Field(
         True, description="Split the optimizer's state over data-parallel ranks (ZeRO-1): less memory, same result."
-    )
-    async_save: bool = Field(
-        False, description="Write checkpoints in the background; training continues after a copy to host memory."
-    )
-    logprob_chunk_tokens: int | None = Field(
-        None, ge=1, description="Tokens whose logits exist at once; default: as many as fit 64 MB in float32."
     )
 
     def world_size(self, gpus: int) -> int:
@@ -52,8 +38,7 @@ class MegatronConfig(BackendConfig):
     def problems(self, stage: Any) -> Iterator[Problem]:
         """Layouts that cannot work, with the arithmetic."""
         yield from ranks_problems(self.parallel, gpus=stage.run.gpus, nodes=stage.run.nodes)
-        yield from stage_problems(stage)
-        yield from kernel_problems(self.kernels)
+        yield from super().problems(stage)
         shape = Shape.of(stage.model)
         if shape is not None:
             yield from division_problems(self.parallel, shape)

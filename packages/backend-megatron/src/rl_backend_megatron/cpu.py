@@ -39,8 +39,8 @@ def _all_to_all_single(
     **more: Any,
 ) -> Any:
     """The sizes are tensors on CPU, which the library only turns into lists when they come from CUDA."""
-    sizes = (s.tolist() if isinstance(s, torch.Tensor) else s for s in (output_split_sizes, input_split_sizes))
-    return _exchange(output, given, *sizes, **more)
+    received, sent = (s.tolist() if isinstance(s, torch.Tensor) else s for s in (output_split_sizes, input_split_sizes))
+    return _exchange(output, given, received, sent, **more)
 
 
 _exchange = torch.distributed.all_to_all_single

@@ -24,6 +24,7 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from rl_core.contracts.model import AdapterSpec
 from rl_core.errors import ConfigError
+from rl_torch.layer_names import is_named, last_part
 from torch import Tensor, nn
 
 from rl_backend_megatron.architecture import Architecture
@@ -64,19 +65,22 @@ class LoraLinear(nn.Module):
         enabled: without it this is the layer as it was.
     """
 
+    pairs: Mapping[str, LoraPair]
+    base: Any  # one of Megatron's parallel layers
+
     def __init__(
         self, base: nn.Module, pairs: Mapping[str, LoraPair], *, parts: tuple[str, ...], kind: Kind, scale: float
     ) -> None:
         super().__init__()
         self.base = base
-        self.pairs = nn.ModuleDict(pairs)
+        self.pairs = nn.ModuleDict(pairs)  # type: ignore[assignment]
         self.enabled = True
         self._parts, self._kind, self._scale = parts, kind, scale
         self._sequence_parallel = base.sequence_parallel
         self._group = base.tp_group
         for pair in pairs.values():
             # These see only this rank's positions, so their gradients are added up over ranks.
-            (pair.b if kind == "row" else pair.a).sequence_parallel = self._sequence_parallel
+            (pair.b if kind == "row" else pair.a).sequence_parallel = self._sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
         """[L, B, in] → ([L, B, out], bias), split as the layer splits them."""
@@ -197,7 +201,8 @@ def add_adapters(
     if stage.pre_process:
         # Recomputing a block keeps its parameters' gradients only if its input has one too.
         stage.embedding.register_forward_hook(_with_gradient)
-    layers, pairs = [], {}
+    layers: list[LoraLinear] = []
+    pairs: dict[str, LoraPair] = {}
     for entry in stage_entries(architecture, stage=runtime.pp_rank, stages=runtime.pp_size, scalar=scalar):
         names = {_last(name): name for name in _linear_names(entry) if _is_wanted(name, wanted)}
         if not names:
@@ -215,7 +220,7 @@ def _check_targets(targets: tuple[str, ...], architecture: Architecture, *, scal
     for target in targets:
         if any(_is_wanted(name, (target,)) for name in names):
             continue
-        where, last = "model.adapter.target_modules: ", target.rpartition(".")[2]
+        where, last = "model.adapter.target_modules: ", last_part(target)
         if architecture.experts and last in TARGETS[4:]:
             raise ConfigError(f"{where}experts get no adapters; choose from {', '.join(TARGETS[:4])}")
         raise ConfigError(f"{where}no layer {target!r}; choose from {', '.join(TARGETS)}")
@@ -227,9 +232,7 @@ def _linear_names(entry: Entry) -> list[str]:
 
 
 def _is_wanted(name: str, targets: tuple[str, ...]) -> bool:
-    """Whether one of ``targets`` is the layer's name, or its end at a dot."""
-    layer = name.removesuffix(".weight")
-    return any(layer == target or layer.endswith(f".{target}") for target in targets)
+    return any(is_named(name.removesuffix(".weight"), target) for target in targets)
 
 
 def _replace(

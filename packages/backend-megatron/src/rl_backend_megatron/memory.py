@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from rl_core.contracts.model import AdapterSpec, Head
 from rl_core.contracts.rating import JobRole, MemoryEstimate, ModelShape
-from rl_torch.estimates import FP32, adapter_layers, logits_bytes
+from rl_torch.estimates import FP32, adapter_layers, norms_per_token, projection_bytes
 
 from rl_backend_megatron.parallelism import padded_vocabulary
 
@@ -114,14 +114,13 @@ def stage_adapter_parameters(shape: ModelShape, adapter: AdapterSpec, settings: 
 def kept_per_token(shape: ModelShape, settings: MemorySettings, *, weights_trained: bool = True) -> float:
     """Bytes of one token that one decoder layer keeps for its backward pass.
 
-    Two norms: each keeps its input in float32, what its weight multiplies, and its output, which the next linear
-    layers keep as their input. Attention keeps the fused product (values are a part of it), queries and keys after
+    Besides the norms, attention keeps the fused product (values are a part of it), queries and keys after
     the rotation with its cosines and sines, the kernel's sums, and its result as the next layer's input. The gated
     feed-forward part keeps both products in one tensor, the second one again, the activation function's result, and
     what the last matrix multiplies.
     """
     small, query, key = settings.compute_bytes, shape.query_width, shape.key_width
-    norms = 2 * shape.hidden_size * (FP32 + small * (2 if weights_trained else 1)) + 2 * FP32
+    norms = norms_per_token(shape, small, weights_trained=weights_trained)
     attention = (3 * query + 3 * key) * small + shape.heads * FP32
     if shape.qk_norm:
         copied = query * FP32 + (0 if small == FP32 else key * FP32)
@@ -251,14 +250,13 @@ def _block_temporaries(shape: ModelShape, settings: MemorySettings, *, trainable
 def _logits(shape: ModelShape, settings: MemorySettings, *, trainable: bool, weights_trained: bool) -> int:
     """Everything as wide as the vocabulary of one chunk, and the gradients by the output projection's sides."""
     rows = padded_vocabulary(shape.vocab_size, settings.tp) // settings.tp
-    chunk = logits_bytes(
+    return projection_bytes(
         settings.tokens,
         rows,
+        shape.hidden_size,
         chunk_tokens=settings.chunk_tokens,
         compute_bytes=settings.compute_bytes,
         trainable=trainable,
         entropy=settings.watch_entropy,
+        weight_gradient=rows * shape.hidden_size * FP32 if trainable and weights_trained else 0,
     )
-    by_hidden = settings.tokens * shape.hidden_size * settings.compute_bytes if trainable else 0
-    # By the weights: the sum over chunks, and one chunk's part of it.
-    return chunk + by_hidden + (2 * rows * shape.hidden_size * FP32 if trainable and weights_trained else 0)

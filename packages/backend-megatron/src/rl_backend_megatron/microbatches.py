@@ -1,96 +1,29 @@
-"""Shards become micro-batches: one sequence per row, or all of them one after the other in a single row.
-
-Row lengths are a multiple of what sequence parallelism splits.
-"""
+"""Packed sequences as Megatron takes them: all of a micro-batch in a single row, on every device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from rl_core.batch import SequenceBatch
-from rl_torch.microbatch import MicroBatch, plan
-from torch import Tensor
+from rl_torch.microbatch import MicroBatch
 
 
 @dataclass(frozen=True)
-class MicroBatcher:
-    """Cuts shards into micro-batches.
+class OneRow:
+    """The sequences of a micro-batch one after the other, with positions that restart at 0."""
 
-    Attributes:
-        max_tokens: positions (padding included) of a micro-batch.
-        multiple: row lengths are rounded up to a multiple of this.
-        packing: ``packed`` puts all sequences of a micro-batch into one row, ``padded`` each into its own.
-    """
+    def plan(self, shard: SequenceBatch, max_tokens: int) -> list[np.ndarray]:
+        """Filled to ``max_tokens``."""
+        return shard.pack(max_tokens)
 
-    max_tokens: int
-    multiple: int = 1
-    packing: Literal["packed", "padded"] = "padded"
-
-    def micro_batches(
-        self, shard: SequenceBatch, device: torch.device, *, agree: Callable[[int], int]
-    ) -> list[tuple[np.ndarray, MicroBatch]]:
-        """``(sequence indices, micro-batch)``, at least one: a filler where the shard is empty.
-
-        The order is the same on all ranks with this shard.
-
-        Args:
-            agree: how many there shall be, given how many there are; the rest are fillers without sequences.
-        """
-        parts = plan(shard, self.max_tokens, packing=self.packing, device=device)
-        made = [(p, MicroBatch.build(shard.select(p), packing="padded", device=device)) for p in parts]
-        if self.packing == "packed":
-            made = [(p, pack(micro)) for p, micro in made]
-        fillers = agree(max(1, len(made))) - len(made)
-        made += [(np.zeros(0, np.int64), MicroBatch.filler(device)) for _ in range(fillers)]
-        return [(part, widen(micro, self.multiple)) for part, micro in made]
-
-
-def pack(micro: MicroBatch) -> MicroBatch:
-    """``micro``, which has a sequence per row, with its sequences one after the other; positions restart at 0."""
-    device, width = micro.input_ids.device, micro.input_ids.shape[1]
-    offsets = torch.from_numpy(micro.batch.offsets).to(device)
-
-    def moved(indices: Tensor) -> Tensor:
-        return offsets[indices // width] + indices % width
-
-    positions = torch.arange(len(micro.sequence_ids), device=device) - offsets[micro.sequence_ids]
-    rows = micro.sequence_ids * width + positions
-    return replace(
-        micro,
-        input_ids=micro.input_ids.flatten()[rows][None],
-        position_ids=positions[None],
-        predictors=moved(micro.predictors),
-        indices=moved(micro.indices),
-        last=moved(micro.last),
-    )
-
-
-def widen(micro: MicroBatch, multiple: int) -> MicroBatch:
-    """``micro`` with its rows padded at the right to a multiple of ``multiple`` positions."""
-    width = micro.input_ids.shape[1]
-    wider = -(-width // multiple) * multiple
-    if wider == width:
-        return micro
-
-    def moved(indices: Tensor) -> Tensor:
-        return indices // width * wider + indices % width
-
-    def padded(ids: Tensor | None) -> Tensor | None:
-        return None if ids is None else torch.nn.functional.pad(ids, (0, wider - width))
-
-    return replace(
-        micro,
-        input_ids=padded(micro.input_ids),
-        position_ids=padded(micro.position_ids),
-        predictors=moved(micro.predictors),
-        indices=moved(micro.indices),
-        last=moved(micro.last),
-    )
+    def build(self, batch: SequenceBatch, *, device: torch.device, width_multiple: int) -> MicroBatch:
+        """One row, filled up at its end to a multiple of ``width_multiple`` positions."""
+        tokens = len(batch.tokens)
+        width = -(-tokens // width_multiple) * width_multiple
+        return MicroBatch.at_positions(batch, np.arange(tokens), (1, width), positions=True, device=device)
 
 
 def packed_sequences(micro: MicroBatch) -> PackedSeqParams | None:

@@ -8,11 +8,9 @@ from typing import Literal
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from rl_core.contracts.model import OptimizerSpec
-from rl_torch.optim import learning_rate
 from torch import Tensor, nn
 
 from rl_backend_megatron.runtime import Runtime
@@ -24,8 +22,7 @@ class Trainer:
     Attributes:
         ddp: what the schedule runs; its buffers hold the gradients.
         optimizer: Megatron's, with one torch AdamW inside.
-        spec: rates, decay and clipping.
-        steps: optimizer steps taken.
+        spec: rates and decay.
     """
 
     def __init__(
@@ -39,7 +36,7 @@ class Trainer:
         precision: Literal["fp32", "bf16"],
     ) -> None:
         self._runtime = runtime
-        self.spec, self.steps = spec, 0
+        self.spec = spec
         ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
         self.ddp = DistributedDataParallel(config, ddp, model)
         config.finalize_model_grads_func = _finalize
@@ -65,30 +62,24 @@ class Trainer:
         self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def step(self, *, loss_is_finite: bool) -> tuple[float, float, bool]:
-        """``(norm before clipping, learning rate, was a step taken)``; all ranks step or none."""
-        rate = learning_rate(self.spec, self.steps)
+    def norm(self, loss: float) -> tuple[float, bool]:
+        """Prepare the gradients for a step; their norm, and whether that and the loss are finite on all ranks."""
         self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
-        broken = torch.tensor(float(not (loss_is_finite and math.isfinite(norm))), device=self._runtime.device)
-        finite = not self._runtime.sum(broken).item()
-        if finite:
-            self._clip(norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-                # Megatron only marks what is not decayed (1-D parameters); its own scheduler would apply this.
-                group["weight_decay"] = self.spec.weight_decay * group["wd_mult"]
-            self.optimizer.step_with_ready_grads()
-            self.steps += 1
-        self.clear()
-        return norm, rate, finite
+        broken = torch.tensor(float(not (math.isfinite(loss) and math.isfinite(norm))), device=self._runtime.device)
+        return norm, not self._runtime.sum(broken).item()
 
-    def _clip(self, norm: float) -> None:
-        limit = self.spec.max_grad_norm
-        if limit is not None:
-            for parameters in (part.get_parameters() for part in self.optimizer.chained_optimizers):
-                if parameters:
-                    clip_grad_by_total_norm_fp32(parameters, max_norm=limit, total_norm=norm)
+    @torch.no_grad()
+    def step(self, *, rate: float, shrink: float) -> None:
+        """Step with the gradients that :meth:`norm` prepared, multiplied by ``shrink``."""
+        if shrink != 1.0:
+            parameters = [p for part in self.optimizer.chained_optimizers for p in part.get_parameters()]
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], shrink)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+            # Megatron only marks what is not decayed (1-D parameters); its own scheduler would apply this.
+            group["weight_decay"] = self.spec.weight_decay * group["wd_mult"]
+        self.optimizer.step_with_ready_grads()
 
 
 def _finalize(model: list[nn.Module], num_tokens: Tensor | None = None, **others: object) -> None:

@@ -18,12 +18,11 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+from rl_torch.optim import MOMENTS, moments_of
 from torch import Tensor, nn
 
 from rl_backend_megatron.optimizer import Trainer
 from rl_backend_megatron.runtime import Runtime
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def sharded_optimizer(
@@ -46,8 +45,8 @@ def sharded_optimizer(
     return found
 
 
-def load_optimizer(trainer: Trainer, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Copy what was read for :func:`sharded_optimizer`; ``trainer.steps`` must be set already."""
+def load_optimizer(trainer: Trainer, state: Mapping[str, Mapping[str, Tensor]], *, steps: int) -> None:
+    """Copy what was read for :func:`sharded_optimizer` after ``steps`` optimizer steps."""
     with torch.no_grad():
         for name, parameter in _trained(trainer):
             if name not in state:
@@ -57,7 +56,7 @@ def load_optimizer(trainer: Trainer, state: Mapping[str, Mapping[str, Tensor]]) 
                     full = state[name][what].flatten()
                     values.view(-1).copy_(full[start : start + values.numel()])
     for optimizer in trainer.optimizer.chained_optimizers:
-        _set_steps(optimizer.optimizer, trainer.steps)
+        _set_steps(optimizer.optimizer, steps)
 
 
 def _set_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -84,7 +83,7 @@ def _parts(optimizer: MegatronOptimizer, parameter: nn.Parameter) -> Iterator[tu
     inner = _inner(optimizer, parameter)
     start, main = _main(inner, parameter)
     moments = {} if main is None else _moments(inner, main)
-    for what in _MOMENTS:
+    for what in MOMENTS:
         yield what, start, moments.get(what)
     if parameter.dtype != torch.float32:
         yield "main", start, None if main is None else main.detach()
@@ -114,10 +113,7 @@ def _main(optimizer: MegatronOptimizer, parameter: nn.Parameter) -> tuple[int, T
 
 def _moments(optimizer: MegatronOptimizer, main: Tensor) -> Mapping[str, Tensor]:
     """AdamW's state of ``main``, as its first step would create it."""
-    state = optimizer.optimizer.state[main]
-    for what in _MOMENTS:
-        if what not in state:
-            state[what] = torch.zeros_like(main.detach())
+    state = moments_of(optimizer.optimizer, main)
     if isinstance(optimizer.optimizer, torch.optim.AdamW):
         state.setdefault("step", torch.tensor(0.0))
     return state
@@ -129,6 +125,7 @@ def _assembled(
     """float32, of the parameter's shape: the data-parallel ranks' parts, concatenated."""
     group = runtime.groups.expt_dp if _is_expert(parameter) else runtime.groups.dp
     if group.size() == 1 or not isinstance(_inner(trainer.optimizer, parameter), DistributedOptimizer):
+        assert values is not None  # this rank has all of the parameter's state
         return values.detach().view(parameter.shape)
     full = torch.zeros(parameter.numel(), device=parameter.device)
     if values is not None:

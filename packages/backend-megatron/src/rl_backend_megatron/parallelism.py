@@ -12,8 +12,8 @@ from pydantic import Field
 from rl_core.config.problems import Problem
 from rl_core.config.sections import Section
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import read_json_object
-from rl_core.model_folder import check_config
+from rl_huggingface.foreign import read_json_object
+from rl_huggingface.model_folder import check_config
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3_moe")
 """Hugging Face model types that can be built and converted."""

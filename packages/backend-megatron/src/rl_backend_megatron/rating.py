@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pydantic import ValidationError
 from rl_core.contracts.rating import BackendJob, BackendRating, MemoryEstimate, ModelShape
-from rl_torch.estimates import FP32, Settings, first_that_fits, microbatch_tokens, savings
+from rl_torch.estimates import FP32, Settings, microbatch_tokens
+from rl_torch.rating import place_of, rate_by_memory, with_advice
 
 from rl_backend_megatron.config import MegatronConfig
 from rl_backend_megatron.memory import MemorySettings, estimate_memory
@@ -32,49 +32,42 @@ PIPELINE_PARAMETERS = 70 * 10**9
 
 def rate(job: BackendJob) -> BackendRating:
     """The rating, with the cheapest settings that make the job fit."""
-    shape = job.shape
-    if shape is None or job.unknown:
-        return BackendRating(NAME, FITS if job.gpus else CPU, (_place(job), f"memory unknown: {job.unknown}"))
-    for part in job.roles:
-        if part.shape is not None and part.shape.architecture not in ARCHITECTURES:
-            return BackendRating(NAME, 0, (f"cannot build {part.shape.architecture!r} models",))
-    if _has_experts(job):
-        reason = "memory unknown: it depends on how many tokens choose an expert"
-        return BackendRating(NAME, FITS if job.gpus else CPU, (_place(job), reason))
+    place = place_of(job, on_cpu="trains on CPU, for tests", on_gpus="splits tensors, layers and the optimizer")
+    score = FITS if job.gpus else CPU
+    if job.shape is not None and not job.unknown:
+        for part in job.roles:
+            if part.shape is not None and part.shape.architecture not in ARCHITECTURES:
+                return BackendRating(NAME, 0, (f"cannot build {part.shape.architecture!r} models",))
+        if _has_experts(job):
+            reason = "memory unknown: it depends on how many tokens choose an expert"
+            return BackendRating(NAME, score, (place, reason))
 
     def estimate(fields: Mapping[str, Any]) -> MemoryEstimate:
-        config = MegatronConfig.model_validate({"name": NAME, **fields})
-        return estimate_memory(job.roles, memory_settings_of(config, job), adapter=job.adapter)
+        return _estimate(MegatronConfig.model_validate({"name": NAME, **fields}), job)
 
-    try:
-        fit = first_that_fits(job, list(_settings(job, shape)), estimate)
-    except ValidationError:
-        # The check of the section itself says which field is wrong.
-        reason = "memory unknown: the section 'backend' is not valid"
-        return BackendRating(NAME, FITS if job.gpus else CPU, (_place(job), reason))
-    score, reasons = fit.score, (_place(job), *fit.reasons)
-    if job.gpus and (count := shape.parameters().total) > PIPELINE_PARAMETERS:
-        score += 30
-        reasons += (f"pipelines pay at {count / 1e9:.0f} billion parameters",)
-    return BackendRating(NAME, score, reasons, fit.memory, fit.settings.fields)
+    found = rate_by_memory(job, name=NAME, place=place, score=score, options=_settings(job), estimate=estimate)
+    count = job.shape.parameters().total if job.shape is not None else 0
+    if found.memory is None or not job.gpus or count <= PIPELINE_PARAMETERS:
+        return found
+    reason = f"pipelines pay at {count / 1e9:.0f} billion parameters"
+    return replace(found, score=found.score + 30, reasons=(*found.reasons, reason))
 
 
 def memory_per_rank(config: MegatronConfig, job: BackendJob) -> MemoryEstimate | None:
     """The estimate for a config, with advice on what would lower it; None where a model's size is unknown."""
     if job.unknown or _has_experts(job):
         return None
-
-    def estimate(config: MegatronConfig) -> MemoryEstimate:
-        return estimate_memory(job.roles, memory_settings_of(config, job), adapter=job.adapter)
-
-    memory, parallel = estimate(config), config.parallel
     changes: dict[str, dict[str, Any]] = {
         "distributed_optimizer: true": {"distributed_optimizer": True},
         "activation_checkpointing: true": {"activation_checkpointing": True},
     }
-    if parallel.tp > 1:
-        changes["parallel.sequence: true"] = {"parallel": parallel.model_copy(update={"sequence": True})}
-    return replace(memory, advice=next(savings(config, changes, peak=memory.peak, estimate=estimate), ""))
+    if config.parallel.tp > 1:
+        changes["parallel.sequence: true"] = {"parallel": config.parallel.model_copy(update={"sequence": True})}
+    return with_advice(config, changes, lambda changed: _estimate(changed, job))
+
+
+def _estimate(config: MegatronConfig, job: BackendJob) -> MemoryEstimate:
+    return estimate_memory(job.roles, memory_settings_of(config, job), adapter=job.adapter)
 
 
 def _has_experts(job: BackendJob) -> bool:
@@ -106,13 +99,14 @@ def memory_settings_of(config: MegatronConfig, job: BackendJob) -> MemorySetting
     )
 
 
-def _settings(job: BackendJob, shape: ModelShape) -> Iterator[Settings]:
+def _settings(job: BackendJob) -> Iterator[Settings]:
     """Fewest ranks for a copy of the model first; for each, layers computed once before twice."""
     best = FITS if job.gpus else CPU
+    assert job.shape is not None  # of a job that is estimated
     for tp, pp in (
         [(1, 1)]
         if "parallel" in job.given
-        else sorted(_splits(job, shape), key=lambda split: (split[0] * split[1], split[1]))
+        else sorted(_splits(job, job.shape), key=lambda split: (split[0] * split[1], split[1]))
     ):
         split = {"tp": tp, "pp": pp} if tp * pp > 1 else {}
         fields: dict[str, Any] = {"parallel": split | ({"sequence": True} if tp > 1 else {})} if split else {}
@@ -135,11 +129,3 @@ def _splits(job: BackendJob, shape: ModelShape) -> Iterator[tuple[int, int]]:
         for pp in range(1, shape.layers + 1):
             if tp * pp > 1 and shape.layers % pp == 0 and total % (tp * pp) == 0:
                 yield tp, pp
-
-
-def _place(job: BackendJob) -> str:
-    if not job.gpus:
-        return "trains on CPU, for tests"
-    if job.total_gpus == 1:
-        return "trains on one GPU"
-    return f"splits tensors, layers and the optimizer over {job.total_gpus} GPUs"

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from rl_core.contracts.model import Head
-from rl_torch.pretrained import empty_like
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from rl_backend_megatron.architecture import Architecture
 from rl_backend_megatron.conversion import Entry, from_shards, stage_entries, tied_copy, to_shard
@@ -18,14 +16,6 @@ from rl_backend_megatron.lora import Adapters
 from rl_backend_megatron.model import StageModel
 from rl_backend_megatron.runtime import Runtime, gather_parts
 from rl_backend_megatron.source import WeightSource, read_all
-
-
-def skeleton(config: PretrainedConfig, head: Head) -> PreTrainedModel:
-    """The Hugging Face model without memory for its weights: names and shapes, and what an export writes."""
-    auto = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
-    if head == "scalar":
-        config.num_labels = 1
-    return empty_like(auto, config)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from rl_core.component import Component
+    from rl_core.contracts.cluster import NamedCluster
+    from rl_core.contracts.plan import RunPlan
     from rl_core.contracts.rating import BackendJob, BackendRating
 
 PROJECT = "rl_core"
@@ -40,6 +43,11 @@ def register_backends() -> Iterable[Component]:  # type: ignore[empty-body]
 @hookspec
 def register_generators() -> Iterable[Component]:  # type: ignore[empty-body]
     """Offer generators. Called at discovery in every process; an exception marks the plugin broken."""
+
+
+@hookspec
+def register_rollouts() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offer rollout sources. Called at discovery in every process; an exception marks the plugin broken."""
 
 
 @hookspec
@@ -93,13 +101,52 @@ def validate_config(config: Any) -> Iterable[Any]:  # type: ignore[empty-body]
 
 
 @hookspec
+def validate_functions(references: Sequence[str]) -> Mapping[str, tuple[str, str]]:  # type: ignore[empty-body]
+    """Import the functions that a config names, for ``rl check``; no user code may run in the ``rl`` process itself.
+
+    Called in the ``rl`` process, once per stage, and only where nothing else is wrong with the config. ``references``
+    are ``module:function`` or ``/folder/file.py:function``. Returns reference → what is wrong and how to fix it; those
+    that can be imported are absent.
+    """
+
+
+@hookspec
+def plan_run(draft: Any) -> RunPlan | None:
+    """Look at a config before its parts are put together: choose what it leaves open, add findings, show a plan.
+
+    Called once per check, in the ``rl`` process. ``draft`` is a :class:`rl_core.preflight.draft.Draft`: the sections of
+    every stage, which may be completed in place (a backend whose name is ``auto``), and its findings. What is returned
+    is shown by ``rl check`` where the config has no errors. An exception is reported as a problem that names the
+    plugin.
+    """
+
+
+@hookspec
 def rate_backends(job: BackendJob) -> Iterable[BackendRating]:  # type: ignore[empty-body]
     """Say how well the package's backends would run a job; ``backend: {name: auto}`` takes the best.
 
-    Called in the ``rl`` process, before anything starts, once for each stage whose backend is ``auto``. It may
-    import pydantic models but neither torch nor transformers, and must not touch the network or a GPU: what it may
-    use is in ``job``. A failure, or a rating of a backend that the package does not register, is reported as a
+    Called in the ``rl`` process by rl-plan, before anything starts, once for each stage whose backend is ``auto``. It
+    may import pydantic models but neither torch nor transformers, and must not touch the network or a GPU: what it
+    may use is in ``job``. A failure, or a rating of a backend that the package does not register, is reported as a
     warning that names the package, and its backends are left out of the choice.
+    """
+
+
+@hookspec
+def find_cluster(name: str) -> NamedCluster | None:
+    """Say where the Ray cluster is that ``run.address`` (or ``RAY_ADDRESS``) calls ``name``; None for other names.
+
+    Called in the ``rl`` process, for an address that is a word such as ``cluster``, when a run is about to join it.
+    An :class:`rl_core.errors.EnvironmentProblem` is the message to the user where the cluster does not run.
+    """
+
+
+@hookspec
+def profile_stage(stage: Any, pool: Any, directory: Path) -> Any:
+    """Measure a stage of ``rl run --profile``; returns a :class:`rl_core.training.profiling.StageProfile`.
+
+    Called in the driver before the stage's first step, and again after a recovery. What is written goes into a new
+    folder in ``directory``, the stage's. A failure stops the run. Of several plugins the first is taken.
     """
 
 

@@ -1,4 +1,4 @@
-"""What rl-core itself offers: the two loggers every installation has."""
+"""What rl-core itself offers: the logger every installation has."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from rl_core.hookspecs import hookimpl
 @hookimpl
 def register_loggers() -> list[Component]:
     return [
-        Component(
-            kind="logger",
-            name="console",
-            factory="rl_core.loggers.console:ConsoleLogger",
-            config="rl_core.loggers.config:ConsoleConfig",
-            summary="Live metrics in the terminal",
-        ),
         Component(
             kind="logger",
             name="jsonl",

@@ -214,15 +214,24 @@ def test_a_broken_plugin_is_one_warning_and_the_command_runs(api, install, capsy
     )
 
 
-def test_a_plugin_cannot_replace_a_command_group_of_the_core(install, capsys):
+def test_a_plugin_cannot_put_a_group_in_the_place_of_a_command_of_the_core(install, capsys):
     source = (
         "import typer\nfrom rl_core.hookspecs import hookimpl\n"
-        "@hookimpl\ndef register_commands(app):\n    app.add_typer(typer.Typer(), name='cluster')\n"
-        "    @app.command('cluster')\n    def mine(): pass\n"
+        "@hookimpl\ndef register_commands(app):\n    app.add_typer(typer.Typer(), name='export')\n"
+        "    @app.command('export')\n    def mine(): pass\n"
     )
     install("rl-x-commands", source)
-    assert main(["cluster", "start", "--help"]) == 0
+    assert main(["export", "--help"]) == 0
     assert capsys.readouterr().err == (
-        "warning: command 'cluster' of rl_x_commands.plugin is left out: rl has its own\n"
-        "warning: command group 'cluster' of a plugin is left out: rl has a command of that name\n"
+        "warning: command 'export' of rl_x_commands.plugin is left out: rl has its own\n"
+        "warning: command group 'export' of a plugin is left out: rl has a command of that name\n"
     )
+
+
+def test_a_profile_without_the_package_that_makes_it_says_what_to_install(site, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (["run", "c.yaml", "--profile"], ["resume", "runs/one", "--profile"]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert said == "error: --profile needs rl-reports, which is not installed\n    pip install rl-reports\n"
+    assert not list(tmp_path.glob("runs"))

@@ -45,6 +45,7 @@ def test_components_and_plugins_are_listed_with_their_status_and_its_reason(inst
 def test_a_plugin_that_names_a_secret_when_it_breaks_is_listed_without_it(install, monkeypatch, capsys):
     monkeypatch.setenv("ACME_TOKEN", "hunter22")
     install("rl-x-broken", "raise ValueError('hunter22 is refused at https://tok3n@host')")
+    monkeypatch.setenv("RL_PLUGINS", "rl-x-broken,rl-plan,rl-reports")
     for command in (["plugins"], ["plugins", "--json"], ["doctor", "--json"], ["runs", "nowhere"]):
         main(command)
         printed = capsys.readouterr()

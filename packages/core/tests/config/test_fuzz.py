@@ -85,7 +85,7 @@ def test_a_good_config_with_one_arbitrary_value_never_raises(answer, base):
 
 def test_checking_imports_nothing_heavy():
     code = (
-        "import sys, rl_core.preflight.check, rl_core.planning.plan, rl_core.config.schema, rl_core.functions\n"
+        "import sys, rl_core.preflight.check, rl_plan.run_plan, rl_plan.schema, rl_core.functions\n"
         "print([m for m in ('torch', 'transformers', 'ray', 'rich', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,6 @@ import pytest
 import yaml
 from mutations import SFT, STAGES, Case, mutate, seeds
 from rl_core.discovery.registry import Registry, load_registry
-from rl_core.planning.plan import render_plan
 from rl_core.preflight.check import CheckResult, check
 from rl_core.secrets.redaction import REDACTED
 
@@ -54,7 +53,8 @@ def attempt(case: Case, registry: Registry) -> CheckResult:
         assert str(problem)
         assert problem.where or problem.message.startswith("and "), problem
     if result.config is not None:
-        render_plan(result.config, registry, result.backends)
+        for plan in result.plans:
+            plan.render(result.config, registry)
         _comes_back(result, registry)
         if case.tree is not None:
             _means_what_it_says(case.tree, result.config.document, ())

@@ -38,13 +38,10 @@ def test_a_plugin_and_what_it_offers_are_found_without_importing_its_components(
     assert "rl_x_good.reward" not in sys.modules
 
 
-def test_the_core_offers_its_two_loggers_and_is_listed_first(site):
+def test_the_core_offers_the_logger_of_metrics_and_is_listed_first(site):
     registry = load_registry()
     assert registry.plugins[0].package == "rl-core"
-    assert [(r.package, r.component.name) for r in registry.components("logger")] == [
-        ("rl-core", "console"),
-        ("rl-core", "jsonl"),
-    ]
+    assert [(r.package, r.component.name) for r in registry.components("logger")] == [("rl-core", "jsonl")]
 
 
 def test_a_plugin_that_does_not_import_is_broken_with_file_and_line(install):

@@ -154,6 +154,6 @@ def test_a_qualified_name_says_what_is_wrong_with_the_package(install):
 
 def test_the_catalogue_names_real_kinds_and_packages():
     catalogue = published()
-    assert set(catalogue) <= {*KINDS, "command"}
+    assert set(catalogue) <= {*KINDS, "command", "hook", "cluster"}
     assert catalogue["algorithm"]["sft"] == "rl-algo-sft-rm"
     assert all(package.startswith("rl-") for names in catalogue.values() for package in names.values())

@@ -7,6 +7,7 @@ import logging
 import pytest
 from rl_core.config.problems import Problem
 from rl_core.errors import ConfigError
+from rl_core.hookspecs import hookimpl
 from rl_core.preflight.check import check, load_config
 
 BAD = """\
@@ -85,22 +86,6 @@ def test_a_good_config_selects_components_with_their_packages(config_of, base):
 def test_a_component_can_be_named_with_its_package(config_of, base):
     stage = config_of(base.replace("name: tiny", "name: acme-kit/tiny")).stages[0]
     assert (stage.backend.name, stage.backend.config.name) == ("tiny", "acme-kit/tiny")
-
-
-def test_a_models_folder_is_looked_at_wherever_a_section_names_one(problems_of, base, folder):
-    for name in ("broken", "demo/export"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "config.json").write_text("{")
-    path = folder / "broken"
-    data = base.replace("path: train.txt", "path: train.txt, model: ./broken")
-    run = base.replace("path: org/base", "path: ./broken")
-    reason = (
-        f"{path}/config.json is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
-    )
-    assert problems_of(data) == [f"c.yaml:4: data.model: {reason}\n    copy or download it again"]
-    assert problems_of(run) == [f"c.yaml:1: model.path: {reason}\n    copy or download it again"]
-    exported = base.replace("path: train.txt", f"path: train.txt, model: {folder}/demo/export")
-    assert problems_of(exported, f"run.directory={folder}/demo") == [], "an earlier stage writes it"
 
 
 def test_missing_sections_are_listed(problems_of):
@@ -293,3 +278,42 @@ def test_a_value_where_a_section_belongs_is_reported(problems_of, base):
         "c.yaml:1: model: must be a section of keys, found 'org/base'",
         "c.yaml:5: run: must be a section of keys, found 5",
     ]
+
+
+def test_auto_without_the_package_that_chooses_says_what_to_install(problems_of, base):
+    assert problems_of(base.replace("name: tiny", "name: auto")) == [
+        "c.yaml:3: backend.name: the backend 'auto' is chosen by rl-plan, which is not installed\n"
+        "    pip install rl-plan, or name a backend; installed: absent, tiny"
+    ]
+
+
+class Plans:
+    """A plugin with the hook ``plan_run``."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    @hookimpl
+    def plan_run(self, draft):
+        return self.answer(draft)
+
+
+class TestPlans:
+    @pytest.fixture
+    def more_plugins(self):
+        return (Plans(lambda draft: (draft.multi_stage, [stage.tree.name for stage in draft.stages])),)
+
+    def test_a_plan_is_kept_for_a_config_without_errors(self, run_check, base):
+        assert run_check(base).plans == ((False, ["train"]),)
+
+
+class TestFailingPlans:
+    @pytest.fixture
+    def more_plugins(self):
+        return (Plans(len),)
+
+    def test_a_hook_that_fails_is_a_problem_that_names_the_package(self, problems_of, base):
+        assert problems_of(base) == [
+            "c.yaml:1: package acme-planner: its hook plan_run failed: TypeError: object of type 'Draft' has no len()\n"
+            "    this is a fault of the package; try: pip install --upgrade acme-planner"
+        ]

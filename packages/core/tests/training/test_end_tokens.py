@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 
 import pytest
-from rl_core.config.sections import GeneratorConfig
 from rl_core.contracts.tokenizer import end_token_ids, never_sampled
-from rl_core.training.generation import sampling_of
 from rl_core.training.generation_config import add_end_tokens
 
 
@@ -24,19 +22,9 @@ class Several(Plain):
     never_sampled = (5, 0)
 
 
-def sampling(tokenizer):
-    stage = SimpleNamespace(
-        generator=SimpleNamespace(config=GeneratorConfig(name="any", max_new_tokens=9)), evaluators=()
-    )
-    return sampling_of(stage, tokenizer)
-
-
-def test_rollouts_stop_at_every_end_token_of_the_tokenizer():
-    assert sampling(Several()).stop_token_ids == (7, 3)
-
-
-def test_a_tokenizer_without_a_list_of_ends_has_its_end_of_sequence_token():
-    assert sampling(Plain()).stop_token_ids == (7,)
+def test_end_tokens_are_the_tokenizers_list_or_its_end_of_sequence_token():
+    assert end_token_ids(Several()) == (7, 3)
+    assert end_token_ids(Plain()) == (7,)
     assert end_token_ids(SimpleNamespace(special_tokens={"eos_token_id": None})) == ()
 
 

@@ -2,18 +2,20 @@
 
 import numpy as np
 from rl_core.component import Component, ComponentChoice
-from rl_core.config.sections import EvaluatorConfig, RewardConfig
+from rl_core.config.sections import EvaluatorConfig
 from rl_core.contracts.evaluator import EvaluationResult
 from rl_core.contracts.reward import Sample
-from rl_core.rewards.scoring import InThisProcess, WeightedRewards
 from rl_core.training.evaluation import Evaluations
 
 SAMPLES = [Sample(row={}, prompt="", completion=text) for text in ("ab", "", "abc")]
 
 
-class Length:
+class Failing:
+    """A rollout source that scores all samples but the empty one."""
+
     def score(self, samples):
-        return [len(s.completion) or float("nan") for s in samples]
+        rewards = np.array([len(s.completion) or np.nan for s in samples], np.float32)
+        return rewards, {"reward_failures": float(np.isnan(rewards).sum())}
 
 
 class Scored:
@@ -30,31 +32,24 @@ def evaluator(evaluator, every=None):
     return chosen(EvaluatorConfig(name="mine", every=every)), evaluator
 
 
-def evaluations(*evaluators, rewards=None, last=10):
+def evaluations(*evaluators, rollouts=None, last=10):
     return Evaluations(
         evaluators=evaluators,
         rows=[],
         tokenizer=None,
         algorithm=None,
-        rewards=rewards,
+        rollouts=rollouts,
+        generates=False,
+        scores=rollouts is not None,
         models={},
-        generation=None,
-        max_length=8,
-        on_long="skip",
         seed=0,
         last=last,
     )
 
 
-def metrics(on_error):
-    rewards = WeightedRewards([(chosen(RewardConfig(name="mine", on_error=on_error)), InThisProcess(Length()))])
-    return evaluations(evaluator(Scored(), every=1), rewards=rewards).run(1)[0]
-
-
 def test_rewards_that_fail_in_an_evaluation_are_counted_there():
-    counts = {"eval/reward_failures": 1.0, "eval/reward_timeouts": 0.0}
-    assert metrics("drop") == {"eval/unscored": 1.0, "eval/reward_dropped": 1.0, **counts}
-    assert metrics("zero") == {"eval/unscored": 0.0, "eval/reward_dropped": 0.0, **counts}
+    found, _ = evaluations(evaluator(Scored(), every=1), rollouts=Failing()).run(1)
+    assert found == {"eval/unscored": 1.0, "eval/reward_failures": 1.0}
 
 
 def test_evaluators_run_before_the_first_step_every_so_often_and_after_the_last():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rl_core.algorithm import AlgorithmBase
 from rl_core.batch import SequenceBatch
+from rl_core.contracts.feed import Draw
 from rl_core.errors import DataError, Interrupted, RLError
 from rl_core.model import NonFiniteBatch
-from rl_core.rollout.feed import Draw
 from rl_core.training.algorithm_step import algorithm_step
 from rl_core.training.logger_group import Activity, LoggerGroup
 from rl_core.training.loop import Loop
@@ -45,12 +45,12 @@ class Feed:
 
     def __init__(self, events, *, samples, start, fails_at):
         self.samples, self._events, self._fails_at = samples, events, fails_at
-        self.cursor = SimpleNamespace(position=2 * start)
+        self.position = 2 * start
 
     def next(self, step):
         if step == self._fails_at:
             raise DataError(f"step {step}: no rows")
-        self.cursor.position += 2
+        self.position += 2
         self._events.append(f"draw {step}")
         batch = SequenceBatch.from_lists([[step, 0]], token_columns={"loss_mask": [[0.0, 1.0]]})
         return Draw(batch, {"time/data_s": 0.0}, [{"drawn": step}])

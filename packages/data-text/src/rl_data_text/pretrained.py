@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_core.errors import DataError, EnvironmentProblem
-from rl_core.foreign import MAX_TOKENIZER_BYTES, foreign, read_json_object
-from rl_core.model_folder import check_files
+from rl_huggingface.foreign import MAX_TOKENIZER_BYTES, foreign, read_json_object
+from rl_huggingface.model_folder import check_files
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _OBJECTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from rl_core.chat_rendering import Limits, Renderer
 from rl_core.errors import DataError
 from rl_data_text.tokenizers import chat
+from rl_huggingface.chat_rendering import Limits, Renderer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 MESSAGES = [{"role": "user", "content": "hi <b> ü"}, {"role": "assistant", "content": "fox "}]

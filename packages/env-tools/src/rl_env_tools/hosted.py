@@ -13,10 +13,10 @@ from rl_core.contracts.data import Row
 from rl_core.contracts.environment import CallFailed, Turn
 from rl_core.contracts.tokenizer import Message
 from rl_core.errors import ConfigError, RLError
-from rl_core.isolation.describe import cut, one_line, shown
-from rl_core.isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
-from rl_core.isolation.pool import Pool
-from rl_core.isolation.worker import Limits, Service, as_error
+from rl_isolation.describe import cut, one_line, shown
+from rl_isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
+from rl_isolation.pool import Pool
+from rl_isolation.worker import Limits, Service, as_error
 
 from rl_env_tools.config import PythonConfig
 from rl_env_tools.turns import InvalidTurn, turn_from_json

@@ -11,9 +11,9 @@ from typing import Any
 from rl_core.contracts.environment import CallFailed
 from rl_core.errors import ConfigError
 from rl_core.functions import load_function
-from rl_core.isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
-from rl_core.isolation.pool import Pool
-from rl_core.isolation.worker import Limits, Service, as_error
+from rl_isolation.outcome import Outcome, ProcessEnded, Raised, Returned, TimedOut
+from rl_isolation.pool import Pool
+from rl_isolation.worker import Limits, Service, as_error
 
 from rl_env_tools.config import ToolsConfig
 from rl_env_tools.tool import Description, Tool

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rl_core.contracts.environment import Turn
-from rl_core.isolation.describe import shown
+from rl_isolation.describe import shown
 
 _WRITE_A_MESSAGE = "a message is {'role': 'tool', 'content': 'text'}"
 

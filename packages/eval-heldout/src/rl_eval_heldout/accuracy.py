@@ -10,7 +10,7 @@ from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.tokenizer import end_token_ids
 from rl_core.errors import ConfigError, DataError
-from rl_core.rollout.samples import completion_tokens, sample_rows
+from rl_core.samples import completion_tokens, sample_rows
 
 from rl_eval_heldout.config import AccuracyConfig
 

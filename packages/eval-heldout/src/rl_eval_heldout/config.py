@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 from pydantic import Field, model_validator
-from rl_core.config.problems import Problem
 from rl_core.config.sampling import StopStrings, Temperature
 from rl_core.config.sections import EvaluatorConfig
-from rl_core.config.turn_limits import no_room_for_a_prompt
-
-if TYPE_CHECKING:
-    from rl_core.config.stage import StageConfig
 
 _LIMIT = "Use only this many rows of eval_data, from the start; default: all."
 
@@ -39,8 +31,3 @@ class AccuracyConfig(EvaluatorConfig):
         if self.n > 1 and self.temperature == 0:
             raise ValueError(f"n: {self.n} completions at temperature 0 would all be the same; set temperature: 1.0")
         return self
-
-    def problems(self, stage: StageConfig) -> Iterator[Problem]:
-        """Completions that leave no room for a prompt; an environment may have a limit of its own."""
-        if stage.environment is None or stage.environment.config.max_tokens_per_turn is None:
-            yield from no_room_for_a_prompt(self.max_new_tokens, stage)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult
+from rl_core.data.feed import join_rows
 from rl_core.errors import ConfigError, DataError
-from rl_core.rollout.feed import join_rows
 
 from rl_eval_heldout.config import LossConfig
 

@@ -15,10 +15,10 @@ from rl_core.contracts.backend import WeightBucket, WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import RLError
-from rl_core.foreign import foreign
-from rl_core.model_folder import check_files
-from rl_core.rollout.request_checks import check_requests, check_sampling
-from rl_core.rollout.weight_updates import WeightUpdates
+from rl_huggingface.foreign import foreign
+from rl_huggingface.model_folder import check_files
+from rl_rollout.request_checks import check_requests, check_sampling
+from rl_rollout.weight_updates import WeightUpdates
 from rl_torch.models import build_model
 from rl_torch.profiling import Profiler
 from rl_torch.weights import load_buckets_into

@@ -14,9 +14,9 @@ from rl_core.contracts.backend import WeightBucket, WorkerContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import EnvironmentProblem, RLError
-from rl_core.foreign import foreign
-from rl_core.rollout.request_checks import check_requests, check_sampling
-from rl_core.rollout.weight_updates import WeightUpdates
+from rl_huggingface.foreign import foreign
+from rl_rollout.request_checks import check_requests, check_sampling
+from rl_rollout.weight_updates import WeightUpdates
 from rl_torch.checkpoint_files import open_checkpoint
 from rl_torch.models import build_config
 from rl_torch.pretrained import empty_like

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import read_json_object
-from rl_core.model_folder import check_config
+from rl_huggingface.foreign import read_json_object
+from rl_huggingface.model_folder import check_config
 
 if TYPE_CHECKING:
     from rl_core.config.sections import InitConfig, ModelConfig

@@ -62,7 +62,7 @@ class WorkerExtension:
         names = {name for name, _ in model.named_parameters()}
         tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
         given = ((renamed.get(name, name), tensor) for name, tensor in from_buckets(buckets))
-        weights = ((name, tensor) for name, tensor in given if name is not None)
+        weights: Iterator[tuple[str, Tensor]] = ((name, tensor) for name, tensor in given if name is not None)
         if published_as is not None:
             weights = as_published(published_as, weights)
         with set_current_vllm_config(self.vllm_config):

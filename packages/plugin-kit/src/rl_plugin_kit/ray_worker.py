@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from rl_core.cluster import head
 from rl_core.cluster.head import HeadOptions
-from rl_core.cluster.local_cluster import joinable
+from rl_core.cluster.named import joinable
 from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.session import OBJECT_STORE_BYTES_CPU, OwnRay
 from rl_core.component import Component

@@ -53,7 +53,7 @@ def sections_for(
     if "algorithm" not in chosen:
         if kind == "evaluator":
             needs |= set(chooser.component(kind, str(section["name"])).needs)
-        rollouts = kind in ("generator", "reward", "environment") or bool(needs & {"generator", "rewards"})
+        rollouts = kind in ("generator", "rollout", "reward", "environment") or bool(needs & {"generator", "rewards"})
         rows = chooser.rows(section) if kind == "data_source" else questions()
         chosen["algorithm"] = chooser.algorithm(rollouts=rollouts, rows=rows)
     algorithm = chooser.component("algorithm", str(chosen["algorithm"]["name"]))

@@ -37,8 +37,8 @@ def test_a_kind_can_be_typed_by_the_name_of_its_component():
     assert find_kind("data_source") == find_kind("data")
 
 
-def test_every_kind_but_the_tokenizer_has_templates():
-    assert {kind.component for kind in PLUGIN_KINDS} == set(KINDS) - {"tokenizer"}
+def test_every_kind_but_tokenizers_and_rollout_sources_has_templates():
+    assert {kind.component for kind in PLUGIN_KINDS} == set(KINDS) - {"tokenizer", "rollout"}
 
 
 @pytest.mark.parametrize(

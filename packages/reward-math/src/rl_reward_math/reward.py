@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from rl_core.contracts.reward import Sample, Score
 from rl_core.errors import DataError
-from rl_core.isolation.outcome import Outcome, Returned, TimedOut
-from rl_core.isolation.pool import Pool
-from rl_core.isolation.worker import Limits, Service
+from rl_isolation.outcome import Outcome, Returned, TimedOut
+from rl_isolation.pool import Pool
+from rl_isolation.worker import Limits, Service
 
 from rl_reward_math.config import MathConfig
 from rl_reward_math.extraction import gold_answer, marked_answer

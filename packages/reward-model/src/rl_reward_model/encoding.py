@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 from rl_core.chat import row_template_kwargs, row_tools
-from rl_core.chat_calls import CallFitter
-from rl_core.chat_messages import cleaned, continues, leading_token
-from rl_core.chat_rendering import Form, shared_renderer
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, EnvironmentProblem
-from rl_core.foreign import foreign, read_json_object
-from rl_core.model_folder import check_files, check_model_folder
+from rl_huggingface.chat_calls import CallFitter
+from rl_huggingface.chat_messages import cleaned, continues, leading_token
+from rl_huggingface.chat_rendering import Form, shared_renderer
+from rl_huggingface.foreign import foreign, read_json_object
+from rl_huggingface.model_folder import check_files, check_model_folder
 
 from rl_reward_model.config import ModelRewardConfig
 from rl_reward_model.folder import learned_positions
@@ -172,7 +172,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any], kwargs: Mapping[str, Any], form: Form
     ) -> str:
-        """``messages``, as :func:`rl_core.chat_messages.cleaned` leaves them, as text.
+        """``messages``, as :func:`rl_huggingface.chat_messages.cleaned` leaves them, as text.
 
         Raises:
             DataError: there is no template, it refuses the messages, or it exceeds a limit.

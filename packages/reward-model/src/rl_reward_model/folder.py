@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import foreign
-from rl_core.model_folder import check_model_folder, read_config
+from rl_huggingface.foreign import foreign
+from rl_huggingface.model_folder import check_model_folder, read_config
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _HEAD = "ForSequenceClassification"

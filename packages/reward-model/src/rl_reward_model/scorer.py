@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from rl_core.batch import SequenceBatch
 from rl_core.errors import EnvironmentProblem, RLError
-from rl_core.foreign import foreign
-from rl_core.model_folder import check_model_folder
+from rl_huggingface.foreign import foreign
+from rl_huggingface.model_folder import check_model_folder
 from rl_torch.pretrained import forget_quantization, load_pretrained
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging

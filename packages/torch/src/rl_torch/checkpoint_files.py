@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import read_json_object
-from rl_core.model_folder import (
+from rl_huggingface.foreign import read_json_object
+from rl_huggingface.model_folder import (
     CONFIG,
     INDEX,
     SINGLE,

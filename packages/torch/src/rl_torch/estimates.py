@@ -6,7 +6,7 @@ The sizes of tensors that :mod:`rl_torch` makes are counted here, and settings t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,25 +53,42 @@ def adapter_parameters(shape: ModelShape, adapter: AdapterSpec) -> int:
     return shape.layers * sum(rank * (inputs + outputs) + more(outputs) for inputs, outputs in layers)
 
 
-def logits_bytes(
+def projection_bytes(
     tokens: int,
     vocabulary: int,
+    hidden: int,
     *,
     chunk_tokens: int | None,
     compute_bytes: int,
     trainable: bool,
     entropy: bool,
+    weight_gradient: int,
 ) -> int:
-    """Tensors of one chunk of tokens × vocabulary that :func:`rl_torch.logprobs.token_outputs` holds at once.
+    """Tensors of the output projection that :func:`rl_torch.logprobs.token_outputs` holds at once.
 
-    One chunk for everything: its log-probs are kept, and probabilities and gradient. Several: the logits, and
-    the gradient of the chunk before, as well. A loss with the entropy needs three more for its derivative.
+    Those of one chunk of tokens × vocabulary. One chunk for everything: its log-probs are kept, and probabilities and
+    gradient. Several: the logits, and the gradient of the chunk before, as well. A loss with the entropy needs three
+    more for its derivative. Besides them the gradients by both factors.
+
+    Args:
+        hidden: width of the hidden states.
+        weight_gradient: bytes of the gradient by the weights; 0 where they are not trained.
     """
     chunk = min(chunk_tokens or max(16, CHUNK_ELEMENTS // vocabulary), tokens)
     copies = 3 if chunk == tokens or not trainable else 5
     if entropy:
         copies += 3 if trainable else 1
-    return chunk * vocabulary * (copies * FP32 + (compute_bytes if compute_bytes != FP32 else 0))
+    logits = chunk * vocabulary * (copies * FP32 + (compute_bytes if compute_bytes != FP32 else 0))
+    by_hidden = tokens * hidden * compute_bytes if trainable else 0
+    # By the weights: the sum over chunks, and one chunk's part of it.
+    return logits + by_hidden + 2 * weight_gradient
+
+
+def norms_per_token(shape: ModelShape, compute_bytes: int, *, weights_trained: bool) -> float:
+    """Bytes of one token that a block's two norms keep: each its input in float32, what its weight multiplies, and its
+    output, which the next linear layers keep as their input.
+    """
+    return 2 * shape.hidden_size * (FP32 + compute_bytes * (2 if weights_trained else 1)) + 2 * FP32
 
 
 def microbatch_tokens(job: BackendJob, *, limit: int, data_ranks: int) -> tuple[int, int]:
@@ -136,16 +153,3 @@ def first_that_fits(
     even = f", even with {settings.how}" if settings.how else ""
     needs = f"needs {memory.peak / 2**30:.1f} GiB of a GPU's {limit / 2**30:.1f} GiB{even}"
     return Fit(settings, TOO_LARGE, (needs,), memory)
-
-
-def savings(
-    config: Any,
-    changes: Mapping[str, Mapping[str, Any]],
-    *,
-    peak: int,
-    estimate: Callable[[Any], MemoryEstimate],
-) -> Iterator[str]:
-    """Of ``changes`` (what to write → fields of ``config``), those that take a tenth or more off ``peak``, in order."""
-    for text, fields in changes.items():
-        if estimate(config.model_copy(update=dict(fields))).peak <= 0.9 * peak:
-            yield f"set backend.{text}"

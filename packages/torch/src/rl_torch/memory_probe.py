@@ -33,7 +33,7 @@ from rl_core.contracts.model import AdapterSpec, ModelSpec, OptimizerSpec, Role
 from rl_core.contracts.rating import BackendJob, JobRole, ModelShape
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.discovery.references import resolve_reference
-from rl_core.planning.model_shape import shape_of_config
+from rl_huggingface.model_shape import shape_of_config
 
 POLICY = Role("policy", trainable=True)
 TINY = {"hidden_size": 64, "heads": 2, "kv_heads": 2, "layers": 2, "ffn": 64}
@@ -211,8 +211,7 @@ def train(made: Any, case: Mapping[str, Any], place: Topology) -> None:
 
 def forget(made: Any) -> None:
     """Drop the loaded models, but stay in the process group."""
-    made._roles.clear()
-    gc.collect()
+    made.unload()
     ctypes.CDLL(None).malloc_trim(0)  # what is free must not count as used before, and then be used
 
 

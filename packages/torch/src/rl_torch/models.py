@@ -12,8 +12,8 @@ import torch
 import transformers
 from rl_core.contracts.model import Head, ModelSpec
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import foreign
-from rl_core.model_folder import check_model_folder
+from rl_huggingface.foreign import foreign
+from rl_huggingface.model_folder import check_model_folder
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from rl_torch.architectures import attention_of
 from rl_torch.determinism import switch_randomness_off
-from rl_torch.pretrained import forget_quantization, load_pretrained
+from rl_torch.pretrained import empty_like, forget_quantization, load_pretrained
 from rl_torch.rope import fix_frequencies
 
 
@@ -41,6 +41,19 @@ def build_config(spec: ModelSpec) -> PretrainedConfig:
             architecture.
     """
     return _read_config(spec) if spec.path is not None else _config_from_shape(spec)
+
+
+def auto_class(config: PretrainedConfig, head: Head) -> Any:
+    """The ``AutoModelFor…`` that builds the model of ``config`` with this head; a scalar one's config has one label."""
+    if head == "lm":
+        return AutoModelForCausalLM
+    config.num_labels = 1
+    return AutoModelForSequenceClassification
+
+
+def skeleton(config: PretrainedConfig, head: Head) -> PreTrainedModel:
+    """The model without memory for its weights: names, shapes, and what an export writes next to them."""
+    return empty_like(auto_class(config, head), config)
 
 
 def settle(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
@@ -74,11 +87,8 @@ def build_model(
             such model with this head.
     """
     config = build_config(spec)
-    auto: Any = AutoModelForCausalLM
+    auto = auto_class(config, head)
     model: Any  # transformers wraps `to` without its types
-    if head == "scalar":
-        auto = AutoModelForSequenceClassification
-        config.num_labels = 1
     try:
         if spec.path is not None:
             model, new = _load(auto, spec, config, dtype)
@@ -161,11 +171,21 @@ def _finish_scalar(model: PreTrainedModel, spec: ModelSpec, *, is_new: bool) -> 
         )
     if is_new:
         torch.nn.init.zeros_(head.weight)
+    name_padding_token(model.config, spec, is_new=is_new)
+
+
+def name_padding_token(config: PretrainedConfig, spec: ModelSpec, *, is_new: bool) -> None:
+    """Name the tokenizer's padding token in a scalar model's config, without which transformers refuses batches.
+
+    Not before the model is built: an embedding's row for padding would get no gradient.
+
+    Args:
+        is_new: the head is; else a token that the config names stays.
+    """
     ids = [spec.special_tokens.get(name) for name in ("pad_token_id", "eos_token_id")]
     padding = next((i for i in ids if i is not None), None)
-    if padding is not None and (is_new or model.config.pad_token_id is None):
-        # Not before the model is built: an embedding's row for padding would get no gradient.
-        model.config.pad_token_id = padding
+    if padding is not None and (is_new or config.pad_token_id is None):
+        config.pad_token_id = padding
 
 
 def _initialise(

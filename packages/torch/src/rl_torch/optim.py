@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from rl_core.contracts.model import OptimizerSpec
+from torch import Tensor
 from torch.nn import Parameter
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter, besides the number of steps."""
 
 
 def build_adamw(parameters: Iterable[Parameter], spec: OptimizerSpec) -> torch.optim.AdamW:
@@ -48,7 +53,29 @@ def learning_rate(spec: OptimizerSpec, completed_steps: int) -> float:
     return spec.learning_rate * (spec.min_lr_ratio + (1 - spec.min_lr_ratio) * shape)
 
 
+def clipping(norm: float, limit: float | None) -> float:
+    """The factor that brings a gradient of this norm down to ``limit``."""
+    return limit / (norm + 1e-6) if limit is not None and norm > limit else 1.0
+
+
+def take_step(optimizer: torch.optim.Optimizer, gradients: list[Tensor], *, rate: float, shrink: float) -> None:
+    """Multiply ``gradients``, which are those of the optimizer's parameters, by ``shrink``, and step."""
+    if shrink != 1.0:
+        torch._foreach_mul_(gradients, shrink)
+    set_learning_rate(optimizer, rate)
+    optimizer.step()
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Use ``value`` for all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """AdamW's state of a parameter, with the moments that its first step would create."""
+    state = optimizer.state[parameter]
+    for moment in MOMENTS:
+        if moment not in state:
+            state[moment] = torch.zeros_like(parameter.detach())
+    return state

@@ -16,7 +16,7 @@ import transformers
 from rl_core.contracts.model import Head
 from rl_core.errors import EnvironmentProblem
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rl_torch.architectures import body_of, only_windows, vocabulary
 from rl_torch.logits import LogitTransform, logit_transform
@@ -173,7 +173,7 @@ def compute_outputs(
     Raises:
         ValueError: the model's head cannot compute one of ``outputs``.
     """
-    check_outputs(model, outputs)
+    check_outputs(model.head, outputs)
     if balancing is not None:
         attention |= {"balancing": balancing, "tokens": micro.indices}
     results = model(
@@ -181,7 +181,7 @@ def compute_outputs(
         micro.position_ids,
         predictors=micro.predictors,
         targets=micro.targets,
-        last=score_indices(model, micro),
+        last=score_indices(model.model.config, model.head, micro),
         outputs=tuple(outputs),
         temperature=temperature,
         **attention,
@@ -189,27 +189,27 @@ def compute_outputs(
     return in_batch_order(results, micro)
 
 
-def check_outputs(model: PolicyModel | ScalarModel, outputs: tuple[str, ...]) -> None:
-    """Refuse what the model's head cannot compute.
+def check_outputs(head: Head, outputs: tuple[str, ...]) -> None:
+    """Refuse what a head cannot compute.
 
     Raises:
         ValueError: names the first such output.
     """
-    possible = OUTPUTS[model.head]
+    possible = OUTPUTS[head]
     odd = [name for name in outputs if name not in possible]
     if odd:
         listed = f"{', '.join(possible[:-1])} and {possible[-1]}"
-        raise ValueError(f"a model with a {model.head!r} head computes {listed}, not {odd[0]!r}")
+        raise ValueError(f"a model with a {head!r} head computes {listed}, not {odd[0]!r}")
 
 
-def score_indices(model: PolicyModel | ScalarModel, micro: MicroBatch) -> Tensor:
+def score_indices(config: PretrainedConfig, head: Head, micro: MicroBatch) -> Tensor:
     """int64 [B]: the position at which each sequence's score stands.
 
     That is its last token that is not the config's padding token, as in transformers, which cannot tell an end
     token that is also the padding token from padding.
     """
-    pad = getattr(model.model.config.get_text_config(decoder=True), "pad_token_id", None)
-    return micro.last if model.head == "lm" or pad is None else _last_unpadded(micro, pad)
+    pad = getattr(config.get_text_config(decoder=True), "pad_token_id", None)
+    return micro.last if head == "lm" or pad is None else _last_unpadded(micro, pad)
 
 
 def in_batch_order(results: dict[str, Tensor], micro: MicroBatch) -> TokenOutputs:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rl_core.errors import EnvironmentProblem
-from rl_core.foreign import foreign
-from rl_core.model_folder import PICKLES, StoredTensor, check_files, files_of_index
+from rl_huggingface.foreign import foreign
+from rl_huggingface.model_folder import PICKLES, StoredTensor, check_files, files_of_index
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
@@ -40,6 +40,20 @@ def empty_like(auto: Any, config: PretrainedConfig) -> PreTrainedModel:
         model = auto.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config, auto))
     model.tie_weights()
     return model
+
+
+def weight_plan(path: str, empty: Callable[[], PreTrainedModel]) -> WeightPlan | None:
+    """Where each weight of a model is in the safetensors of a folder or hub id; None where only transformers can tell.
+
+    Args:
+        empty: makes the model without storage.
+
+    Raises:
+        EnvironmentProblem: the files are damaged, or do not hold this model's weights.
+    """
+    with foreign(path):
+        files = open_checkpoint(path)
+        return None if files is None else WeightPlan.of(empty(), files)
 
 
 def load_pretrained(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rl_core.config.paths import model_paths
 from rl_core.config.problems import Problem
 from rl_core.errors import EnvironmentProblem
-from rl_core.model_folder import CONFIG, read_config
+from rl_huggingface.model_folder import CONFIG, read_config
 
 from rl_torch.quant_methods import method_of
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from rl_core.errors import EnvironmentProblem
-from rl_core.model_folder import StoredTensor
+from rl_huggingface.model_folder import StoredTensor
 from torch import Tensor
 
 from rl_torch.quant_methods import ADVICE, MXFP4, SUFFIXES, method_of

@@ -9,7 +9,7 @@ from rl_core.secrets.redaction import hide_secrets
 
 
 def check_command(context: typer.Context, config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """List every problem of a config, or show the resolved plan."""
+    """List every problem of a config, or show the plan (rl-plan)."""
     from rl_core.preflight.check import check
 
     result = check(config, overrides or [], context.obj, import_functions=True)
@@ -20,7 +20,6 @@ def check_command(context: typer.Context, config: ConfigArgument, overrides: Ove
     if errors or result.config is None:
         typer.echo(f"{errors} problem{'' if errors == 1 else 's'} in {config}", err=True)
         raise typer.Exit(2)
-    from rl_core.planning.plan import render_plan
-
-    stdout().print(render_plan(result.config, context.obj, result.backends))
+    for plan in result.plans:
+        stdout().print(plan.render(result.config, context.obj))
     typer.echo("config ok")

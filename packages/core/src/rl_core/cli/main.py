@@ -18,15 +18,11 @@ import typer.main
 
 from rl_core.cli import (
     check,
-    cluster,
-    doctor,
     evaluate,
     export,
     plugins,
     resume,
     run,
-    runs,
-    schema,
     streams,
 )
 from rl_core.cli.framework import Command, Group, warn
@@ -43,17 +39,6 @@ _COMMANDS = {
     "eval": evaluate.evaluate_command,
     "export": export.export_command,
     "plugins": plugins.plugins_command,
-    "schema": schema.schema_command,
-    "doctor": doctor.doctor_command,
-    "runs": runs.runs_command,
-}
-_CLUSTER_COMMANDS = {
-    "start": cluster.start_command,
-    "status": cluster.status_command,
-    "stop": cluster.stop_command,
-}
-_GROUPS: dict[str, tuple[dict[str, Any], str]] = {
-    "cluster": (_CLUSTER_COMMANDS, "A Ray on this machine that later runs join."),
 }
 _LIST_BROKEN_PLUGINS_THEMSELVES = ("plugins", "plugin", "doctor")
 
@@ -131,11 +116,6 @@ def _application() -> typer.Typer:
     app.callback()(_root)
     for name, function in _COMMANDS.items():
         app.command(name, cls=Command)(function)  # type: ignore[type-var]
-    for name, (commands, summary) in _GROUPS.items():
-        group = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None, help=summary)
-        for command, function in commands.items():
-            group.command(command, cls=Command)(function)  # type: ignore[type-var]
-        app.add_typer(group, name=name)
     return app
 
 
@@ -161,14 +141,13 @@ def _root(
 
 def _drop_taken_names(app: typer.Typer, own: set[int]) -> None:
     """A plugin must not replace a command of the core; ``own`` are the ids of the core's."""
-    taken = {*_COMMANDS, *_GROUPS}
     for one in list(app.registered_commands):
         name = one.name or getattr(one.callback, "__name__", "").replace("_", "-")
-        if name in taken and id(one) not in own:
+        if name in _COMMANDS and id(one) not in own:
             app.registered_commands.remove(one)
             warn(f"command {name!r} of {getattr(one.callback, '__module__', 'a plugin')} is left out: rl has its own")
     for group in list(app.registered_groups):
-        if group.name in taken and id(group) not in own:
+        if group.name in _COMMANDS and id(group) not in own:
             app.registered_groups.remove(group)
             warn(f"command group {group.name!r} of a plugin is left out: rl has a command of that name")
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from rl_core.cluster import head
 from rl_core.cluster.head import Head, HeadOptions
-from rl_core.cluster.local_cluster import LocalCluster, joinable
+from rl_core.cluster.named import joinable
 from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.ray_logs import keep_logs, link_logs
 from rl_core.cluster.ray_loss import NodeWatch, ProcessWatch, RayLoss, in_background
@@ -23,6 +23,7 @@ from rl_core.cluster.reach import wait_for_answer
 from rl_core.cluster.resources import RayNeeds, usable_cpus
 from rl_core.cluster.temporary import RayFolder
 from rl_core.cluster.watchdog import own_node
+from rl_core.contracts.cluster import NamedCluster
 from rl_core.errors import EnvironmentProblem
 from rl_core.machine import gpu_count
 
@@ -125,7 +126,7 @@ class _Joined(_Given):
     """A cluster that was there before."""
 
     def __init__(
-        self, address: str, cluster: LocalCluster | None, *, within_s: float, on_loss: Callable[[str], None]
+        self, address: str, cluster: NamedCluster | None, *, within_s: float, on_loss: Callable[[str], None]
     ) -> None:
         super().__init__(on_loss)
         self._address = address

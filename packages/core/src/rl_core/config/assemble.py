@@ -55,6 +55,7 @@ def build_stage(
         loggers=choices["loggers"],
         resolved=redact(resolved),
         environment=first["environment"],
+        rollout=first["rollout"],
     )
     return stage, document
 

@@ -24,7 +24,7 @@ from rl_core.config.sections import (
     ModelConfig,
     RewardConfig,
 )
-from rl_core.discovery.lookup import ComponentNotFound
+from rl_core.discovery.lookup import ComponentNotFound, published
 from rl_core.discovery.references import install_command
 from rl_core.errors import EnvironmentProblem
 
@@ -35,6 +35,7 @@ KIND_OF = {
     "algorithm": "algorithm",
     "backend": "backend",
     "generator": "generator",
+    "rollout": "rollout",
     "environment": "environment",
     "tokenizer": "tokenizer",
     "data": "data_source",
@@ -56,7 +57,7 @@ BASE_OF: dict[str, type[ComponentConfig]] = {
 """What the config model of a kind derives from; :class:`ComponentConfig` for the others."""
 
 AUTO = "auto"
-"""``backend.name`` that leaves the choice to :mod:`rl_core.planning.auto_backend`."""
+"""``backend.name`` that leaves the choice to a package with the hook ``plan_run``."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -132,6 +133,7 @@ def select(tree: StageTree, registry: Registry, interpolator: Interpolator) -> S
         else:
             selected.selections[section] = [_select_one(section, node, registry, found)]
     _default_tokenizer(selected, registry)
+    _default_rollout(selected, registry)
     return selected
 
 
@@ -258,6 +260,31 @@ def _default_tokenizer(selected: Selected, registry: Registry) -> None:
     node = replace(model, value={"name": name}, path=path)
     selected.nodes["tokenizer"] = node
     selected.selections["tokenizer"] = [_select_one("tokenizer", node, registry, findings)]
+
+
+def _default_rollout(selected: Selected, registry: Registry) -> None:
+    """The installed rollout source, for stages that sample or score; an error where there is none, or a choice."""
+    asking = next((selected.nodes[s] for s in ("generator", "rewards") if s in selected.nodes), None)
+    if "rollout" in selected.nodes or asking is None:
+        return
+    findings = selected.findings["rollout"] = Findings()
+    path = (*selected.tree.path, "rollout")
+    offered = registry.components("rollout")
+    if len(offered) > 1:
+        names = " or ".join(f"{one.package}/{one.component.name}" for one in offered)
+        message = f"{len(offered)} packages make and score completions, and one is to be chosen"
+        findings.add(asking.where, path, message, fix=f"rollout: {{name: {names}}}")
+        return
+    if not offered:
+        try:
+            registry.find("rollout", next(iter(published()["rollout"])))
+        except ComponentNotFound as error:
+            message = "no package that makes and scores completions is installed"
+            findings.add(asking.where, path, message, fix=error.fix)
+        return
+    name = replace(asking, value=offered[0].component.name, path=(*path, "name"), expression="")
+    node = replace(asking, value={"name": name}, path=path)
+    selected.selections["rollout"] = [_select_one("rollout", node, registry, findings)]
 
 
 def _show(node: Node) -> str:

@@ -42,6 +42,28 @@ class StageConfig:
     loggers: tuple[ComponentChoice, ...]
     resolved: Mapping[str, Any]
     environment: ComponentChoice | None = None
+    rollout: ComponentChoice | None = None
+
+    @property
+    def max_tokens_per_turn(self) -> int:
+        """Most tokens the model writes at a stretch; the stage has a generator."""
+        assert self.generator is not None
+        given = self.environment.config.max_tokens_per_turn if self.environment is not None else None
+        return given or self.generator.config.max_new_tokens
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """Most tokens the model writes in one sequence, over all turns; the stage has a generator."""
+        turns = self.environment.config.max_turns if self.environment is not None else 1
+        return turns * self.max_tokens_per_turn
+
+    @property
+    def completion_limit_name(self) -> str:
+        """The name of :attr:`max_completion_tokens` in messages."""
+        if self.environment is None:
+            return "generator.max_new_tokens"
+        given = self.environment.config.max_tokens_per_turn
+        return f"environment.max_turns × {'max_tokens_per_turn' if given else 'generator.max_new_tokens'},"
 
     def choices(self) -> tuple[ComponentChoice, ...]:
         """Every component of the stage, in the order of the sections."""
@@ -49,6 +71,7 @@ class StageConfig:
             self.algorithm,
             self.backend,
             self.generator,
+            self.rollout,
             self.environment,
             self.tokenizer,
             self.data,

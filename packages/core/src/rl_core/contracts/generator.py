@@ -77,7 +77,7 @@ class Generator(Protocol):
 
         With ``run.max_staleness`` it may be called while :meth:`generate` runs. The weights then change between two
         decoding steps, and each token's ``weights_version`` is that of the weights that sampled it; see
-        :class:`rl_core.rollout.weight_updates.WeightUpdates`. A generator whose engine cannot do this may wait for
+        ``rl_rollout.weight_updates.WeightUpdates``. A generator whose engine cannot do this may wait for
         the end of ``generate``.
         """
         ...

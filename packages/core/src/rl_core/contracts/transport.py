@@ -4,7 +4,7 @@
 :meth:`Generator.update_weights`. Each other transport has two ends: one around the backend of every rank, one around
 every generator. A config class names those that its component works with in ``weight_transports``
 (``rl_torch.transports`` has them for PyTorch); core makes an end in the worker's process when it is first needed,
-and calls its methods from a controller in :mod:`rl_core.transports`.
+and calls its methods from a controller in :mod:`rl_rollout.transports`.
 """
 
 from __future__ import annotations

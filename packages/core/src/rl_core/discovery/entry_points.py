@@ -29,6 +29,7 @@ REGISTER_HOOKS = {
     "register_algorithms": "algorithm",
     "register_backends": "backend",
     "register_generators": "generator",
+    "register_rollouts": "rollout",
     "register_tokenizers": "tokenizer",
     "register_data_sources": "data_source",
     "register_rewards": "reward",

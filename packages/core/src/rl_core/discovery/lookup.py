@@ -55,7 +55,7 @@ def find_component(
 
 
 def published() -> dict[str, dict[str, str]]:
-    """Kind (or ``command``) → name → the published distribution that offers it. Used for messages only."""
+    """Kind (or ``command``, ``hook``, ``cluster``) → name → the published distribution that offers it; for messages."""
     return json.loads(files("rl_core.discovery").joinpath("published.json").read_text(encoding="utf-8"))
 
 

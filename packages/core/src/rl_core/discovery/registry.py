@@ -87,6 +87,10 @@ class Registry:
                 outcomes.append(HookOutcome(package, error=error))
         return outcomes
 
+    def implements(self, hook_name: str) -> bool:
+        """Whether any plugin implements a hook."""
+        return bool(getattr(self._manager.hook, hook_name).get_hookimpls())
+
     def manifest(self) -> dict[str, str]:
         """Distribution → version of every plugin that is ok: what a worker must have as well."""
         return {plugin.package: plugin.version for plugin in self.plugins if plugin.status == "ok"}

@@ -1,1 +1,1 @@
-"""The loggers every installation has: the terminal, and JSON lines in the run directory."""
+"""The logger every installation has: JSON lines in the run directory."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rl_core.config.assemble import build_stage, run_document
@@ -24,12 +24,11 @@ from rl_core.config.sections import ModelConfig
 from rl_core.config.select import Selected, select
 from rl_core.config.stage import RunConfig, StageConfig, stage_directory
 from rl_core.config.typed_secrets import Writer, remember_typed
+from rl_core.contracts.plan import RunPlan
 from rl_core.errors import ConfigError
 from rl_core.machine import Machine
-from rl_core.planning.backend_report import BackendReport, report_backend
-from rl_core.planning.model_shape import FoundShape
-from rl_core.planning.workload import stage_shape
 from rl_core.preflight import crosscheck
+from rl_core.preflight.draft import Draft, plan_run
 from rl_core.secrets.patterns import secret_spans
 
 if TYPE_CHECKING:
@@ -45,12 +44,12 @@ class CheckResult:
     Attributes:
         config: None if anything is an error.
         problems: in the order of the lines they stand on.
-        backends: stage → what is known about its backend; only stages about which something is.
+        plans: what plugins planned, in the order of their packages.
     """
 
     config: RunConfig | None
     problems: tuple[Problem, ...]
-    backends: Mapping[str, BackendReport] = field(default_factory=dict)
+    plans: tuple[RunPlan, ...] = ()
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -71,8 +70,8 @@ def check(
         path: the YAML file.
         overrides: ``section.key=value`` texts (see :mod:`rl_core.config.overrides`).
         registry: the installed components.
-        import_functions: import the functions that the config names, each with a deadline
-            (:func:`rl_core.preflight.functions.broken_functions`); without it none of the user's code is run.
+        import_functions: have plugins import the functions that the config names (``validate_functions``); without it
+            none of the user's code is run.
     """
     findings = Findings()
     composition = compose(os.fspath(path), overrides, findings)
@@ -84,7 +83,7 @@ def check(
     name, directory = _identity(composition.root, findings, now, secrets)
     stages = _select_stages(composition, name, directory, registry, now, secrets)
     machine = Machine()
-    backends = _report_backends(stages, directory, registry, machine, multi_stage=composition.multi_stage)
+    plans = plan_run(Draft(stages, directory, composition.multi_stage, registry))
     reads = [crosscheck.sections_read(stage) for stage in stages]
     known = all(stage.all_found and "algorithm" in stage.nodes for stage in stages)
     for stage, read in zip(stages, reads, strict=True):
@@ -100,7 +99,7 @@ def check(
     built = _build_stages(stages, reads, registry, machine, findings, writer)
     if import_functions and not findings.failed:
         for stage, read in zip(stages, reads, strict=True):
-            crosscheck.check_functions(stage, read, findings)
+            crosscheck.check_functions(stage, read, registry, findings)
     if findings.failed:
         return CheckResult(None, findings.in_order(composition.files))
     document = run_document(
@@ -115,7 +114,7 @@ def check(
         typed_secrets=writer.typed,
         from_environment=writer.given,
     )
-    return CheckResult(config, findings.in_order(composition.files), backends)
+    return CheckResult(config, findings.in_order(composition.files), plans)
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str], registry: Registry) -> RunConfig:
@@ -175,22 +174,6 @@ def _select_stages(
     return stages
 
 
-def _report_backends(
-    stages: Sequence[Selected], directory: str, registry: Registry, machine: Machine, *, multi_stage: bool
-) -> dict[str, BackendReport]:
-    """Choose backends that are ``auto`` and estimate memory, stage by stage: a stage may start from an earlier one."""
-    exports: dict[str, FoundShape] = {}
-    reports: dict[str, BackendReport] = {}
-    for selected in stages:
-        name = selected.tree.name
-        findings = selected.findings.setdefault("backend", Findings())
-        if (report := report_backend(selected, registry, exports, machine, findings)) is not None:
-            reports[name] = report
-        folder = stage_directory(directory, name, multi_stage=multi_stage)
-        exports[os.path.join(folder, "export")] = stage_shape(selected, exports)
-    return reports
-
-
 def _with_directory(tree: StageTree, directory: str) -> StageTree:
     """The stage with the absolute run directory in its section ``run``, unless what stands there is no text."""
     run = tree.root.get("run")
@@ -234,12 +217,10 @@ def _build_stages(
         built.append(result)
         stage = result[0]
         crosscheck.check_plans(selected, stage, findings)
-        crosscheck.check_models(selected, stage, read, findings)
         crosscheck.check_adapter(selected, stage, findings)
         crosscheck.check_staleness(selected, stage, findings)
         crosscheck.check_placement(selected, stage, machine, findings)
         crosscheck.check_network(selected, stage, findings)
-        crosscheck.check_environment(selected, stage, findings)
         crosscheck.check_components(selected, stage, read, findings)
         crosscheck.check_hooks(selected, stage, registry, findings)
     return built

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel
 
 from rl_core.cluster.ray_address import ray_address
 from rl_core.component import SECTIONS
@@ -14,21 +12,19 @@ from rl_core.config.compose import LISTS, REQUIRED
 from rl_core.config.document import Node
 from rl_core.config.environment import EnvironmentConfig
 from rl_core.config.findings import Findings
-from rl_core.config.paths import function_references, model_paths
+from rl_core.config.generators import gpus_on_this_machine, has_own_gpus, placement_problems
+from rl_core.config.paths import function_references
 from rl_core.config.problems import Problem
 from rl_core.config.select import KIND_OF, Selected, Selection, describe_error, report_crash
 from rl_core.config.stage import StageConfig
-from rl_core.config.turn_limits import completion_limit_problems, turn_limit_problems
 from rl_core.config.typed_secrets import check_typed
-from rl_core.errors import EnvironmentProblem
 from rl_core.machine import Machine
-from rl_core.model_folder import check_model_folder
 from rl_core.network import describe, interfaces
-from rl_core.planning.generators import gpus_on_this_machine, has_own_gpus, placement_problems
-from rl_core.preflight.functions import broken_functions
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 ALWAYS_READ = frozenset({"model", "run", "algorithm", "backend", "tokenizer", "data", "evaluators", "loggers"})
 _EXAMPLE = {"model": "model: {path: …}", "run": "run: {steps: 100}"}
@@ -43,6 +39,8 @@ def sections_read(selected: Selected) -> frozenset[str]:
         read.add(section)
         if section == "generator":  # what is generated goes through the environment, whoever asked for it
             waiting |= {"environment"} - read
+        if section in ("generator", "environment", "rewards"):
+            waiting |= {"rollout"} - read
         for selection in selected.selections.get(section, ()):
             if selection.registered is not None:
                 component = selection.registered.component
@@ -96,8 +94,8 @@ def check_unread(stages: Sequence[Selected], reads: Sequence[frozenset[str]], re
             if section == "eval_data" and not _given(stage, "evaluators"):
                 message = f"{scope} 'eval_data': there are no evaluators"
                 fix = f"{_section_example('evaluators', registry)}; or remove 'eval_data'"
-            elif section == "environment":
-                message = f"{scope} 'environment': no selected component generates"
+            elif section in ("environment", "rollout"):
+                message = f"{scope} {section!r}: no selected component generates"
                 fix = "choose an algorithm that trains on rollouts, such as grpo, or remove it"
             else:
                 message = f"{scope} the section {section!r}: no selected component needs or uses it"
@@ -120,14 +118,6 @@ def check_plans(selected: Selected, stage: StageConfig, findings: Findings) -> N
     _guarded(backend, findings, "world_size()", lambda: stage.backend.config.world_size(gpus))  # type: ignore[attr-defined]
 
 
-def check_environment(selected: Selected, stage: StageConfig, findings: Findings) -> None:
-    """Completions, and the turns of a conversation, fit the model's context."""
-    for problem in turn_limit_problems(stage):
-        _add(selected.nodes["environment"], problem, findings)
-    for problem in completion_limit_problems(stage):
-        _add(selected.nodes["generator"], problem, findings)
-
-
 def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) -> None:
     """The backend can train the adapter that the model asks for."""
     adapter = stage.model.adapter
@@ -143,28 +133,6 @@ def check_adapter(selected: Selected, stage: StageConfig, findings: Findings) ->
             f"the backend {stage.backend.name!r} cannot train {adapter.name} adapters",
             fix=f"choose {' or '.join(sorted(can))}" if can else "remove model.adapter, or choose another backend",
         )
-
-
-def check_models(selected: Selected, stage: StageConfig, read: frozenset[str], findings: Findings) -> None:
-    """Every model's folder on this machine is whole; one that an earlier stage will write is not looked at."""
-    chosen = [s for section in SECTIONS if section in read for s in selected.selections.get(section, ())]
-    sections = [(selected.nodes["model"], stage.model), *((s.node, s.config) for s in chosen)]
-    for node, config in sections:
-        for key, path in model_paths(config) if isinstance(config, BaseModel) else ():
-            if (found := _model_problem(path, stage.run.directory)) is not None:
-                _add(node, Problem(".".join(map(str, key)), *found), findings)
-
-
-def _model_problem(path: str, run: str | None) -> tuple[str, str] | None:
-    """What is wrong with a model's folder, and what to do about it."""
-    if not os.path.isdir(path) or (run is not None and path.startswith(os.path.join(run, ""))):
-        return None
-    try:
-        check_model_folder(path)
-    except EnvironmentProblem as error:
-        message, _, fix = str(error).partition("\n")
-        return message, fix.strip() or "copy or download the model again"
-    return None
 
 
 def check_staleness(selected: Selected, stage: StageConfig, findings: Findings) -> None:
@@ -227,8 +195,8 @@ def check_components(selected: Selected, stage: StageConfig, read: frozenset[str
                 _add(selection.node, problem, findings)
 
 
-def check_functions(selected: Selected, read: frozenset[str], findings: Findings) -> None:
-    """The functions that the components' configs name can be imported."""
+def check_functions(selected: Selected, read: frozenset[str], registry: Registry, findings: Findings) -> None:
+    """The functions that the components' configs name can be imported, where a plugin can try that safely."""
     named = [
         (selection.node, ".".join(map(str, path)), reference)
         for section in (s for s in SECTIONS if s in read)
@@ -236,7 +204,12 @@ def check_functions(selected: Selected, read: frozenset[str], findings: Findings
         if selection.config is not None
         for path, reference in function_references(selection.config)
     ]
-    broken = broken_functions([reference for _, _, reference in named]) if named else {}
+    broken: dict[str, tuple[str, str]] = {}
+    references = list(dict.fromkeys(reference for _, _, reference in named))
+    for outcome in registry.call("validate_functions", references=references) if named else ():
+        if outcome.error is not None:
+            logger.warning("package %s: its hook validate_functions failed: %s", outcome.package, outcome.error)
+        broken |= outcome.result or {}
     for node, path, reference in named:
         if reference in broken:
             _add(node, Problem(path, *broken[reference]), findings)

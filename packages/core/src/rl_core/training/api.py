@@ -29,6 +29,7 @@ from rl_core.training.driver import DriverParts, driver_parts
 from rl_core.training.evaluation import evaluations_of
 from rl_core.training.export import export_model
 from rl_core.training.pipeline import Pipeline
+from rl_core.training.profiling import require_profiler
 from rl_core.training.progress import working
 from rl_core.training.resume import Change, changes, environment_changes, has_trained, refuse_corrupting
 from rl_core.training.sidecars import changed_in_environment, write_sidecars
@@ -52,9 +53,11 @@ def run(
 
     Args:
         allowed: keys that may have changed although that mixes two runs (see :mod:`rl_core.training.resume`).
-        profile: measure where the time goes (see :mod:`rl_core.training.profile`).
+        profile: measure where the time goes (see :mod:`rl_core.training.profiling`).
     """
     registry = load_registry()
+    if profile:
+        require_profiler(registry)
     config = load_config(config_path, list(overrides), registry)
     permissions = _permissions(config)
     if permissions is None and not Path(config.directory).exists():
@@ -80,6 +83,8 @@ def run(
 def resume(run_dir: str, overrides: Sequence[str], *, allowed: Sequence[str] = (), profile: bool = False) -> int:
     """Continue a run from its newest complete checkpoint; ``allowed`` and ``profile`` as for :func:`run`."""
     registry = load_registry()
+    if profile:
+        require_profiler(registry)
     directory = RunDirectory.open(run_dir)
     with directory.closed_on_failure():
         config = _config_of(run_dir, overrides, registry)
@@ -108,10 +113,9 @@ def evaluate(path: str, overrides: Sequence[str]) -> int:
         folder = _new_folder(Path(config.directory) / "evaluations" / time.strftime("%Y%m%d-%H%M%S"))
         with _logging(folder, config), _assembled(stage, config, registry, folder, policy_path=policy_path) as found:
             driver, loaded = found
-            generation = loaded.generation
-            if generation is not None:
-                generation.publish(0)
-            evaluations = evaluations_of(stage, driver, models=loaded.models, generation=generation)
+            if driver.rollouts is not None and stage.generator is not None:
+                driver.rollouts.publish(0)
+            evaluations = evaluations_of(stage, driver, models=loaded.models)
             with working("evaluating"):
                 metrics, samples = evaluations.run(stage.run.steps)
         metrics, samples = mask_names(metrics), [mask_known(row) for row in samples]

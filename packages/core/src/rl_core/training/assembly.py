@@ -12,21 +12,21 @@ from rl_core.cluster.pool import WorkerPool, group_topologies
 from rl_core.cluster.resources import Resources
 from rl_core.contracts.backend import WorkerContext
 from rl_core.contracts.model import AdapterSpec, ModelInfo, ModelSpec, Role
+from rl_core.contracts.rollout import RolloutWorkers
 from rl_core.contracts.tokenizer import never_sampled
 from rl_core.errors import ConfigError, RLError
 from rl_core.model import Model
 from rl_core.training.cluster_needs import resources_of
 from rl_core.training.colocation import Colocation
 from rl_core.training.driver import DriverParts
-from rl_core.training.feeds import coming_rows, conversations_of, encoded_rows
-from rl_core.training.generation import Generation, load_generators, sampling_of, transport_of
+from rl_core.training.feeds import source_of
 from rl_core.training.observers import Observers
 from rl_core.training.progress import working
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
     from rl_core.contracts.algorithm import Algorithm
-    from rl_core.rollout.encodings import EncodedRows
+    from rl_core.contracts.feed import BatchSource
 
 logger = logging.getLogger("rl")
 
@@ -35,21 +35,19 @@ TOKENIZER_FOLDER = "tokenizer"
 
 @dataclass(frozen=True)
 class LoadedStage:
-    """What of a stage lives in workers, and its encoded data.
+    """What of a stage lives in workers, and what feeds it.
 
     Attributes:
         models: every role by its name.
         policy: the one that is trained, generated from and exported.
-        generation: how completions are made; None where nothing is sampled.
         memory: of GPUs that trainers and generators share.
-        encoded: the rows of the data as tokens.
+        source: where its batches come from.
     """
 
     models: Mapping[str, Model]
     policy: Model
-    generation: Generation | None
     memory: Colocation
-    encoded: EncodedRows
+    source: BatchSource
 
 
 def policy_role(algorithm: Algorithm) -> Role:
@@ -69,7 +67,7 @@ def assemble(
     position: int = 0,
     observers: Observers | None = None,
 ) -> LoadedStage:
-    """Start or reuse workers and load every role and the generator; encode examples meanwhile.
+    """Start or reuse workers and load every role and the generator; encode rows meanwhile.
 
     Args:
         done: steps that were trained before.
@@ -91,30 +89,27 @@ def assemble(
         max_length=stage.model.max_length,
         never_sampled=never_sampled(driver.tokenizer),
     )
-    encoded = encoded_rows(stage, driver)
-    done = done if training else stage.run.steps
+    source = source_of(stage, driver)
+    steps = stage.run.steps - done if training else 0
     starting = f"{stage.name}: starting {resources.ranks} training and {resources.replicas} generation workers"
-    with working(starting), encoded.prefetching(*coming_rows(stage, driver, done, position)):
+    with source.encoding(position=position, steps=steps), working(starting):
         _start_workers(stage, pool, resources)
         models = _load_models(stage, driver, pool, resources, spec, training=training, policy_path=policy_path)
         policy = models[policy_role(driver.algorithm).name]
         memory = Colocation(pool, shared=resources.shared, phase=(observers or Observers()).phase)
-        generation = None
-        if stage.generator is not None:
-            context = _context(stage, resources, resources.generator_threads)
-            most = resources.max_replicas
-            router = load_generators(
-                stage, pool, context, spec, tokenizer_path, most=most, policy=policy, memory=memory
+        if driver.rollouts is not None and stage.generator is not None:
+            workers = RolloutWorkers(
+                pool=pool,
+                most=resources.max_replicas,
+                policy=policy,
+                model=spec,
+                tokenizer_path=tokenizer_path,
+                context=_context(stage, resources, resources.generator_threads),
+                memory=memory,
             )
-            generation = Generation(
-                router=router,
-                transport=transport_of(stage, pool, policy, device=resources.device),
-                sampling=sampling_of(stage, driver.tokenizer),
-                conversations=conversations_of(stage, driver, router),
-            )
-    encoded.check(*coming_rows(stage, driver, done, position))
+            driver.rollouts.start(workers)
     logger.info("%s: %s parameters", stage.name, f"{policy.info.parameters:,}")
-    return LoadedStage(models=models, policy=policy, generation=generation, memory=memory, encoded=encoded)
+    return LoadedStage(models=models, policy=policy, memory=memory, source=source)
 
 
 def _start_workers(stage: StageConfig, pool: WorkerPool, resources: Resources) -> None:

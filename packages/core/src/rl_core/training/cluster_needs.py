@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rl_core.cluster.calls import Deadlines
 from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.resources import RayNeeds, Resources, usable_cpus
-from rl_core.planning.generators import has_own_gpus
+from rl_core.config.generators import has_own_gpus
 
 if TYPE_CHECKING:
     from rl_core.config.run_section import RunSection

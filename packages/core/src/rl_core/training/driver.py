@@ -1,4 +1,4 @@
-"""What of a stage lives in the driver: text, data, the algorithm, rewards, the environment, evaluators."""
+"""What of a stage lives in the driver: text, data, the algorithm, the rollout source, evaluators."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rl_core.rewards.scoring import WeightedRewards, scorer
-from rl_core.rollout.environment_calls import EnvironmentCalls
+from rl_core.contracts.rollout import RolloutJob, RolloutSource
 from rl_core.training.progress import working
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice, StageConfig
     from rl_core.contracts.algorithm import Algorithm
     from rl_core.contracts.data import Row
-    from rl_core.contracts.environment import Environment
     from rl_core.contracts.evaluator import Evaluator
     from rl_core.contracts.tokenizer import Tokenizer
     from rl_core.discovery.registry import Registry
@@ -25,22 +23,25 @@ logger = logging.getLogger("rl")
 
 @dataclass(frozen=True)
 class DriverParts:
-    """What of a stage lives in the driver: text, data, the algorithm, rewards, evaluators."""
+    """What of a stage lives in the driver.
+
+    Attributes:
+        fingerprint: of the training data.
+        rollouts: what samples and scores completions; None where nothing does.
+    """
 
     tokenizer: Tokenizer
     rows: Sequence[Row]
     eval_rows: Sequence[Row]
     fingerprint: str
     algorithm: Algorithm
-    rewards: WeightedRewards | None
     evaluators: tuple[tuple[ComponentChoice, Evaluator], ...]
-    environment: EnvironmentCalls | None = None
+    rollouts: RolloutSource | None = None
 
     def close(self) -> None:
-        """Let rewards and the environment end the processes and connections they hold."""
-        for part in (self.rewards, self.environment):
-            if part is not None:
-                part.close()
+        """Let the rollout source end the processes and connections it holds."""
+        if self.rollouts is not None:
+            self.rollouts.close()
 
 
 def driver_parts(stage: StageConfig, registry: Registry, *, loaded: DriverParts | None = None) -> DriverParts:
@@ -55,7 +56,7 @@ def driver_parts(stage: StageConfig, registry: Registry, *, loaded: DriverParts 
         return registry.resolve(choice.component.factory)(choice.config)
 
     if loaded is not None:
-        return replace(loaded, **_changing(stage, build))
+        return replace(loaded, **_changing(stage, build, loaded.rows, loaded.tokenizer))
     with working(f"{stage.name}: loading data"):
         source = build(stage.data)
         rows = source.load()
@@ -69,26 +70,20 @@ def driver_parts(stage: StageConfig, registry: Registry, *, loaded: DriverParts 
         rows=rows,
         eval_rows=eval_rows,
         fingerprint=source.fingerprint(),
-        **_changing(stage, build),
+        **_changing(stage, build, rows, tokenizer),
     )
 
 
-def _changing(stage: StageConfig, build: Callable[[ComponentChoice], Any]) -> dict[str, Any]:
+def _changing(
+    stage: StageConfig, build: Callable[[ComponentChoice], Any], rows: Sequence[Row], tokenizer: Tokenizer
+) -> dict[str, Any]:
     """The parts with a state that training changes."""
-    environment = stage.environment
-    rewards = [(choice, scorer(choice, build)) for choice in stage.rewards]
+    algorithm = build(stage.algorithm)
+    rollouts: RolloutSource | None = build(stage.rollout) if stage.rollout is not None else None
+    if rollouts is not None:
+        rollouts.prepare(RolloutJob(stage, rows=rows, tokenizer=tokenizer, algorithm=algorithm, build=build))
     return {
-        "algorithm": build(stage.algorithm),
-        "rewards": WeightedRewards(rewards) if rewards or environment else None,
-        "evaluators": tuple((c, build(c)) for c in stage.evaluators),
-        "environment": _environment_calls(environment, build(environment)) if environment else None,
+        "algorithm": algorithm,
+        "evaluators": tuple((choice, build(choice)) for choice in stage.evaluators),
+        "rollouts": rollouts,
     }
-
-
-def _environment_calls(choice: ComponentChoice, environment: Environment) -> EnvironmentCalls:
-    return EnvironmentCalls(
-        environment,
-        name=f"environment {choice.name!r} ({choice.package})",
-        timeout_s=choice.config.step_timeout_s,
-        concurrency=choice.config.concurrency,
-    )

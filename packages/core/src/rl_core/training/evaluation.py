@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +13,17 @@ from rl_core.batch import SequenceBatch
 from rl_core.contracts.evaluator import EvaluationContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
-from rl_core.errors import DataError, RLError
-from rl_core.rollout.cursor import request_seeds
-from rl_core.rollout.encodings import Prompts
-from rl_core.rollout.samples import to_samples
+from rl_core.errors import RLError
 
 if TYPE_CHECKING:
     from rl_core.config.stage import ComponentChoice, StageConfig
     from rl_core.contracts.algorithm import Algorithm
     from rl_core.contracts.data import Row
     from rl_core.contracts.evaluator import EvaluationResult, Evaluator
+    from rl_core.contracts.rollout import RolloutSource
     from rl_core.contracts.tokenizer import Tokenizer
-    from rl_core.long_rows import OnLong
     from rl_core.model import Model
-    from rl_core.rewards.scoring import WeightedRewards
     from rl_core.training.driver import DriverParts
-    from rl_core.training.generation import Generation
 
 
 @dataclass(frozen=True)
@@ -40,8 +34,8 @@ class Evaluations:
         evaluators: each with its section.
         rows: the evaluation data.
         models: all roles.
-        max_length: tokens of the longest sequence that the model takes.
-        on_long: what becomes of a prompt that leaves no room for a completion.
+        rollouts: what completes and scores; None where nothing does.
+        generates, scores: whether the stage has a generator, and rewards.
         seed: of the run.
         last: the last step of the stage.
     """
@@ -50,11 +44,10 @@ class Evaluations:
     rows: Sequence[Row]
     tokenizer: Tokenizer
     algorithm: Algorithm
-    rewards: WeightedRewards | None
+    rollouts: RolloutSource | None
+    generates: bool
+    scores: bool
     models: Mapping[str, Model]
-    generation: Generation | None
-    max_length: int
-    on_long: OnLong
     seed: int
     last: int
 
@@ -86,23 +79,21 @@ class Evaluations:
 
     def context(self, step: int, *, counts: Counter[str]) -> EvaluationContext:
         """What evaluators are given; failures of rewards are added to ``counts``."""
-        generation, rewards = self.generation, self.rewards
+        rollouts = self.rollouts
 
         def generate(prompts: Sequence[np.ndarray], sampling: SamplingParams, seed: int) -> SequenceBatch:
-            assert generation is not None
-            seeds = request_seeds(seed, "evaluation", step, len(prompts))
-            requests = SequenceBatch.from_lists(prompts, sequence_columns={"seed": seeds})
-            return generation.router.generate(requests, sampling)
+            assert rollouts is not None
+            return rollouts.generate(prompts, sampling, seed=seed, step=step)
 
         def complete(rows: Sequence[Row], sampling: SamplingParams, seed: int) -> tuple[SequenceBatch, list[Sample]]:
-            assert generation is not None
-            return self._complete(generation, rows, sampling, seed=seed, step=step)
+            assert rollouts is not None
+            return rollouts.complete(rows, sampling, seed=seed, step=step)
 
         def score(samples: Sequence[Sample]) -> np.ndarray:
-            assert rewards is not None
-            scores = rewards.score(samples)
-            counts.update(scores.counts)
-            return scores.rewards
+            assert rollouts is not None
+            rewards, failures = rollouts.score(samples)
+            counts.update(failures)
+            return rewards
 
         return EvaluationContext(
             step=step,
@@ -111,9 +102,9 @@ class Evaluations:
             tokenizer=self.tokenizer,
             algorithm=self.algorithm,
             models=self.models,
-            generate=generate if generation is not None else None,
-            score=score if rewards is not None else None,
-            complete=complete if generation is not None else None,
+            generate=generate if self.generates else None,
+            score=score if self.scores else None,
+            complete=complete if self.generates else None,
         )
 
     def _due(self, step: int) -> list[tuple[ComponentChoice, Evaluator]]:
@@ -122,53 +113,18 @@ class Evaluations:
 
         return [(choice, evaluator) for choice, evaluator in self.evaluators if due(choice.config.every)]
 
-    def _complete(
-        self, generation: Generation, rows: Sequence[Row], sampling: SamplingParams, *, seed: int, step: int
-    ) -> tuple[SequenceBatch, list[Sample]]:
-        """The rows' prompts completed as in rollouts: by the generator, or in conversations with the environment."""
-        conversations, limit_name = generation.conversations, "the evaluator's max_new_tokens"
-        if conversations is not None:
-            sampling, limit_name = conversations.sampling(sampling), conversations.limit_name(limit_name)
-        prompts = Prompts(
-            rows,
-            tokenizer=self.tokenizer,
-            max_length=self.max_length,
-            max_new_tokens=sampling.max_new_tokens,
-            on_long=self.on_long,
-            tools=conversations.tools if conversations is not None else (),
-            section="eval_data",
-            limit_name=limit_name,
-        )
-        # In order, so that the first of them are the samples shown; the same rows at every evaluation.
-        prompts.check_rows(range(len(rows)), level=logging.INFO if step else logging.WARNING)
-        kept = [index for index in range(len(rows)) if len(prompts[index])]
-        if not kept:
-            raise DataError(f"none of the {len(rows):,} rows of eval_data leaves room for a completion")
-        rows = [rows[index] for index in kept]
-        seeds = request_seeds(seed, "evaluation", step, len(kept))
-        requests = SequenceBatch.from_lists([prompts[index] for index in kept], sequence_columns={"seed": seeds})
-        if conversations is None:
-            batch, messages = generation.router.generate(requests, sampling), None
-        else:
-            done = conversations.run(requests, rows, sampling)
-            batch, messages = done.batch, done.messages
-        return batch, to_samples(batch, rows, self.tokenizer, messages=messages)
 
-
-def evaluations_of(
-    stage: StageConfig, driver: DriverParts, *, models: Mapping[str, Model], generation: Generation | None
-) -> Evaluations:
+def evaluations_of(stage: StageConfig, driver: DriverParts, *, models: Mapping[str, Model]) -> Evaluations:
     """The evaluations that a stage's config asks for."""
     return Evaluations(
         evaluators=driver.evaluators,
         rows=driver.eval_rows,
         tokenizer=driver.tokenizer,
         algorithm=driver.algorithm,
-        rewards=driver.rewards,
+        rollouts=driver.rollouts,
+        generates=stage.generator is not None,
+        scores=bool(stage.rewards or stage.environment),
         models=models,
-        generation=generation,
-        max_length=stage.model.max_length,
-        on_long=getattr(stage.algorithm.config, "on_long_prompt", "skip"),
         seed=stage.run.seed,
         last=stage.run.steps,
     )

@@ -1,107 +1,63 @@
-"""Where a stage's batches come from: its rows as tokens, and the feed that its config asks for."""
+"""What feeds a stage: its rows as examples, or the rollout source."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rl_core.config.turn_limits import max_tokens_per_turn
-from rl_core.contracts.environment import tools_of
+from rl_core.contracts.feed import BatchSource, Feed
+from rl_core.data.cursor import DataCursor
+from rl_core.data.encodings import Encodings
+from rl_core.data.feed import ExamplesFeed
+from rl_core.data.prefetch import Prefetch
 from rl_core.errors import ConfigError
-from rl_core.rollout.conversations import Conversations
-from rl_core.rollout.cursor import DataCursor
-from rl_core.rollout.encodings import EncodedRows, Encodings, Prompts
-from rl_core.rollout.feed import ExamplesFeed, Feed
-from rl_core.rollout.prefetch import Prefetch
-from rl_core.rollout.rollouts import RolloutFeed
-from rl_core.rollout.router import Router
-from rl_core.rollout.staleness import BoundedStalenessFeed
 
 if TYPE_CHECKING:
     from rl_core.config.stage import StageConfig
-    from rl_core.training.colocation import Colocation
     from rl_core.training.driver import DriverParts
-    from rl_core.training.generation import Generation
 
 PREFETCHED = 1
 """Batches of examples that are made while one is trained on: making one takes far less than a step."""
 
 
-def build_feed(
-    stage: StageConfig,
-    driver: DriverParts,
-    encoded: EncodedRows,
-    *,
-    generation: Generation | None,
-    memory: Colocation,
-    position: int,
-) -> Feed:
-    """The source of batches, continuing after ``position`` rows."""
-    run, plan = stage.run, driver.algorithm.plan()
-    cursor = DataCursor(size=len(driver.rows), seed=run.seed, position=position)
-    if plan.input == "examples":
-        assert isinstance(encoded, Encodings)
-        return Prefetch(ExamplesFeed(encoded, plan=plan, cursor=cursor), depth=PREFETCHED, steps=run.steps)
-    if generation is None or driver.rewards is None:
+def source_of(stage: StageConfig, driver: DriverParts) -> BatchSource:
+    """Where the stage's batches come from.
+
+    Raises:
+        ConfigError: the algorithm trains on rollouts, and the stage has no generator or nothing that rewards them.
+    """
+    if driver.algorithm.plan().input == "examples":
+        return Examples(stage, driver)
+    if driver.rollouts is None or stage.generator is None or not (stage.rewards or stage.environment):
         raise ConfigError(
             f"algorithm {stage.algorithm.name!r} trains on rollouts, which need a generator and rewards\n"
             "    add both sections (and, in the plugin, needs=('generator', 'rewards') to the Component)"
         )
-    assert isinstance(encoded, Prompts)
-    feed = RolloutFeed(
-        driver.rows,
-        algorithm=driver.algorithm,
-        tokenizer=driver.tokenizer,
-        plan=plan,
-        cursor=cursor,
-        router=generation.router,
-        sampling=replace(generation.sampling, n=plan.group_size),
-        rewards=driver.rewards,
-        stage=stage.name,
-        seed=run.seed,
-        prompts=encoded,
-        samples_per_step=run.samples_per_step,
-        conversations=generation.conversations,
-        generating=memory.generating,
-    )
-    if not run.max_staleness:
-        return feed
-    return BoundedStalenessFeed(feed, max_staleness=run.max_staleness, steps=run.steps)
+    return driver.rollouts
 
 
-def encoded_rows(stage: StageConfig, driver: DriverParts) -> EncodedRows:
-    """What the stage's steps are made of: examples, or prompts."""
-    max_length, tokenizer = stage.model.max_length, driver.tokenizer
-    if driver.algorithm.plan().input == "examples" or stage.generator is None:
-        return Encodings(driver.rows, algorithm=driver.algorithm, tokenizer=tokenizer, max_length=max_length)
-    environment = stage.environment
-    own = environment is not None and environment.config.max_tokens_per_turn is not None
-    return Prompts(
-        driver.rows,
-        tokenizer=tokenizer,
-        max_length=max_length,
-        max_new_tokens=max_tokens_per_turn(stage),
-        on_long=getattr(stage.algorithm.config, "on_long_prompt", "skip"),
-        limit_name="environment.max_tokens_per_turn" if own else "generator.max_new_tokens",
-        tools=tools_of(driver.environment.environment) if driver.environment is not None else (),
-    )
+class Examples:
+    """The data rows as the algorithm encodes them."""
 
+    def __init__(self, stage: StageConfig, driver: DriverParts) -> None:
+        self._rows, self._run, self._plan = driver.rows, stage.run, driver.algorithm.plan()
+        self._encodings = Encodings(
+            driver.rows, algorithm=driver.algorithm, tokenizer=driver.tokenizer, max_length=stage.model.max_length
+        )
 
-def coming_rows(stage: StageConfig, driver: DriverParts, done: int, position: int) -> tuple[DataCursor, int]:
-    """The rows of the steps after ``done``: where they begin, and how many there are (with resampling: at most)."""
-    plan = driver.algorithm.plan()
-    cursor = DataCursor(size=len(driver.rows), seed=stage.run.seed, position=position)
-    return cursor, (stage.run.steps - done) * plan.rows_per_step * (plan.max_resample_rounds + 1)
+    @contextmanager
+    def encoding(self, *, position: int, steps: int) -> Iterator[None]:
+        """Encode the rows of the next steps while the block lasts."""
+        count = steps * self._plan.rows_per_step
+        with self._encodings.prefetching(self._cursor(position), count):
+            yield
+        self._encodings.check(self._cursor(position), count)
 
+    def feed(self, position: int) -> Feed:
+        """Batches that are made while the one before is trained on."""
+        feed = ExamplesFeed(self._encodings, plan=self._plan, cursor=self._cursor(position))
+        return Prefetch(feed, depth=PREFETCHED, steps=self._run.steps)
 
-def conversations_of(stage: StageConfig, driver: DriverParts, router: Router) -> Conversations | None:
-    """Multi-turn generation, where the stage has an environment."""
-    if stage.environment is None or driver.environment is None:
-        return None
-    return Conversations(
-        driver.environment,
-        config=stage.environment.config,
-        router=router,
-        tokenizer=driver.tokenizer,
-        max_length=stage.model.max_length,
-    )
+    def _cursor(self, position: int) -> DataCursor:
+        return DataCursor(size=len(self._rows), seed=self._run.seed, position=position)

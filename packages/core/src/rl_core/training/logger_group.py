@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
+from rl_core.discovery.lookup import published
 from rl_core.secrets.redaction import mask_known
 from rl_core.training.observers import StepObserver
 from rl_core.training.phases import ALGORITHM, CHECKPOINT, EVALUATION, SAMPLING
@@ -25,6 +26,10 @@ ACTIVITIES: Mapping[str, str] = {
     CHECKPOINT: "saving a checkpoint",
 }
 """What loggers show during a phase; nothing during others."""
+
+
+DEFAULTS = ("console", "jsonl")
+"""Loggers of every run, unless its config lists them with options of its own."""
 
 
 class LoggerGroup:
@@ -76,18 +81,21 @@ class Activity(StepObserver):
 
 
 def build_loggers(config: RunConfig, registry: Registry) -> LoggerGroup:
-    """The configured loggers of all stages, and the core's own two where they are not listed."""
-    own = {name: {"name": name} for name in ("console", "jsonl")}
+    """The configured loggers of all stages, and the default ones that are installed where they are not listed."""
     chosen: dict[str, tuple[str, Any]] = {}
     for stage in config.stages:
         for choice in stage.loggers:
             chosen.setdefault(repr(choice.config), (choice.name, choice))
     listed = {name for name, _ in chosen.values()}
+    installed = {registered.component.name for registered in registry.components("logger")}
+    if "console" not in listed | installed:
+        package = published()["logger"]["console"]
+        logger.warning("no progress is shown here (pip install %s); it is in metrics.jsonl", package)
     loggers = []
-    for name, data in own.items():
-        if name not in listed:
+    for name in DEFAULTS:
+        if name in installed and name not in listed:
             component = registry.find("logger", name).component
-            built = registry.resolve(component.config)(**data)
+            built = registry.resolve(component.config)(name=name)
             loggers.append((name, registry.resolve(component.factory)(built)))
     for name, choice in chosen.values():
         loggers.append((name, registry.resolve(choice.component.factory)(choice.config)))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rl_core.batch import SequenceBatch
     from rl_core.config.stage import StageConfig
     from rl_core.contracts.algorithm import Algorithm
-    from rl_core.rollout.feed import Feed
+    from rl_core.contracts.feed import Feed
     from rl_core.training.colocation import Colocation
     from rl_core.training.evaluation import Evaluations
     from rl_core.training.logger_group import LoggerGroup
@@ -124,7 +124,7 @@ class Loop:
         state = replace(
             self.start,
             step=step,
-            position=self.feed.cursor.position,
+            position=self.feed.position,
             weights_version=self._version(step),
             algorithm=dict(self.algorithm.state()),
             metrics={key: float(value) for key, value in metrics.items()},

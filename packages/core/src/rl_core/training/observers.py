@@ -17,7 +17,7 @@ class StepObserver:
         """Before the batch of ``step`` (from 1) is drawn."""
 
     def phase_begins(self, name: str) -> None:
-        """``sampling``, ``algorithm``, ``weights``, … see :data:`rl_core.training.phases.LABELS`."""
+        """``sampling``, ``algorithm``, ``weights``, … see :mod:`rl_core.training.phases`."""
 
     def phase_ends(self, name: str) -> None:
         """The phase that began last has ended, well or not."""

@@ -28,7 +28,7 @@ from rl_core.training.export import export_model
 from rl_core.training.logger_group import Activity, LoggerGroup, build_loggers
 from rl_core.training.observers import Observers
 from rl_core.training.phases import StepTimes
-from rl_core.training.profile import Profile, Report, free_folder
+from rl_core.training.profiling import StageProfile, profile_of
 from rl_core.training.progress import working
 from rl_core.training.recovery import Recovery
 from rl_core.training.resume import announce, newest_checkpoint, starting_point
@@ -60,7 +60,7 @@ class Outcome:
     samples: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    profiles: list[Report] = field(default_factory=list)
+    profiles: list[StageProfile] = field(default_factory=list)
 
 
 class Pipeline:
@@ -231,11 +231,8 @@ class Pipeline:
         latest, done = start
         self._directory.trim(stage.name, done if latest else -1)
         drawn = read_state(latest).position if latest else 0
-        profile = None
-        if self._profile:
-            profile = Profile(stage, pool, free_folder(folder / "profile"))
-        watching = () if profile is None else (profile, profile.phases)
-        # The profile first: what it asks of workers between two steps is in the time of neither.
+        profile = profile_of(stage, pool, folder, self._registry) if self._profile else None
+        watching = () if profile is None else profile.observers
         observers = Observers(*watching, self._recovery, StepTimes(), Activity(loggers))
         loaded = assemble(
             stage, driver=driver, pool=pool, directory=folder, done=done, position=drawn, observers=observers
@@ -261,8 +258,8 @@ class Pipeline:
             gc.unfreeze()
             driver.close()
         self._outcome.samples = samples or self._outcome.samples
-        if profile is not None and profile.report is not None:
-            self._outcome.profiles.append(profile.report)
+        if profile is not None:
+            self._outcome.profiles.append(profile)
         self._check_gates(stage)
         self._directory.require_intact()
         if stage.run.steps:

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_core.training.evaluation import evaluations_of
-from rl_core.training.feeds import build_feed
 from rl_core.training.loop import Loop
-from rl_core.training.phases import timed
 from rl_core.training.saving import Checkpoints, restore
 from rl_core.training.state import RunState
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from rl_core.training.driver import DriverParts
     from rl_core.training.logger_group import LoggerGroup
     from rl_core.training.observers import Observers
-    from rl_core.training.profile import Profile
+    from rl_core.training.profiling import StageProfile
     from rl_core.training.signals import StopRequest
 
 logger = logging.getLogger("rl")
@@ -43,7 +41,7 @@ def train_stage(
     stop: StopRequest,
     directory: Path,
     resume_from: Path | None = None,
-    profile: Profile | None = None,
+    profile: StageProfile | None = None,
 ) -> list[dict[str, Any]]:
     """Train from the checkpoint ``resume_from``, or from the first step; returns the last evaluation's samples.
 
@@ -57,7 +55,7 @@ def train_stage(
         Interrupted: the user, a signal or the time limit asked to stop.
         RLError: see :meth:`rl_core.training.loop.Loop.run`, or the checkpoint cannot be continued from.
     """
-    algorithm, models, generation = driver.algorithm, loaded.models, loaded.generation
+    algorithm, models, rollouts = driver.algorithm, loaded.models, driver.rollouts
     start = RunState(stage=stage.name, step=0, position=0, weights_version=0, fingerprint=driver.fingerprint)
     if resume_from is not None:
         state = restore(resume_from, models, algorithm, name=stage.algorithm.name)
@@ -68,18 +66,16 @@ def train_stage(
             f"stopped before step {start.step + 1} of stage {stage.name!r}\n    continue with: rl resume {directory}"
         )
     algorithm.start(str(store.folder.parent))
-    feed = build_feed(
-        stage, driver, loaded.encoded, generation=generation, memory=loaded.memory, position=start.position
-    )
+    feed = loaded.source.feed(start.position)
     with closing(feed), profile or contextlib.nullcontext():
         return Loop(
             stage=stage,
             start=start,
             feed=feed,
             algorithm=algorithm,
-            models=timed(models, observers, policy=loaded.policy.role.name) if profile else models,
-            publish=generation.publish if generation is not None else lambda _version: None,
-            evaluations=evaluations_of(stage, driver, models=models, generation=generation),
+            models=profile.timed(models, observers, policy=loaded.policy.role.name) if profile else models,
+            publish=rollouts.publish if rollouts is not None and stage.generator is not None else lambda _version: None,
+            evaluations=evaluations_of(stage, driver, models=models),
             checkpoints=Checkpoints(store, models, published=saved),
             memory=loaded.memory,
             loggers=loggers,

@@ -8,7 +8,6 @@ from rl_core.secrets.redaction import mask_known
 
 if TYPE_CHECKING:
     from rl_core.training.pipeline import Outcome
-    from rl_core.training.profile import Report
 
 _SHOWN = ("train/loss", "rollout/reward_mean", "eval/accuracy", "eval/loss", "eval/reward_mean")
 _PICTURES = ("*.png",)
@@ -23,11 +22,9 @@ def show(outcome: Outcome) -> None:
         console.print(samples_table(outcome.samples))
     if outcome.metrics:
         console.print(stages_table(outcome))
-    for report in outcome.profiles:
-        console.print(report.title, soft_wrap=True, highlight=False, style="italic")
-        console.print(phases_table(report))
-        for note in report.notes:
-            console.print(note, soft_wrap=True, highlight=False, markup=False)
+    for profile in outcome.profiles:
+        if (shown := profile.render()) is not None:
+            console.print(shown, soft_wrap=True, highlight=False)
     for label, path in _places(outcome):
         console.print(f"[bold]{label:<12}[/bold] {path}", soft_wrap=True, highlight=False)
 
@@ -63,19 +60,6 @@ def stages_table(outcome: Outcome) -> Any:
     return table
 
 
-def phases_table(report: Report) -> Any:
-    """Where the time of a stage's steps went."""
-    from rich.table import Table
-
-    table = Table(show_footer=True)
-    table.add_column("phase", footer="step")
-    table.add_column("seconds", justify="right", footer=f"{report.total / report.steps:.4f}")
-    table.add_column("share", justify="right", footer="100.0%")
-    for _, label, seconds, share in report.rows():
-        table.add_row(label, f"{seconds:.4f}", f"{share:.1%}")
-    return table
-
-
 def _places(outcome: Outcome) -> list[tuple[str, Any]]:
     places: list[tuple[str, Any]] = [("run", outcome.directory)]
     for pattern in _PICTURES:
@@ -83,7 +67,6 @@ def _places(outcome: Outcome) -> list[tuple[str, Any]]:
     for label, name in (("metrics", "metrics.jsonl"), ("samples", "samples.jsonl")):
         if (outcome.directory / name).exists():
             places.append((label, outcome.directory / name))
-    places += [("profile", report.folder) for report in outcome.profiles]
     if outcome.export.is_dir():
         places.append(("model", outcome.export))
     return places

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rl_core.chat_messages import is_trained
 from rl_core.errors import DataError
+from rl_huggingface.chat_messages import is_trained
 
 from rl_data_text.sources.columns import BadRow, kind_of, missing_column
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rl_core.chat_calls import CallFitter
-from rl_core.chat_messages import OWN_KEYS, cleaned, continues, is_trained, leading_token
-from rl_core.chat_rendering import Form, Rendered, TemplateFacts, shared_renderer
 from rl_core.errors import DataError
+from rl_huggingface.chat_calls import CallFitter
+from rl_huggingface.chat_messages import OWN_KEYS, cleaned, continues, is_trained, leading_token
+from rl_huggingface.chat_rendering import Form, Rendered, TemplateFacts, shared_renderer
 
 from rl_data_text.tokenizers.notices import Notices
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rl_core.errors import DataError
-from rl_core.foreign import read_json
+from rl_huggingface.foreign import read_json
 
 FILLER = "<unused_{}>"
 """The name of a vocabulary entry that is only there to fill up a built tokenizer."""

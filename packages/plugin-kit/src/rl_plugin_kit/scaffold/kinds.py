@@ -67,7 +67,7 @@ PLUGIN_KINDS = (
         "generator",
         "Generator",
         "a sampling loop over a Hugging Face model",
-        dependencies=(NUMPY, "rl-torch", TORCH, TRANSFORMERS),
+        dependencies=(NUMPY, "rl-rollout", "rl-torch", TORCH, TRANSFORMERS),
         test_dependencies=_without(ON_ROLLOUTS, GENERATOR),
     ),
     PluginKind(

@@ -23,6 +23,7 @@ from rl_plugin_kit.suites.evaluator import EvaluatorConformance
 from rl_plugin_kit.suites.generator import GeneratorConformance
 from rl_plugin_kit.suites.logger import LoggerConformance
 from rl_plugin_kit.suites.reward import RewardConformance
+from rl_plugin_kit.suites.rollout import RolloutConformance
 from rl_plugin_kit.suites.tokenizer import TokenizerConformance
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "GeneratorConformance",
     "LoggerConformance",
     "RewardConformance",
+    "RolloutConformance",
     "TokenizerConformance",
     "suite_of",
 ]
@@ -43,6 +45,7 @@ _SUITES: tuple[type[ComponentConformance], ...] = (
     AlgorithmConformance,
     BackendConformance,
     GeneratorConformance,
+    RolloutConformance,
     TokenizerConformance,
     DataSourceConformance,
     RewardConformance,

@@ -13,8 +13,8 @@ import pytest
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.algorithm import Algorithm, BatchPlan
 from rl_core.contracts.data import Row
+from rl_core.data.feed import join_rows
 from rl_core.errors import DataError
-from rl_core.rollout.feed import join_rows
 
 from rl_plugin_kit.letters import LetterTokenizer
 from rl_plugin_kit.local_model import LocalModel, same_weights, set_up

@@ -13,7 +13,7 @@ from rl_core.contracts.data import Row
 from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult, Evaluator
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
-from rl_core.rollout.samples import to_samples
+from rl_core.samples import to_samples
 
 from rl_plugin_kit.letters import EOS, LetterTokenizer
 from rl_plugin_kit.rows import questions

@@ -75,11 +75,11 @@ class BroadcastGroup:
         self._group = None
 
 
-def _gloo(store: dist.Store, spec: WeightGroup, rank: int) -> dist.ProcessGroup:
+def _gloo(store: dist.Store, spec: WeightGroup, rank: int) -> dist.ProcessGroupGloo:
     return dist.ProcessGroupGloo(store, rank, spec.size, timedelta(seconds=spec.timeout_s))
 
 
-def _nccl(store: dist.Store, spec: WeightGroup, rank: int) -> dist.ProcessGroup:
+def _nccl(store: dist.Store, spec: WeightGroup, rank: int) -> dist.ProcessGroupNCCL:
     torch.cuda.set_device(0)  # the only one this process sees
     options = dist.ProcessGroupNCCL.Options()
     # Its own watchdog would end the process; this class gives up earlier.

@@ -1,1 +1,0 @@
-"""From data rows to batches: prompts, generation, rewards."""

@@ -1,0 +1,1 @@
+"""``rl doctor``: is this machine, and this installation, able to train."""

@@ -1,0 +1,1 @@
+"""Rollouts: prompts, completions by generators, environments and rewards, as batches to train on."""
