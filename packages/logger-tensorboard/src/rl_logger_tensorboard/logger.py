@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from rl_core.contracts.logger import RunInfo
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -56,8 +55,8 @@ class TensorboardLogger:
             self._logged = first - 1
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._add(step, scalar_pb(self._prefix + name, float(value)))
+        values = [Summary.Value(tag=self._prefix + name, simple_value=value) for name, value in metrics.items()]
+        self._add(step, Summary(value=values))
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if self.config.samples and rows:

@@ -87,18 +87,16 @@ class SequenceBatch:
         first = parts[0]
         for index, part in enumerate(parts):
             for kind in ("token_columns", "sequence_columns"):
-                odd = set(getattr(part, kind)) ^ set(getattr(first, kind))
+                odd = getattr(part, kind).keys() ^ getattr(first, kind).keys()
                 if odd:
                     raise ValueError(
                         f"SequenceBatch.concat: batch {index} and batch 0 differ in {kind}: {', '.join(sorted(odd))}"
                     )
-        shifts = np.cumsum([0] + [len(p.tokens) for p in parts])
-        offsets = np.concatenate(
-            [parts[0].offsets[:1]] + [p.offsets[1:] + s for p, s in zip(parts, shifts[:-1], strict=True)]
-        )
+        starts = np.cumsum([0] + [len(p.tokens) for p in parts[:-1]])
+        ends = np.concatenate([p.offsets[1:] for p in parts]) + np.repeat(starts, [len(p) for p in parts])
         return cls(
             np.concatenate([p.tokens for p in parts]),
-            offsets.astype(np.int64, copy=False),
+            np.concatenate([first.offsets[:1], ends]),
             {n: np.concatenate([p.token_columns[n] for p in parts]) for n in first.token_columns},
             {n: np.concatenate([p.sequence_columns[n] for p in parts]) for n in first.sequence_columns},
         )

@@ -10,7 +10,6 @@ a folder that only this user can enter, keeps them out.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import secrets
 import subprocess
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import psutil
 
-from rl_core.cluster.ports import free_port
 from rl_core.cluster.temporary import RayFolder
 from rl_core.errors import EnvironmentProblem
 
@@ -179,9 +177,6 @@ class Head:
         command += ["--port=0", f"--node-ip-address={_LOOPBACK}"]
         command += [f"--temp-dir={self.sessions}", "--include-dashboard=false", "--disable-usage-stats"]
         command += ["--include-log-monitor=false"]  # it would send what workers print to drivers, which do not ask
-        # Where gRPC is installed, Ray starts a client server as well, whose default port may be taken.
-        if importlib.util.find_spec("grpc") is not None:
-            command += [f"--ray-client-server-port={free_port()}"]
         command += options.arguments
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(

@@ -67,6 +67,8 @@ class Worker:
         umask: int | None = None,
         interface: str | None = LOOPBACK,
     ) -> None:
+        # Every 700 new objects, as by default, garbage is searched for all through the imports and in every step.
+        gc.set_threshold(10_000)
         if umask is not None:  # the run directory's, not that of whoever started this machine's Ray
             os.umask(umask)
         # Before anything imports torch: OpenMP reads these once.

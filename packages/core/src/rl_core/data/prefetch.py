@@ -6,6 +6,9 @@ import threading
 
 from rl_core.contracts.feed import Draw, Feed
 
+_HEAD_START_S = 0.002
+"""Of the step whose batch was handed out: it sends its call first, which would have to wait for Python's lock."""
+
 
 class Prefetch:
     """Makes the batches of up to ``depth`` steps before they are asked for.
@@ -26,7 +29,7 @@ class Prefetch:
         self._depth = depth
         self._steps = steps
         self._changed = threading.Condition()
-        self._allowed = 0  # the last step whose batch may be begun
+        self._asked = 0  # the last step whose batch was asked for
         self._ready: dict[int, tuple[Draw, int]] = {}  # batches, and the position in the data after each
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -35,7 +38,7 @@ class Prefetch:
     def next(self, step: int) -> Draw:
         """The batch of ``step``; raises what the feed raised for it."""
         with self._changed:
-            self._allowed = min(step + self._depth, self._steps)
+            self._asked = step
             if self._thread is None:
                 self._thread = threading.Thread(target=self._make, args=(step,), name="prefetch", daemon=True)
                 self._thread.start()
@@ -70,5 +73,6 @@ class Prefetch:
     def _may_begin(self, step: int) -> bool:
         """Wait for it; False once the feed is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or step <= self._allowed)
+            self._changed.wait_for(lambda: self._closed or step <= self._asked + self._depth)
+            self._changed.wait_for(lambda: self._closed or step <= self._asked, timeout=_HEAD_START_S)
             return not self._closed
