@@ -123,9 +123,9 @@ def test_a_run_outlives_ray_s_daemons(tiny, cluster, tmp_path):
 
 @pytest.mark.nightly
 def test_a_run_outlives_every_process_of_ray(tiny, cluster, tmp_path):
-    daemons = ("raylet/raylet", "monitor.py", "dashboard.py")
+    daemons = ("raylet/raylet", "monitor.py", "dashboard.py", "client.server")
     victims = (*daemons, "RuntimeEnvAgent", "ray_start.py")
-    assert_survived(tmp_path, tiny, cluster, dict(zip(range(3, 13, 2), victims, strict=True)))
+    assert_survived(tmp_path, tiny, cluster, dict(zip(range(3, 15, 2), victims, strict=True)))
 
 
 @pytest.mark.nightly

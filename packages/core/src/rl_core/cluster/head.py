@@ -10,6 +10,7 @@ a folder that only this user can enter, keeps them out.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from rl_core.cluster.ports import free_port
 from rl_core.cluster.temporary import RayFolder
 from rl_core.errors import EnvironmentProblem
 
@@ -177,6 +179,9 @@ class Head:
         command += ["--port=0", f"--node-ip-address={_LOOPBACK}"]
         command += [f"--temp-dir={self.sessions}", "--include-dashboard=false", "--disable-usage-stats"]
         command += ["--include-log-monitor=false"]  # it would send what workers print to drivers, which do not ask
+        # Where gRPC is installed, Ray starts a client server as well, whose default port may be taken.
+        if importlib.util.find_spec("grpc") is not None:
+            command += [f"--ray-client-server-port={free_port()}"]
         command += options.arguments
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(

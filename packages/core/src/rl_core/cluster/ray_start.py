@@ -36,8 +36,6 @@ if __name__ == "__main__":
     if parent:
         end_with(parent)
     sys.argv = ["ray", *sys.argv[2:]]
-    # Where gRPC is installed, Ray starts a server for Ray clients as well, which nothing here uses: one more port.
-    sys.modules["grpc"] = None  # type: ignore[assignment]
     from ray.scripts.scripts import main
 
     sys.exit(main())
