@@ -12,7 +12,7 @@ from support import ROOT
 SOURCES = sorted(p for p in ROOT.glob("packages/*/src/**/*") if p.suffix == ".py" or p.name.endswith(".py.tmpl"))
 KIT = "packages/plugin-kit/src/rl_plugin_kit"
 IPC = "packages/torch/src/rl_torch/transports/ipc.py"
-RENDERING = "packages/core/src/rl_core/chat_render_worker.py"
+RENDERING = "packages/huggingface/src/rl_huggingface/chat_render_worker.py"
 ISOLATED = "packages/isolation/src/rl_isolation/child.py"
 BETWEEN_OWN_PROCESSES = {f"{KIT}/building.py", f"{KIT}/ray_worker.py", IPC, RENDERING, ISOLATED}
 """The conformance kit sends configs to processes of its own, a trainer sends handles of its memory, and the driver

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rl_core.chat import row_template_kwargs, row_tools
 from rl_core.contracts.reward import Sample
 from rl_core.errors import DataError, EnvironmentProblem
 from rl_huggingface.chat_calls import CallFitter
 from rl_huggingface.chat_messages import cleaned, continues, leading_token
+from rl_huggingface.chat_options import row_template_kwargs, row_tools
 from rl_huggingface.chat_rendering import Form, shared_renderer
 from rl_huggingface.foreign import foreign, read_json_object
 from rl_huggingface.model_folder import check_files, check_model_folder

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rl_core.batch import SequenceBatch
-from rl_core.chat import taken, template_options
 from rl_core.contracts.data import Row
 from rl_core.contracts.environment import Turn, tools_of
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.tokenizer import Message, Tokenizer
 from rl_core.errors import DataError, RLError
+from rl_huggingface.chat_options import taken, template_options
 
 from rl_rollout.conversation import Conversation
 from rl_rollout.environment_calls import COUNT_INSTEAD, EnvironmentCalls, EnvironmentFailure

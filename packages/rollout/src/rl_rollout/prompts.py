@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rl_core.chat import taken, template_options
 from rl_core.contracts.data import Row
 from rl_core.contracts.tokenizer import Tokenizer
 from rl_core.data.encodings import EncodedRows
 from rl_core.errors import DataError
 from rl_core.long_rows import LongRows, OnLong
+from rl_huggingface.chat_options import taken, template_options
 
 
 class Prompts(EncodedRows):

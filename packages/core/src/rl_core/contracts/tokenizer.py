@@ -90,8 +90,8 @@ class Tokenizer(Protocol):
         """``(tokens int32 [T], loss_mask float32 [T])`` for ``prompt``+``completion`` or ``messages``.
 
         An end token closes the completion and is trained on. With ``loss_on="completion"`` the mask covers the
-        completion, or the assistant turns. The row's columns ``tools`` and ``chat_template_kwargs``
-        (:mod:`rl_core.chat`) go to the chat template.
+        completion, or the assistant turns. The row's columns ``tools`` and ``chat_template_kwargs`` go to the
+        chat template.
         """
         ...
 

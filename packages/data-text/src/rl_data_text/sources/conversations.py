@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rl_core.chat import TEMPLATE_KWARGS, TOOLS, row_template_kwargs, row_tools
 from rl_core.errors import DataError
 from rl_huggingface.chat_messages import joined_parts
+from rl_huggingface.chat_options import TEMPLATE_KWARGS, TOOLS, row_template_kwargs, row_tools
 
 from rl_data_text.sources.columns import BadRow
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rl_core.chat import row_template_kwargs, row_tools
 from rl_core.contracts.data import Row
 from rl_core.contracts.tokenizer import LossOn, Message, Text
 from rl_core.errors import DataError
 from rl_huggingface.chat_messages import continues, is_trained
+from rl_huggingface.chat_options import row_template_kwargs, row_tools
 
 from rl_data_text.config import TextTokenizerConfig
 from rl_data_text.tokenizers.chat import ChatTemplate, Extras, Segment

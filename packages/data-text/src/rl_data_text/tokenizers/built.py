@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rl_core.chat import row_template_kwargs, row_tools
 from rl_core.contracts.data import Row
+from rl_huggingface.chat_options import row_template_kwargs, row_tools
 
 from rl_data_text.tokenizers.chat import ChatTemplate, Extras
 

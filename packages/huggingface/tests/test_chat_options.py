@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rl_core.chat import taken, template_options
 from rl_core.errors import DataError
+from rl_huggingface.chat_options import taken, template_options
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
