@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from commands import Command
 from hypothesis import HealthCheck, settings
-from rl_core.secrets.redaction import forget_secrets
+from rl_secrets.redaction import forget_secrets
 from support import EXAMPLES, environment
 from warm_workers import warm_python
 

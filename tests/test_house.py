@@ -14,7 +14,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(p for p in (ROOT / "packages").iterdir() if (p / "pyproject.toml").exists())
 MODULES = {p.name: next((p / "src").iterdir()).name for p in PACKAGES}
-MOST_LINES_OF_CORE = 17_300
+MOST_LINES_OF_CORE = 16_000
+BELOW_CORE = {"ray", "secrets"}
 OUR_OWN_WORDS = {
     "beside": "with, or a name of the relation",
     "cell": "text, entry or device",
@@ -144,7 +145,7 @@ def test_every_package_has_what_a_package_needs():
         assert 'path = "../../VERSION"' in text, f"{package.name}: the version comes from one file"
         assert (package / "README.md").stat().st_size > 300, f"{package.name}: README"
         assert list((package / "tests").rglob("test_*.py")), f"{package.name}: tests"
-        if package.name not in {"core"}:
+        if package.name not in {"core", *BELOW_CORE}:
             assert '"rl-core>=0.1,<0.2"' in text
 
 

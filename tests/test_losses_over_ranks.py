@@ -15,9 +15,9 @@ from loss_cases import VARIANTS, case_names, record, tokenizer
 from loss_models import Models
 from loss_steps import take_steps
 from ranks import Ranks
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec
 from rl_core.model import reduce_metrics
+from rl_ray.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -128,9 +128,9 @@ def main(rank, ports, folder):
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """backend → loss → metrics, reduced over ranks as the controller does."""
-    from rl_core.cluster.ports import free_port
     from rl_core.contracts.backend import TrainResult
     from rl_core.model import reduce_metrics
+    from rl_ray.ports import free_port
 
     folder = tmp_path_factory.mktemp("reward-model")
     reward_model(folder)

@@ -134,7 +134,7 @@ def test_everything_listens_on_loopback_only_and_nothing_is_left_when_the_driver
     sys.stdout.write(f"all were gone after {time.monotonic() - killed:.1f} s\n")  # less than 5 on a quiet machine
     left = run.folder
     subprocess.run(
-        [sys.executable, "-c", "from rl_core.cluster.temporary import RayFolder; RayFolder().remove()"],
+        [sys.executable, "-c", "from rl_ray.folder import RayFolder; RayFolder().remove()"],
         env=os.environ | {"RAY_TMPDIR": str(run.temporary)},
         check=True,
     )

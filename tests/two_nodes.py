@@ -16,8 +16,8 @@ from ray.cluster_utils import Cluster
 from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rl_core.cluster.placement import bundles_in_order, machines_of, reserve
-from rl_core.cluster.ports import free_port
 from rl_core.cluster.resources import Resources
+from rl_ray.ports import free_port
 
 GPUS = {"num_cpus": 4, "num_gpus": 3}
 

@@ -16,8 +16,8 @@ from rl_core.cluster.resources import Resources
 from rl_core.contracts.backend import WorkerContext
 from rl_core.discovery.registry import load_registry
 from rl_core.io.permissions import FILE, FOLDER, run_folder
-from rl_core.secrets.redaction import remember_secrets
 from rl_core.training.api import run
+from rl_secrets.redaction import remember_secrets
 from support import metrics_of
 
 pytestmark = pytest.mark.slow

@@ -12,12 +12,12 @@ import torch
 from rl_backend_fsdp2.backend import Fsdp2Backend
 from rl_backend_fsdp2.config import Fsdp2Config
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.model import reduce_metrics
 from rl_data_text.config import CharactersConfig
 from rl_data_text.tokenizers.characters import CharacterTokenizer
+from rl_ray.ports import free_port
 from rl_torch.testing import GruModel
 
 torch.set_num_threads(1)

@@ -15,9 +15,9 @@ from fsdp2_helpers import backend, losses_of, reference_beside_policy, train
 from ranks import Ranks
 from rl_backend_fsdp2 import adapters
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.errors import ConfigError, RLError
+from rl_ray.ports import free_port
 from rl_torch.engine.testing.examples import POLICY, SCORES, model_spec, optimizer_spec, plain_model, random_batch
 from rl_torch.engine.testing.jobs import make_directory
 from safetensors.torch import load_file

@@ -11,10 +11,10 @@ import pytest
 from fsdp2_helpers import backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Scale
 from rl_core.errors import RLError
 from rl_core.training.checkpoint import CheckpointStore, RunState
+from rl_ray.ports import free_port
 from rl_torch.engine.testing.examples import NLL, POLICY, model_spec, optimizer_spec, random_batch
 from rl_torch.engine.testing.jobs import weights_of
 

@@ -13,9 +13,9 @@ import torch
 from fsdp2_helpers import backend, losses_of, train
 from ranks import Ranks
 from rl_backend_fsdp2.loading import empty_model, fill
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import ModelSpec, OptimizerSpec, Role
 from rl_core.errors import EnvironmentProblem
+from rl_ray.ports import free_port
 from rl_torch.engine.testing.examples import POLICY, SCORES, model_spec, optimizer_spec, random_batch
 from rl_torch.models import build_model
 from rl_torch.policy import Support, wrap_model

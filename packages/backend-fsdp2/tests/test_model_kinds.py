@@ -12,11 +12,11 @@ import pytest
 import torch
 from fsdp2_helpers import backend, train
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Scale
 from rl_core.contracts.model import AdapterSpec, ModelSpec
 from rl_core.errors import ConfigError, EnvironmentProblem
 from rl_plugin_kit.local_model import LocalModel
+from rl_ray.ports import free_port
 from rl_torch.engine.testing.examples import NLL, POLICY, optimizer_spec, random_batch
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -10,9 +10,9 @@ from megatron_helpers import MEGATRON, backend, train
 from ranks import Ranks
 from rl_backend_megatron.backend import MegatronBackend
 from rl_backend_megatron.config import MegatronConfig
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import WorkerContext
 from rl_core.errors import ConfigError, EnvironmentProblem
+from rl_ray.ports import free_port
 from rl_torch.engine.testing.examples import POLICY, model_spec, optimizer_spec, random_batch
 from rl_torch.engine.testing.jobs import On, output_ranks
 from rl_torch.engine.testing.suite import EngineSuite

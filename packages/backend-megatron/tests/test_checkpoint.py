@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from megatron_helpers import backend, train
 from ranks import Ranks
-from rl_core.cluster.ports import free_port
+from rl_ray.ports import free_port
 from rl_torch.engine.testing.examples import POLICY, model_folder, model_spec, optimizer_spec, random_batch
 from rl_torch.engine.testing.jobs import make_directory, metrics_of, same_weights
 from transformers import AutoModelForCausalLM

@@ -12,9 +12,9 @@ import pytest
 import torch
 from megatron_helpers import backend, forward, train
 from ranks import Ranks
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import AdapterSpec, ModelSpec
 from rl_core.errors import ConfigError
+from rl_ray.ports import free_port
 from rl_torch.engine.testing.examples import (
     POLICY,
     model_spec,

@@ -12,9 +12,9 @@ import torch
 from megatron_helpers import backend, policy_and_base, train
 from ranks import Ranks
 from rl_backend_megatron.lora import TARGETS, LoraPair
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.errors import ConfigError
+from rl_ray.ports import free_port
 from rl_torch.engine.testing.examples import (
     POLICY,
     SCORES,

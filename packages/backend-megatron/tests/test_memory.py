@@ -19,9 +19,9 @@ from rl_backend_megatron.memory import (
     stage_parameters,
 )
 from rl_backend_megatron.rating import memory_per_rank
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.model import AdapterSpec, ModelSpec, Role
 from rl_core.contracts.rating import JobRole, MemoryEstimate
+from rl_ray.ports import free_port
 from rl_torch.engine.testing.examples import POLICY, optimizer_spec
 from rl_torch.memory_probe import Case, Probe, shape_of_init
 

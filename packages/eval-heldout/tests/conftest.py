@@ -12,7 +12,7 @@ from rl_core.contracts.algorithm import BatchPlan
 from rl_core.contracts.evaluator import EvaluationContext
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
-from rl_core.samples import to_samples
+from rl_rollout.samples import to_samples
 
 END = 1
 

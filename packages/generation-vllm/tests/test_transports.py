@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.transport import WeightGroup
+from rl_ray.ports import free_port
 from rl_torch.transports import collective, ipc
 from rl_torch.transports.buckets import plan_buckets
 

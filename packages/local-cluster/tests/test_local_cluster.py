@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from rl_core.cluster import head
 from rl_core.errors import EnvironmentProblem
 from rl_local_cluster import local as local_cluster
+from rl_ray import head
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.transport import WeightGroup, WeightTransferFailed
 from rl_core.errors import RLError
+from rl_ray.ports import free_port
 from rl_torch.transports import collective, ipc
 from rl_torch.transports.buckets import fill, plan_buckets
 from rl_torch.weights import from_buckets

@@ -13,7 +13,7 @@ import yaml
 from mutations import SFT, STAGES, Case, mutate, seeds
 from rl_core.discovery.registry import Registry, load_registry
 from rl_core.preflight.check import CheckResult, check
-from rl_core.secrets.redaction import REDACTED
+from rl_secrets.redaction import REDACTED
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 TEXT_FOR_NUMBERS = ("save_before_timeout", "heartbeat_timeout", "wait_for_resources")

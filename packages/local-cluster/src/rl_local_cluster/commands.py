@@ -15,9 +15,9 @@ def start_command(
     gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs to use; default: all.")] = None,
 ) -> None:
     """Start a local cluster, for this user and on this machine only."""
-    from rl_core.cluster.head import HeadOptions
     from rl_core.cluster.resources import usable_cpus
     from rl_core.machine import gpu_count
+    from rl_ray.head import HeadOptions
 
     from rl_local_cluster import local
 

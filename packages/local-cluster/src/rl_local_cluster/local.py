@@ -1,6 +1,6 @@
 """A Ray on this machine that runs join one after another: ``rl cluster start|status|stop``, ``run.address: cluster``.
 
-It is what a run without an address starts for itself (:mod:`rl_core.cluster.head`), but detached. Where it is stands in
+It is what a run without an address starts for itself (:mod:`rl_ray.head`), but detached. Where it is stands in
 a file in the user's state folder, one for each machine; its token is in its own folder, which only this user can enter.
 """
 
@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rl_core.cluster import head
-from rl_core.cluster.head import Head, HeadOptions
 from rl_core.cluster.named import joinable
-from rl_core.cluster.temporary import RayFolder, in_use, is_ray_folder, remove_folder
+from rl_core.cluster.ray_address import ray_problems
 from rl_core.errors import ConfigError, EnvironmentProblem
+from rl_ray import head
+from rl_ray.folder import RayFolder, in_use, is_ray_folder, remove_folder
+from rl_ray.head import Head, HeadOptions
 
 NAME = "cluster"
 """As an address: the cluster that ``rl cluster start`` has started."""
@@ -109,6 +110,11 @@ def start(options: HeadOptions) -> LocalCluster:
 
 
 def _start(options: HeadOptions) -> LocalCluster:
+    with ray_problems():
+        return _started(options)
+
+
+def _started(options: HeadOptions) -> LocalCluster:
     folder = RayFolder()
     with head.driver_environment(head.own_token(folder.path)):
         started = Head(folder, options, detached=True)

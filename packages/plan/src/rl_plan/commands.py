@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 from rl_core.cli.framework import JsonOption, stdout, table
-from rl_core.secrets.redaction import hide_secrets
+from rl_secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry

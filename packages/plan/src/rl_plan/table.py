@@ -9,7 +9,7 @@ from rl_core.component import ComponentChoice
 from rl_core.config.generators import has_own_gpus, weight_transport
 from rl_core.config.stage import RunConfig, StageConfig
 from rl_core.discovery.lookup import ComponentNotFound
-from rl_core.secrets.redaction import hide_secrets
+from rl_secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from rl_core.batch import SequenceBatch
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import Backend, LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelInfo, ModelSpec, OptimizerSpec, Role
 from rl_core.model import NonFiniteBatch, reduce_metrics
 from rl_core.zero_gradient import without_zero_gradient
+from rl_ray.ports import free_port
 
 from rl_plugin_kit.reference import from_buckets
 

@@ -9,13 +9,13 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from pydantic import BaseModel
-from rl_core.cluster import head
-from rl_core.cluster.head import HeadOptions
 from rl_core.cluster.named import joinable
 from rl_core.cluster.ray_address import ray_address
 from rl_core.cluster.session import OBJECT_STORE_BYTES_CPU, OwnRay
 from rl_core.component import Component
 from rl_core.discovery.status import describe
+from rl_ray import head
+from rl_ray.head import HeadOptions
 
 TIMEOUT_S = 600.0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rl_core.cli.framework import stdout, table
-from rl_core.secrets.redaction import hide_secrets
+from rl_secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from rl_reports.run_summary import RunSummary

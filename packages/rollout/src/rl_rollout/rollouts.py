@@ -17,12 +17,13 @@ from rl_core.contracts.reward import Sample
 from rl_core.contracts.tokenizer import Message, Tokenizer
 from rl_core.data.cursor import DataCursor
 from rl_core.errors import RLError
-from rl_core.samples import completion_tokens, sample_rows, to_samples
+from rl_core.samples import completion_tokens, sample_rows
 
 from rl_rollout.conversations import Conversations
 from rl_rollout.prompts import Prompts
 from rl_rollout.rewards.scoring import Scores, WeightedRewards
 from rl_rollout.router import Router
+from rl_rollout.samples import to_samples
 from rl_rollout.seeds import request_seeds
 
 MOST_EMPTY_STEPS = 3

@@ -16,7 +16,6 @@ from rl_core.contracts.feed import Feed
 from rl_core.contracts.generator import SamplingParams
 from rl_core.data.cursor import DataCursor
 from rl_core.errors import DataError
-from rl_core.samples import to_samples
 
 from rl_rollout.conversations import Conversations
 from rl_rollout.environment_calls import EnvironmentCalls
@@ -24,6 +23,7 @@ from rl_rollout.generators import load_generators, sampling_of, transport_of
 from rl_rollout.prompts import Prompts
 from rl_rollout.rewards.scoring import WeightedRewards, scorer
 from rl_rollout.rollouts import RolloutFeed
+from rl_rollout.samples import to_samples
 from rl_rollout.seeds import request_seeds
 from rl_rollout.staleness import BoundedStalenessFeed
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import typer
+from rl_secrets.redaction import hide_secrets
 
 from rl_core.cli.framework import ConfigArgument, OverridesArgument, stdout
-from rl_core.secrets.redaction import hide_secrets
 
 
 def check_command(context: typer.Context, config: ConfigArgument, overrides: OverridesArgument = None) -> None:

@@ -6,9 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rl_secrets.redaction import hide_secrets
 from typer.core import TyperCommand, TyperGroup
-
-from rl_core.secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

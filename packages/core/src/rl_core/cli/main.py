@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.main
+from rl_secrets.redaction import forget_secrets, hide_secrets
 
 from rl_core.cli import (
     check,
@@ -27,7 +28,6 @@ from rl_core.cli import (
 )
 from rl_core.cli.framework import Command, Group, warn
 from rl_core.errors import EnvironmentProblem, Interrupted, RLError
-from rl_core.secrets.redaction import forget_secrets, hide_secrets
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry

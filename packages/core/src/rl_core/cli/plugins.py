@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rl_secrets.redaction import hide_secrets
 
 from rl_core.cli.framework import JsonOption, stdout, table
-from rl_core.secrets.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

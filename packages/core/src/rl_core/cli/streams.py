@@ -10,7 +10,7 @@ import sys
 import unicodedata
 from typing import Any, TextIO
 
-from rl_core.secrets.redaction import MaskedText
+from rl_secrets.redaction import MaskedText
 
 _ERRORS = "rl.plain"
 _PLAIN = {

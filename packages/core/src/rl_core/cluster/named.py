@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rl_core.cluster import head
+from rl_ray import head
+
+from rl_core.cluster.ray_address import ray_problems
 from rl_core.contracts.cluster import NamedCluster
 from rl_core.discovery.lookup import published
 from rl_core.discovery.registry import load_registry
@@ -48,10 +50,13 @@ def joinable(
         EnvironmentProblem: there is none of that name, or this process cannot join it any more.
     """
     cluster = None if ":" in address or address in ("auto", "local") else find(address)
+    with ray_problems():
+        if cluster is None:
+            head.require_unused(address)
+        else:
+            head.adopt_token(cluster.token)
     if cluster is None:
-        head.require_unused(address)
         yield address, None
         return
-    head.adopt_token(cluster.token)
     with head.driver_environment(cluster.token):
         yield cluster.address, cluster

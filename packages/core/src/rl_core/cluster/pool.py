@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_secrets.redaction import known_secrets
+
 from rl_core.cluster.calls import Deadlines, actor_of, fetch
 from rl_core.cluster.failures import WorkerInfo
 from rl_core.cluster.group_rendezvous import remove_folder
@@ -21,7 +23,6 @@ from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import EnvironmentProblem, RLError, WorkerDied
 from rl_core.io.permissions import umask_in_force
 from rl_core.network import LOOPBACK
-from rl_core.secrets.redaction import known_secrets
 
 if TYPE_CHECKING:
     from rl_core.component import ComponentChoice

@@ -15,8 +15,8 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 import psutil
+from rl_ray.head import process_name
 
-from rl_core.cluster.head import process_name
 from rl_core.errors import WorkerDied
 
 logger = logging.getLogger("rl")

@@ -13,15 +13,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from rl_core.cluster import head
-from rl_core.cluster.head import Head, HeadOptions
+from rl_ray import head
+from rl_ray.errors import RayProblem
+from rl_ray.folder import RayFolder
+from rl_ray.head import Head, HeadOptions
+from rl_ray.logs import keep_logs, link_logs
+from rl_ray.reach import wait_for_answer
+
 from rl_core.cluster.named import joinable
-from rl_core.cluster.ray_address import ray_address
-from rl_core.cluster.ray_logs import keep_logs, link_logs
+from rl_core.cluster.ray_address import ray_address, ray_problems
 from rl_core.cluster.ray_loss import NodeWatch, ProcessWatch, RayLoss, in_background
-from rl_core.cluster.reach import wait_for_answer
 from rl_core.cluster.resources import RayNeeds, usable_cpus
-from rl_core.cluster.temporary import RayFolder
 from rl_core.cluster.watchdog import own_node
 from rl_core.contracts.cluster import NamedCluster
 from rl_core.errors import EnvironmentProblem
@@ -137,7 +139,8 @@ class _Joined(_Given):
     def join(self) -> None:
         head.be_quiet()
         _check_client(self._address)
-        wait_for_answer(self._address, within_s=self._within_s)
+        with ray_problems():
+            wait_for_answer(self._address, within_s=self._within_s)
         _initialise(_joining(self._address), self._address, patience_s=self._within_s)
         _say_where(self._address)
         super().join()
@@ -154,7 +157,7 @@ class _Joined(_Given):
 class OwnRay:
     """A :class:`RaySession` on loopback, behind a token, whose processes end with this one.
 
-    See :mod:`rl_core.cluster.head`.
+    See :mod:`rl_ray.head`.
 
     Args:
         logs: folder in which Ray's logs are kept as ``ray``; None: nowhere.
@@ -169,7 +172,7 @@ class OwnRay:
         self._linked = False
         self._started = 0
         self._watch: ProcessWatch | None = None
-        with ExitStack() as stack:
+        with ExitStack() as stack, ray_problems():
             self._folder = RayFolder()
             stack.callback(self._folder.remove)
             stack.enter_context(head.driver_environment(head.own_token(self._folder.path)))
@@ -185,7 +188,7 @@ class OwnRay:
                 ray.init(**_joining(address))  # in the main thread: it takes SIGTERM
                 break
             except Exception as error:
-                busy = isinstance(error, EnvironmentProblem) or "timed out" in str(error).lower()
+                busy = isinstance(error, RayProblem) or "timed out" in str(error).lower()
                 if attempt == LOCAL_ATTEMPTS or not busy:
                     raise EnvironmentProblem(_start_failure(None, error)) from error
                 logger.warning("starting Ray failed, trying again: %s", error)
@@ -235,7 +238,8 @@ class _Plain(_Given):
         super().__init__(on_loss)
         self._options = options
         self._logs = logs
-        self._folder = RayFolder()
+        with ray_problems():
+            self._folder = RayFolder()
 
     def join(self) -> None:
         logger.warning(

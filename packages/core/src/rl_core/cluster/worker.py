@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from rl_secrets.redaction import RedactingFormatter, mask_streams, remember_secrets
+
 from rl_core.cluster.component_thread import ComponentThread, ExitsAreErrors
 from rl_core.cluster.diagnosis import dump_on_signal
 from rl_core.cluster.group_rendezvous import RendezvousPoints
@@ -29,7 +31,6 @@ from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.errors import RLError
 from rl_core.io.appending import LogFile
 from rl_core.network import LOOPBACK, chosen, use_interface
-from rl_core.secrets.redaction import RedactingFormatter, mask_streams, remember_secrets
 
 logger = logging.getLogger(__name__)
 

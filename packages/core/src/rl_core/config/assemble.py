@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rl_secrets.redaction import redact
+
 from rl_core.component import SECTIONS, ComponentChoice
 from rl_core.config.compose import LISTS, STAGE_SECTIONS
 from rl_core.config.document import Node
@@ -14,7 +16,6 @@ from rl_core.config.sections import Section
 from rl_core.config.select import Selected, report_crash
 from rl_core.config.stage import StageConfig
 from rl_core.config.typed_secrets import Writer
-from rl_core.secrets.redaction import redact
 
 _RUN_WIDE = ("name", "directory")
 

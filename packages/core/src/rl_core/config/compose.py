@@ -12,14 +12,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from rl_secrets.patterns import secret_spans
+from rl_secrets.redaction import remember_secrets
+
 from rl_core.component import SECTIONS
 from rl_core.config.document import Node, read_document
 from rl_core.config.findings import Findings, Path, dotted
 from rl_core.config.overrides import Override, apply_overrides, parse_overrides
 from rl_core.config.stage import SINGLE_STAGE
 from rl_core.config.suggest import did_you_mean
-from rl_core.secrets.patterns import secret_spans
-from rl_core.secrets.redaction import remember_secrets
 
 STAGE_SECTIONS = ("model", "run", *SECTIONS)
 LISTS = ("rewards", "evaluators", "loggers")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from rl_secrets.redaction import hide_secrets
 
 from rl_core.config.findings import Findings, Location, Path
 from rl_core.config.paths import SourceText
 from rl_core.config.suggest import closest
 from rl_core.config.yaml_rules import TAG, YamlLoader, scalar_value
-from rl_core.secrets.redaction import hide_secrets
 
 MAX_BYTES = 2**20
 MAX_VALUES = 20_000

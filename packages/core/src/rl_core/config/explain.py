@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from rl_secrets.redaction import hide_secrets, is_secret
 
 from rl_core.config.document import BrokenText, Node
 from rl_core.config.findings import Findings, Path
 from rl_core.config.suggest import closest, did_you_mean
 from rl_core.config.yaml_rules import number_or_flag
-from rl_core.secrets.redaction import hide_secrets, is_secret
 
 
 def explain(error: ValidationError, node: Node, model: type[BaseModel], findings: Findings, *, what: str) -> None:

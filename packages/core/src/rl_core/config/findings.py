@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rl_secrets.redaction import hide_known
+
 from rl_core.config.problems import Problem
-from rl_core.secrets.redaction import hide_known
 
 COMMAND_LINE = "command line"
 MOST_SHOWN = 200

@@ -12,12 +12,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rl_secrets.patterns import EXPRESSION
+from rl_secrets.redaction import is_secret, remember_secrets
+
 from rl_core.component import SECTIONS
 from rl_core.config.document import Node, parse_value
 from rl_core.config.findings import COMMAND_LINE, Findings, Location, Path, dotted
 from rl_core.config.suggest import did_you_mean
-from rl_core.secrets.patterns import EXPRESSION
-from rl_core.secrets.redaction import is_secret, remember_secrets
 
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
 

@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, model_validator
+from rl_secrets.redaction import hide_secrets
 
 from rl_core.config.durations import Duration
 from rl_core.config.paths import ConfigPath
 from rl_core.config.section import Section
-from rl_core.secrets.redaction import hide_secrets
 
 SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=200)]
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")

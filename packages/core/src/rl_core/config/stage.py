@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rl_secrets.redaction import redact
+
 from rl_core.component import ComponentChoice
 from rl_core.config.run_section import RunSection
 from rl_core.config.sections import ModelConfig
 from rl_core.config.yaml_rules import dump_yaml
-from rl_core.secrets.redaction import redact
 
 SINGLE_STAGE = "train"
 """Name of the only stage of a config without ``stages:``."""

@@ -12,13 +12,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rl_secrets.names import holds_secret
+from rl_secrets.patterns import EXPRESSION, Span, merged, secret_spans
+from rl_secrets.redaction import MASKS, REDACTED, known_spans, named, remember_secrets
+
 from rl_core.config.document import BrokenText, Node, plain
 from rl_core.config.findings import COMMAND_LINE, Findings, Path, dotted
 from rl_core.config.interpolate import escape
 from rl_core.config.secret_sources import TYPED
-from rl_core.secrets.names import holds_secret
-from rl_core.secrets.patterns import EXPRESSION, Span, merged, secret_spans
-from rl_core.secrets.redaction import MASKS, REDACTED, known_spans, named, remember_secrets
 
 Scalar = str | int | float
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rl_secrets.patterns import secret_spans
+
 from rl_core.config.assemble import build_stage, run_document
 from rl_core.config.compose import Composition, StageTree, compose
 from rl_core.config.document import Node
@@ -29,7 +31,6 @@ from rl_core.errors import ConfigError
 from rl_core.machine import Machine
 from rl_core.preflight import crosscheck
 from rl_core.preflight.draft import Draft, plan_run
-from rl_core.secrets.patterns import secret_spans
 
 if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry

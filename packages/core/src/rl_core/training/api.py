@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_secrets.redaction import RedactingFormatter, mask_known, mask_names, remember_secrets, secret_values
+
 from rl_core.cluster.pool import WorkerPool
 from rl_core.cluster.session import ray_session
 from rl_core.discovery.registry import Registry, load_registry
@@ -20,7 +22,6 @@ from rl_core.io.appending import LogFile
 from rl_core.io.permissions import Permissions, apply_permissions, run_folder
 from rl_core.io.values import plain
 from rl_core.preflight.check import check, load_config
-from rl_core.secrets.redaction import RedactingFormatter, mask_known, mask_names, remember_secrets, secret_values
 from rl_core.training.assembly import LoadedStage, assemble
 from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.cluster_needs import cluster_interface, deadlines_of, ray_needs

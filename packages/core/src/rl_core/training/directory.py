@@ -24,10 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rl_secrets.redaction import hide_secrets
+
 from rl_core.errors import ConfigError, EnvironmentProblem, RLError, StorageError
 from rl_core.io.files import open_regular, parse_object, read_object, read_regular, special_files, write_atomic
 from rl_core.io.lock import LOCK, FolderLock
-from rl_core.secrets.redaction import hide_secrets
 from rl_core.training.sidecars import SIDECARS
 
 logger = logging.getLogger(__name__)

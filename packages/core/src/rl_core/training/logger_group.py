@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rl_secrets.redaction import mask_known
+
 from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
 from rl_core.discovery.lookup import published
-from rl_core.secrets.redaction import mask_known
 from rl_core.training.observers import StepObserver
 from rl_core.training.phases import ALGORITHM, CHECKPOINT, EVALUATION, SAMPLING
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_secrets.redaction import mask_names
+
 from rl_core.errors import RLError
-from rl_core.secrets.redaction import mask_names
 from rl_core.training.algorithm_step import algorithm_step
 from rl_core.training.phases import ALGORITHM, CHECKPOINT, EVALUATION, LOGGING, SAMPLING, WEIGHTS
 

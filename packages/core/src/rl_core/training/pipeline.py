@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_secrets.redaction import masked_error, redact
+
 from rl_core.cluster.pool import WorkerPool
 from rl_core.cluster.session import RaySession, ray_session
 from rl_core.config.gates import gate_failure
 from rl_core.contracts.logger import RunInfo
 from rl_core.errors import Interrupted, RLError, WorkerDied
 from rl_core.io.files import read_object, write_atomic
-from rl_core.secrets.redaction import masked_error, redact
 from rl_core.training.assembly import assemble
 from rl_core.training.checkpoint import CheckpointStore
 from rl_core.training.cluster_needs import cluster_interface, deadlines_of, ray_needs

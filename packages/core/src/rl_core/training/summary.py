@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rl_core.secrets.redaction import mask_known
+from rl_secrets.redaction import mask_known
 
 if TYPE_CHECKING:
     from rl_core.training.pipeline import Outcome

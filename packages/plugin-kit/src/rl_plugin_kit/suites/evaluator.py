@@ -13,7 +13,6 @@ from rl_core.contracts.data import Row
 from rl_core.contracts.evaluator import EvaluationContext, EvaluationResult, Evaluator
 from rl_core.contracts.generator import SamplingParams
 from rl_core.contracts.reward import Sample
-from rl_core.samples import to_samples
 
 from rl_plugin_kit.letters import EOS, LetterTokenizer
 from rl_plugin_kit.rows import questions
@@ -142,4 +141,16 @@ def complete(rows: Sequence[Row], sampling: SamplingParams, seed: int) -> tuple[
     """:func:`generate` for the prompts of ``rows``, with the samples."""
     tokenizer = LetterTokenizer()
     batch = generate([tokenizer.encode_prompt(row["prompt"]) for row in rows], sampling, seed)
-    return batch, to_samples(batch, rows, tokenizer)
+    columns, samples = batch.sequence_columns, []
+    for index, request in enumerate(columns["request"].tolist()):
+        tokens, cut = batch.tokens[batch.sequence(index)], int(columns["prompt_length"][index])
+        samples.append(
+            Sample(
+                row=rows[request],
+                prompt=tokenizer.decode(tokens[:cut]),
+                completion=tokenizer.decode(tokens[cut:]),
+                completion_tokens=len(tokens) - cut,
+                truncated=bool(columns["truncated"][index]),
+            )
+        )
+    return batch, samples

@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import torch
-from rl_core.cluster.ports import free_port
+from rl_ray.ports import free_port
 
 LONGEST_JOB = 300.0  # seconds
 

@@ -22,10 +22,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from rl_core.cluster.ports import free_port
 from rl_core.contracts.backend import LossSpec, Scale, WorkerContext
 from rl_core.contracts.model import ModelSpec
 from rl_core.errors import RLError
+from rl_ray.ports import free_port
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rl_torch.engine.testing import jobs

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 
-from rl_core.errors import EnvironmentProblem
+from rl_ray.errors import RayProblem
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def wait_for_answer(address: str, *, within_s: float) -> None:
     Other forms of address (``auto``, ``ray://…``) are left to Ray.
 
     Raises:
-        EnvironmentProblem: nothing answers within ``within_s``.
+        RayProblem: nothing answers within ``within_s``.
     """
     host, colon, port = address.rpartition(":")
     if not colon or "/" in address or not port.isdecimal():
@@ -36,7 +36,7 @@ def wait_for_answer(address: str, *, within_s: float) -> None:
         if not problem:
             return
         if time.monotonic() + _PAUSE_S >= deadline:
-            raise EnvironmentProblem(
+            raise RayProblem(
                 f"no Ray cluster answered at {address!r} (run.address or RAY_ADDRESS) for {within_s:g} s "
                 f"(run.start_timeout_s): {problem}\n    check with: ray status --address {address}; to start Ray on "
                 "this machine instead, remove the address"

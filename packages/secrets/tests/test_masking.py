@@ -14,7 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
-from rl_core.secrets.redaction import (
+from rl_isolation.describe import message_of, shown
+from rl_secrets.redaction import (
     SHORTEST,
     MaskedText,
     copy_masked,
@@ -27,7 +28,6 @@ from rl_core.secrets.redaction import (
     redact,
     remember_secrets,
 )
-from rl_isolation.describe import message_of, shown
 
 SECRETS = st.text(min_size=SHORTEST, max_size=60).filter(lambda text: len(text.strip("*").strip()) >= SHORTEST)
 FORMS = {

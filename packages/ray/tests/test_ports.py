@@ -1,7 +1,7 @@
 import socket
 
-from rl_core.cluster import ports
-from rl_core.cluster.ports import free_port
+from rl_ray import ports
+from rl_ray.ports import free_port
 
 
 def test_ports_are_free_and_not_those_of_outgoing_connections():

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rl_core.errors import EnvironmentProblem
+from rl_ray.errors import RayProblem
 
 SOCKET_NAME_BYTES = 103
 """Longest name of a Unix socket on every system (Linux: 107)."""
@@ -38,7 +38,7 @@ class RayFolder:
         locks: descriptors of locked files; a child that inherits them keeps the folder in use.
 
     Raises:
-        EnvironmentProblem: the temporary folder cannot be used; names the variable that chose it.
+        RayProblem: the temporary folder cannot be used; names the variable that chose it.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class RayFolder:
                 self.path.symlink_to(target, target_is_directory=True)
             except OSError as error:
                 self.remove()
-                raise EnvironmentProblem(
+                raise RayProblem(
                     f"the name of {named} is too long for Ray's sockets, and no link to it can be made in {_SHORT}: "
                     f"{error.strerror}\n    export {variable or 'TMPDIR'}=/a/short/one"
                 ) from error
@@ -139,5 +139,5 @@ def _root() -> tuple[str, str]:
     if not (os.path.isdir(root) and os.access(root, os.W_OK | os.X_OK)):
         what = "cannot be written" if os.path.isdir(root) else "does not exist"
         named = f"the temporary folder {root}" + (f" ({variable})" if variable else "")
-        raise EnvironmentProblem(f"{named} {what}, and Ray needs it\n    export {variable or 'TMPDIR'}=/tmp")
+        raise RayProblem(f"{named} {what}, and Ray needs it\n    export {variable or 'TMPDIR'}=/tmp")
     return root, variable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from rl_core.secrets.names import KNOWN_FORM, is_secret, looks_like_credential
+from rl_secrets.names import KNOWN_FORM, is_secret, looks_like_credential
 
 Span = tuple[int, int]
 """Start and end of a part of a text."""

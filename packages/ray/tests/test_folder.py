@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from rl_core.cluster.temporary import SOCKET_NAME_BYTES, RayFolder, in_use, remove_folder, sweep
-from rl_core.errors import EnvironmentProblem
+from rl_ray.errors import RayProblem
+from rl_ray.folder import SOCKET_NAME_BYTES, RayFolder, in_use, remove_folder, sweep
 
 SOCKET = "r1/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
 KILLED = """
 import os, signal
-from rl_core.cluster.temporary import RayFolder
+from rl_ray.folder import RayFolder
 print(RayFolder().path, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -108,7 +108,7 @@ def test_only_folders_of_our_own_are_swept(tmp_path):
 
 def test_a_folder_that_is_not_there_is_named_with_its_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
-    with pytest.raises(EnvironmentProblem) as caught:
+    with pytest.raises(RayProblem) as caught:
         RayFolder()
     assert str(caught.value) == (
         f"the temporary folder {tmp_path}/gone (TMPDIR) does not exist, and Ray needs it\n    export TMPDIR=/tmp"
@@ -117,7 +117,7 @@ def test_a_folder_that_is_not_there_is_named_with_its_variable(tmp_path, monkeyp
 
 def test_where_no_link_can_be_made_the_variable_is_named(tmp_path, long, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(long))
-    monkeypatch.setattr("rl_core.cluster.temporary._SHORT", str(tmp_path / "gone"))
-    with pytest.raises(EnvironmentProblem, match=r"\(TMPDIR\) is too long for Ray's sockets, and no link to it"):
+    monkeypatch.setattr("rl_ray.folder._SHORT", str(tmp_path / "gone"))
+    with pytest.raises(RayProblem, match=r"\(TMPDIR\) is too long for Ray's sockets, and no link to it"):
         RayFolder()
     assert list(long.iterdir()) == []

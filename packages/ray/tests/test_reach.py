@@ -7,8 +7,8 @@ import threading
 import time
 
 import pytest
-from rl_core.cluster.reach import wait_for_answer
-from rl_core.errors import EnvironmentProblem
+from rl_ray.errors import RayProblem
+from rl_ray.reach import wait_for_answer
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def listening():
 
 def refusal(address: str, within_s: float = 0.3) -> str:
     started = time.monotonic()
-    with pytest.raises(EnvironmentProblem) as caught:
+    with pytest.raises(RayProblem) as caught:
         wait_for_answer(address, within_s=within_s)
     assert time.monotonic() - started < within_s + 5
     return str(caught.value).splitlines()[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from rl_core.cluster.ray_logs import keep_logs, link_logs
+from rl_ray.logs import keep_logs, link_logs
 
 
 @pytest.fixture

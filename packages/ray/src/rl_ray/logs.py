@@ -8,7 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from rl_core.secrets.redaction import copy_masked
+from rl_secrets.redaction import copy_masked
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 Two things are hidden: values that are known to be secret (from ``${secret:NAME}``, from ``${env:NAME}``, typed into a
 config, or in an environment variable with a secret's name), in every form in which they are usually written, and what
-a text gives away by its form (:mod:`rl_core.secrets.patterns`).
+a text gives away by its form (:mod:`rl_secrets.patterns`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 from urllib.parse import quote, quote_plus, unquote
 
-from rl_core.secrets.names import holds_secret, is_path, is_secret, is_secret_variable
-from rl_core.secrets.patterns import EXPRESSION, Span, merged, secret_spans
+from rl_secrets.names import holds_secret, is_path, is_secret, is_secret_variable
+from rl_secrets.patterns import EXPRESSION, Span, merged, secret_spans
 
 __all__ = [
     "MASKS",

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from pydantic import SecretStr
-from rl_core.secrets.redaction import (
+from rl_secrets.redaction import (
     RedactingFormatter,
     hide_secrets,
     is_secret,

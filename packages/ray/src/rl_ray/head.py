@@ -23,9 +23,9 @@ from pathlib import Path
 
 import psutil
 
-from rl_core.cluster.ports import free_port
-from rl_core.cluster.temporary import RayFolder
-from rl_core.errors import EnvironmentProblem
+from rl_ray.errors import RayProblem
+from rl_ray.folder import RayFolder
+from rl_ray.ports import free_port
 
 TOKEN = "token"
 """Name of the file with the token, in a folder that only this user can enter."""
@@ -124,14 +124,14 @@ def adopt_token(file: Path) -> None:
     """Take the token of another process's Ray for this one.
 
     Raises:
-        EnvironmentProblem: this process has another one.
+        RayProblem: this process has another one.
     """
     try:
         token = file.read_text().strip()
     except OSError as error:
-        raise EnvironmentProblem(f"the token of the local cluster cannot be read: {file}: {error.strerror}") from error
+        raise RayProblem(f"the token of the local cluster cannot be read: {file}: {error.strerror}") from error
     if not ray_is_prepared() or _token not in ("", token):
-        raise EnvironmentProblem(
+        raise RayProblem(
             "this process has imported Ray before, and cannot join the local cluster with its token\n"
             "    start another process for it"
         )
@@ -139,9 +139,9 @@ def adopt_token(file: Path) -> None:
 
 
 def require_unused(address: str) -> None:
-    """Raise EnvironmentProblem where this process has joined a Ray on loopback, and so cannot join another one."""
+    """Raise RayProblem where this process has joined a Ray on loopback, and so cannot join another one."""
     if _token and "ray" in sys.modules:
-        raise EnvironmentProblem(
+        raise RayProblem(
             f"this process has used a private Ray before, and with its settings cannot join {address!r}\n"
             "    start another process for it"
         )
@@ -213,17 +213,17 @@ class Head:
         """``127.0.0.1:PORT``, once it is known.
 
         Raises:
-            EnvironmentProblem: the processes ended, or there was no address in time.
+            RayProblem: the processes ended, or there was no address in time.
         """
         file, deadline = self.sessions / "ray_current_cluster", time.monotonic() + within_s
         while time.monotonic() < deadline:
             if self.exit_code is not None:
-                raise EnvironmentProblem(f"`ray start` ended with exit code {self.exit_code}:\n{self._last_words()}")
+                raise RayProblem(f"`ray start` ended with exit code {self.exit_code}:\n{self._last_words()}")
             with contextlib.suppress(OSError):
                 if address := file.read_text().strip():
                     return address
             time.sleep(_LOOK_EVERY_S)
-        raise EnvironmentProblem(f"Ray timed out: it has not started within {within_s:g} s:\n{self._last_words()}")
+        raise RayProblem(f"Ray timed out: it has not started within {within_s:g} s:\n{self._last_words()}")
 
     def stop(self) -> None:
         """End all processes at once."""
