@@ -108,7 +108,7 @@ def test_a_team_trains_with_the_packages_it_installed(name, installation):
     write_config(installation.folder, team)
     installation.install(*team.packages)
     # Libraries are no plugins, but for the one that checks model folders; every backend brings it.
-    libraries = {"rl-algo-common", "rl-torch", "rl-kernels-cpu"}
+    libraries = {"rl-algo-common", "rl-ray", "rl-secrets", "rl-torch", "rl-kernels-cpu"}
     expected = {*team.packages, *team.brought, "rl-huggingface"} - libraries
     assert plugins(installation) == dict.fromkeys(expected, "ok")
     for module in team.hidden:
