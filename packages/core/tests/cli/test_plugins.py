@@ -80,18 +80,3 @@ def test_the_same_as_json(install, capsys):
             }
         ],
     }
-
-
-def test_kernels_are_listed_by_their_entry_points(monkeypatch, capsys, tmp_path):
-    """Without importing them: a kernel may need what is not installed."""
-    folder = tmp_path / "rl_x_fast-3.1.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: rl-x-fast\nVersion: 3.1\n")
-    (folder / "entry_points.txt").write_text("[rl_torch.kernels]\nfast = unheard_of:KERNEL\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert main(["plugins"]) == 0
-    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "fast rl-x-fast 3.1" in rows[rows.index("Kernels") :]
-    assert main(["plugins", "--json"]) == 0
-    kernels = json.loads(capsys.readouterr().out)["kernels"]
-    assert {"name": "fast", "package": "rl-x-fast", "version": "3.1"} in kernels

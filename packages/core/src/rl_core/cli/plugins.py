@@ -16,39 +16,24 @@ if TYPE_CHECKING:
     from rl_core.discovery.registry import Registry
 
 
-_KERNEL = ("name", "package", "version")
-
-
 def plugins_command(context: typer.Context, json_output: JsonOption = False) -> None:
     """List installed plugins and the components a config can name."""
     registry: Registry = context.obj
     if json_output:
         import json
 
-        kernels = [dict(zip(_KERNEL, row, strict=True)) for row in _kernel_rows()]
-        plugins = [_as_dict(registry, plugin) for plugin in registry.plugins]
-        typer.echo(json.dumps({"plugins": plugins, "kernels": kernels}, indent=2))
+        typer.echo(json.dumps({"plugins": [_as_dict(registry, plugin) for plugin in registry.plugins]}, indent=2))
         return
     console = stdout()
     columns = ("kind", "name", "package", "version", "status", "summary")
     console.print(table("Components", columns, _component_rows(registry)))
     rows = [(plugin.package, plugin.version, plugin.status, hide_secrets(plugin.reason)) for plugin in registry.plugins]
     console.print(table("Plugins", ("package", "version", "status", "reason"), rows))
-    if found := _kernel_rows():
-        console.print(table("Kernels", _KERNEL, found))
 
 
 def _as_dict(registry: Registry, plugin: Any) -> dict[str, Any]:
     components = [asdict(c) | {"missing_imports": registry.missing_imports(c)} for c in plugin.components]
     return asdict(plugin) | {"components": components, "reason": hide_secrets(plugin.reason)}
-
-
-def _kernel_rows() -> list[tuple[str, ...]]:
-    """Packages that compute models faster; ``rl doctor`` says what each does on this machine."""
-    from importlib.metadata import entry_points
-
-    points = sorted(entry_points(group="rl_torch.kernels"), key=lambda point: point.name)
-    return [(point.name, point.dist.name, point.dist.version) for point in points if point.dist is not None]
 
 
 def _component_rows(registry: Registry) -> Iterator[tuple[str, ...]]:
