@@ -4,23 +4,11 @@ import contextlib
 
 import numpy as np
 import pytest
+from clock import Clock
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import LossSpec, Scale
 from rl_core.training.observers import Observers
 from rl_reports.phases import LABELS, Phases, sampling_parts, timed
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def work(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

@@ -1,21 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from clock import Clock
 from rl_core.training.observers import Observers
 from rl_core.training.phases import StepTimes
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def work(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture
