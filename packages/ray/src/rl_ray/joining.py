@@ -25,7 +25,16 @@ _SHUTDOWN_S = 15.0
 
 
 def initialise(options: dict[str, Any], address: str | None, *, patience_s: float) -> None:
-    """Start or join Ray, within ``patience_s`` where a Ray client joins; Ray itself ends the other attempts."""
+    """Start or join Ray.
+
+    Args:
+        options: arguments of ``ray.init``.
+        address: the cluster to join; None where Ray starts on this machine.
+        patience_s: seconds for a Ray client (``ray://``) to join; Ray itself ends the other attempts.
+
+    Raises:
+        RayProblem: it did not start, or did not let this process in.
+    """
     import ray
 
     client = address is not None and address.startswith("ray://")
@@ -75,7 +84,7 @@ def _returned(function: Callable[[], Any], *, within_s: float) -> bool:
 
 
 def check_client(address: str) -> None:
-    """``ray://`` addresses need what ``ray[client]`` installs."""
+    """Raise :class:`RayProblem` where ``address`` is of a Ray client and ``ray[client]`` is not installed."""
     if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
         raise RayProblem(
             f"the address {address!r} (run.address or RAY_ADDRESS) needs Ray's client, which is not installed\n"
@@ -84,10 +93,12 @@ def check_client(address: str) -> None:
 
 
 def joining_options(address: str) -> dict[str, Any]:
+    """Arguments of ``ray.init`` for a process that only drives workers: none of their output, errors of Ray alone."""
     return {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def say_where(place: str) -> None:
+    """Log Ray's version and where it is."""
     import ray
 
     logger.info("Ray %s on %s", ray.__version__, place)
@@ -101,6 +112,7 @@ def shut_down() -> None:
 
 
 def start_failure(address: str | None, error: Exception) -> str:
+    """The message where ``ray.init`` failed with ``error``, and what to type next."""
     if address:
         return (
             f"could not join the Ray cluster at {address!r} (run.address or RAY_ADDRESS): {error}\n"
