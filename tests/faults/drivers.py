@@ -29,8 +29,8 @@ from contextlib import contextmanager
 import rl_core.cli.main
 import rl_core.training.pipeline
 import torch
+from rl_core.cluster.failures import ray_lost
 from rl_core.cluster.pool import WorkerPool
-from rl_core.cluster.ray_loss import RayLoss
 from rl_core.cluster.worker import Worker
 from rl_core.contracts.rendezvous import Rendezvous
 from rl_core.training.checkpoint import CheckpointStore
@@ -38,6 +38,7 @@ from rl_core.training.directory import RunDirectory
 from rl_core.training.export import export_model
 from rl_core.training.loop import Loop
 from rl_core.training.pipeline import Pipeline
+from rl_ray.loss import RayLoss
 from small_disk import SmallDisk
 
 IMPORTED_HERE_TOO = ("ray", "rich", "rl_algo_sft_rm", "rl_backend_fsdp2", "rl_core", "rl_data_text", "transformers")
@@ -147,7 +148,7 @@ class Calls:
 class NoSession:
     """Does one thing that joining Ray does: it takes SIGTERM for itself."""
 
-    loss = RayLoss()
+    loss = RayLoss(ray_lost)
 
     def join(self):
         signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(signum))

@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
-from rl_core.cluster.failures import WorkerInfo, died, hung, recoverable
+from rl_core.cluster.failures import WorkerInfo, died, hung, ray_lost, recoverable
 from rl_core.cluster.heartbeat import Heartbeat
+from rl_core.errors import WorkerDied
+from rl_ray.loss import RayLoss
 
 GIB = 2**30
 LOG = Path("/runs/a/logs/train-1.log")
@@ -95,3 +97,11 @@ class OutOfMemoryError(RuntimeError):
 )
 def test_only_what_a_new_start_may_fix_is_recoverable(error, cause):
     assert recoverable(error, str(error)) == cause
+
+
+def test_a_ray_that_is_gone_is_a_death_of_all_workers():
+    loss = RayLoss(ray_lost)
+    loss.declare("gcs_server has ended")
+    with pytest.raises(WorkerDied, match=r"^gcs_server has ended, and all workers with it$") as caught:
+        loss.check()
+    assert caught.value.cause == "ray"

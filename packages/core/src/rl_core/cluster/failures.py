@@ -66,6 +66,11 @@ def hung(worker: WorkerInfo, silence: str, state: str, stack: str, *, what: str)
     return _error(worker, text, "hung", "its stack:\n" + stack if stack else "")
 
 
+def ray_lost(reason: str) -> WorkerDied:
+    """The error for whoever waits for a worker when Ray is gone."""
+    return WorkerDied(f"{reason}, and all workers with it", cause="ray")
+
+
 def recoverable(error: BaseException, text: str) -> str | None:
     """Whether an exception in a worker is one that starting again may fix.
 

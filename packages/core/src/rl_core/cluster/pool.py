@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_ray.loss import RayLoss
 from rl_secrets.redaction import known_secrets
 
 from rl_core.cluster.calls import Deadlines, actor_of, fetch
-from rl_core.cluster.failures import WorkerInfo
+from rl_core.cluster.failures import WorkerInfo, ray_lost
 from rl_core.cluster.group_rendezvous import remove_folder
 from rl_core.cluster.placement import bundles_in_order, machine_count, machines_of, reserve, room_for
-from rl_core.cluster.ray_loss import RayLoss
 from rl_core.cluster.resources import Resources
 from rl_core.cluster.watchdog import Watchdog, Watched
 from rl_core.cluster.worker import actor_class
@@ -59,7 +59,7 @@ class WorkerPool:
         self._interface: str | None = LOOPBACK
         self._logs = logs
         self._stopping = stopping
-        self._loss = loss or RayLoss()
+        self._loss = loss or RayLoss(ray_lost)
         self.deadlines = deadlines
         self._resources: Resources | None = None
         self._placement: Any = None
@@ -260,7 +260,7 @@ class WorkerPool:
     def death(self, actor_id: str, ray_says: str, *, what: str) -> WorkerDied:
         """Why a worker is gone."""
         if self._loss.reason:
-            return self._loss.error
+            return ray_lost(self._loss.reason)
         assert self._watchdog is not None
         return self._watchdog.death(actor_id, ray_says, what=what)
 

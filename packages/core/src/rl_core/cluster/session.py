@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,14 +14,24 @@ from rl_ray import head
 from rl_ray.errors import RayProblem
 from rl_ray.folder import RayFolder
 from rl_ray.head import Head, HeadOptions
+from rl_ray.joining import (
+    LOCAL_ATTEMPTS,
+    check_client,
+    initialise,
+    joining_options,
+    own_node,
+    say_where,
+    shut_down,
+    start_failure,
+)
 from rl_ray.logs import keep_logs, link_logs
+from rl_ray.loss import NodeWatch, ProcessWatch, RayLoss
 from rl_ray.reach import wait_for_answer
 
+from rl_core.cluster.failures import ray_lost
 from rl_core.cluster.named import joinable
 from rl_core.cluster.ray_address import ray_address, ray_problems
-from rl_core.cluster.ray_loss import NodeWatch, ProcessWatch, RayLoss, in_background
 from rl_core.cluster.resources import RayNeeds, usable_cpus
-from rl_core.cluster.watchdog import own_node
 from rl_core.contracts.cluster import NamedCluster
 from rl_core.errors import EnvironmentProblem
 from rl_core.machine import gpu_count
@@ -33,14 +40,6 @@ logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES_CPU = 256 * 2**20
 """Shared memory of a local CPU-only session; batches and weights of laptop-size models fit many times."""
-
-CLIENT_ATTEMPTS = 3
-CLIENT_PAUSE_S = 5.0
-LOCAL_ATTEMPTS = 2
-"""On a very busy machine one of Ray's processes may be too late for another, once."""
-
-_SHUTDOWN_S = 15.0
-"""Of a Ray whose processes are gone: it took 5 s."""
 
 
 class RaySession(Protocol):
@@ -109,7 +108,7 @@ class _Given:
     """A Ray that this process has initialised itself; it is left running."""
 
     def __init__(self, on_loss: Callable[[str], None]) -> None:
-        self.loss = RayLoss()
+        self.loss = RayLoss(ray_lost)
         self._on_loss = on_loss
         self._watch: NodeWatch | None = None
 
@@ -138,11 +137,11 @@ class _Joined(_Given):
 
     def join(self) -> None:
         head.be_quiet()
-        _check_client(self._address)
         with ray_problems():
+            check_client(self._address)
             wait_for_answer(self._address, within_s=self._within_s)
-        _initialise(_joining(self._address), self._address, patience_s=self._within_s)
-        _say_where(self._address)
+            initialise(joining_options(self._address), self._address, patience_s=self._within_s)
+        say_where(self._address)
         super().join()
         if self._cluster is not None:
             self._processes = ProcessWatch(self.loss, self._cluster.pid)
@@ -151,7 +150,7 @@ class _Joined(_Given):
         super().close()
         if self._processes is not None:
             self._processes.close()
-        _shut_down()
+        shut_down()
 
 
 class OwnRay:
@@ -165,7 +164,7 @@ class OwnRay:
     """
 
     def __init__(self, options: HeadOptions, logs: Path | None, *, within_s: float) -> None:
-        self.loss = RayLoss()
+        self.loss = RayLoss(ray_lost)
         self._options = options
         self._logs = logs
         self._within_s = within_s
@@ -185,21 +184,21 @@ class OwnRay:
         for attempt in range(1, LOCAL_ATTEMPTS + 1):
             try:
                 address = self._head.address(within_s=self._within_s)
-                ray.init(**_joining(address))  # in the main thread: it takes SIGTERM
+                ray.init(**joining_options(address))  # in the main thread: it takes SIGTERM
                 break
             except Exception as error:
                 busy = isinstance(error, RayProblem) or "timed out" in str(error).lower()
                 if attempt == LOCAL_ATTEMPTS or not busy:
-                    raise EnvironmentProblem(_start_failure(None, error)) from error
+                    raise EnvironmentProblem(start_failure(None, error)) from error
                 logger.warning("starting Ray failed, trying again: %s", error)
-                _shut_down()
+                shut_down()
                 self._head.stop()
                 self._head = self._start()
         self._watch = ProcessWatch(self.loss, self._head.pid)
         if self._logs is not None:
             link_logs(self._head.logs, self._logs)
             self._linked = True
-        _say_where("this machine")
+        say_where("this machine")
 
     def restart(self) -> None:
         """Another head starts while this process leaves the one that is lost, which takes seconds."""
@@ -224,7 +223,7 @@ class OwnRay:
         logs = left.logs
         if self.loss.reason:
             left.stop()
-        _shut_down()
+        shut_down()
         left.stop()
         if self._linked and self._logs is not None:
             keep_logs(logs, self._logs)
@@ -255,14 +254,15 @@ class _Plain(_Given):
         before = os.environ.get("RAY_TMPDIR")
         os.environ["RAY_TMPDIR"] = str(self._folder.path)
         try:
-            _initialise(options | _joining("local"), None, patience_s=0.0)
+            with ray_problems():
+                initialise(options | joining_options("local"), None, patience_s=0.0)
         finally:
             if before is None:
                 del os.environ["RAY_TMPDIR"]
             else:
                 os.environ["RAY_TMPDIR"] = before
         link_logs(self._session_logs, self._logs)
-        _say_where("this machine")
+        say_where("this machine")
         super().join()
 
     @property
@@ -272,86 +272,10 @@ class _Plain(_Given):
     def close(self) -> None:
         super().close()
         logs = self._session_logs
-        _shut_down()
+        shut_down()
         if logs.is_dir():
             keep_logs(logs, self._logs)
         self._folder.remove()
-
-
-def _initialise(options: dict[str, Any], address: str | None, *, patience_s: float) -> None:
-    """Start or join Ray, within ``patience_s`` where a Ray client joins; Ray itself ends the other attempts."""
-    import ray
-
-    client = address is not None and address.startswith("ray://")
-    deadline = time.monotonic() + patience_s
-    # A Ray client's server on a busy head node may fail to start, for example when its port is taken meanwhile.
-    attempts = CLIENT_ATTEMPTS if client else LOCAL_ATTEMPTS
-    for attempt in range(1, attempts + 1):
-        try:
-            if client:
-                joined = _returned(lambda: ray.init(**options), within_s=deadline - time.monotonic())
-            else:
-                ray.init(**options)  # in the main thread: it takes SIGTERM
-                joined = True
-        except Exception as error:
-            if attempt == attempts or not (client or "timed out" in str(error).lower()):
-                raise EnvironmentProblem(_start_failure(address, error)) from error
-            logger.warning("%s failed, trying again: %s", _doing(address), error)
-            if not client:
-                ray.shutdown()
-            time.sleep(CLIENT_PAUSE_S)
-            continue
-        if not joined:
-            raise EnvironmentProblem(
-                f"the Ray cluster at {address!r} (run.address or RAY_ADDRESS) has not let this client in for "
-                f"{patience_s:g} s (run.start_timeout_s); the server that it starts for a client may have died\n"
-                "    run the same command again; why it died is on the head node, in "
-                "/tmp/ray/session_latest/logs/ray_client_server*.err"
-            )
-        return
-
-
-def _doing(address: str | None) -> str:
-    return f"joining the Ray cluster at {address}" if address else "starting Ray"
-
-
-def _returned(function: Callable[[], Any], *, within_s: float) -> bool:
-    """Whether ``function`` returns in time; it is called in a thread, which is left behind where it does not.
-
-    Raises:
-        Exception: what ``function`` raised.
-    """
-    returned = in_background(function)
-    done, _ = wait([returned], timeout=max(within_s, 0.0))
-    if done:
-        returned.result()
-    return bool(done)
-
-
-def _check_client(address: str) -> None:
-    """``ray://`` addresses need what ``ray[client]`` installs."""
-    if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
-        raise EnvironmentProblem(
-            f"the address {address!r} (run.address or RAY_ADDRESS) needs Ray's client, which is not installed\n"
-            "    pip install 'ray[client]'"
-        )
-
-
-def _joining(address: str) -> dict[str, Any]:
-    return {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
-
-
-def _say_where(place: str) -> None:
-    import ray
-
-    logger.info("Ray %s on %s", ray.__version__, place)
-
-
-def _shut_down() -> None:
-    """Leave Ray, within a time where its processes are gone."""
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        _returned(ray.shutdown, within_s=_SHUTDOWN_S)
 
 
 def head_options(needs: RayNeeds) -> HeadOptions:
@@ -362,12 +286,3 @@ def head_options(needs: RayNeeds) -> HeadOptions:
         return HeadOptions(max(cpus, workers), object_store_bytes=OBJECT_STORE_BYTES_CPU)
     present = gpu_count()
     return HeadOptions(max(cpus, workers), gpus=max(r.local_gpus(present) for r in needs.workers))
-
-
-def _start_failure(address: str | None, error: Exception) -> str:
-    if address:
-        return (
-            f"could not join the Ray cluster at {address!r} (run.address or RAY_ADDRESS): {error}\n"
-            f"    check with: ray status --address {address}"
-        )
-    return f"could not start Ray on this machine: {error}\n    run: rl doctor"

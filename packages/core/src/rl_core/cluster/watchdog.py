@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl_ray.diagnosis import Examination, examine_and_end
+from rl_ray.joining import own_node
+
 from rl_core.cluster.calls import actor_of
-from rl_core.cluster.diagnosis import Examination, examine_and_end
 from rl_core.cluster.failures import WorkerInfo, died, hung
 from rl_core.cluster.heartbeat import Heartbeat
 from rl_core.errors import WorkerDied
@@ -271,10 +273,3 @@ def _look_at(worker: Watched) -> Examination:
         return Examination(f"it could not be examined: {type(error).__name__}: {error}", "")
     finally:
         ray.kill(worker.handle)
-
-
-def own_node() -> str | None:
-    """The Ray node this process runs on; None for a Ray client, whose machine need not be part of the cluster."""
-    import ray
-
-    return None if ray.util.client.ray.is_connected() else ray.get_runtime_context().get_node_id()

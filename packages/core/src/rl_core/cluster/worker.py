@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from rl_ray.diagnosis import dump_on_signal
 from rl_secrets.redaction import RedactingFormatter, mask_streams, remember_secrets
 
 from rl_core.cluster.component_thread import ComponentThread, ExitsAreErrors
-from rl_core.cluster.diagnosis import dump_on_signal
 from rl_core.cluster.group_rendezvous import RendezvousPoints
 from rl_core.cluster.heartbeat import Heartbeat, own_heartbeat
 from rl_core.contracts.backend import WorkerContext

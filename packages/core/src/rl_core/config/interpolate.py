@@ -20,10 +20,11 @@ from pydantic import ValidationError
 from rl_secrets.names import holds_secret, is_secret_variable, looks_like_credential
 from rl_secrets.patterns import secret_spans
 from rl_secrets.redaction import is_secret, remember_secrets
+from rl_secrets.sources import SecretUnavailable
 
 from rl_core.config.document import MAX_VALUES, BrokenText, Node, children, plain
 from rl_core.config.findings import Findings, Path, dotted
-from rl_core.config.secret_sources import NAME, SecretSource, SecretUnavailable, find_secret
+from rl_core.config.secret_sources import NAME, SecretSource, find_secret
 from rl_core.config.suggest import closest, did_you_mean
 
 MAX_TEXT = 200_000

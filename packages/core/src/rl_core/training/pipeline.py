@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_secrets.redaction import masked_error, redact
 
+from rl_core.cluster.failures import ray_lost
 from rl_core.cluster.pool import WorkerPool
 from rl_core.cluster.session import RaySession, ray_session
 from rl_core.config.gates import gate_failure
@@ -353,7 +354,7 @@ def _death(error: BaseException, ray: RaySession) -> WorkerDied | None:
     if isinstance(error, WorkerDied) or _is_from_ray(error):
         ray.loss.wait(_RAY_SAYS_S)  # workers die with it, and may be noticed first
     if ray.loss.reason:
-        return ray.loss.error
+        return ray_lost(ray.loss.reason)
     return error if isinstance(error, WorkerDied) else None
 
 

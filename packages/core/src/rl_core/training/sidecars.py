@@ -15,7 +15,9 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl_core.config.secret_sources import KEPT_FILE, SecretUnavailable, kept_secrets
+from rl_secrets.sources import SecretUnavailable
+
+from rl_core.config.secret_sources import KEPT_FILE, kept_secrets
 from rl_core.errors import EnvironmentProblem
 from rl_core.io.permissions import write_secret_file
 

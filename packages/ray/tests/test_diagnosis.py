@@ -4,7 +4,7 @@ from itertools import cycle
 from types import SimpleNamespace
 
 import pytest
-from rl_core.cluster import diagnosis
+from rl_ray import diagnosis
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whether the Ray under a run is still there, and calls that must not wait for one that is gone.
+"""Whether the Ray that this process uses is still there, and calls that must not wait for one that is gone.
 
 A call that needs Ray's control process (the GCS) waits for a dead one: sixty seconds, and then Ray ends the whole
 process. Calls on actors fail within seconds, so only the others need :meth:`RayLoss.guard`.
@@ -15,9 +15,8 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 import psutil
-from rl_ray.head import process_name
 
-from rl_core.errors import WorkerDied
+from rl_ray.head import process_name
 
 logger = logging.getLogger("rl")
 
@@ -39,12 +38,16 @@ _LAST_ANSWER_S = 5.0
 class RayLoss:
     """What has become of Ray, as far as it is known; shared by all that call it.
 
+    Args:
+        error: reason → what is raised in those who wait for Ray.
+
     Attributes:
         reason: why Ray is gone, or empty.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, error: Callable[[str], Exception]) -> None:
         self.reason = ""
+        self._error = error
         self._lost = threading.Event()
 
     def declare(self, reason: str) -> None:
@@ -63,12 +66,12 @@ class RayLoss:
         return self._lost.wait(timeout_s)
 
     @property
-    def error(self) -> WorkerDied:
-        """For whoever waits for a worker."""
-        return WorkerDied(f"{self.reason}, and all workers with it", cause="ray")
+    def error(self) -> Exception:
+        """For whoever waits for an answer."""
+        return self._error(self.reason)
 
     def check(self) -> None:
-        """Raise :class:`WorkerDied` where Ray is gone."""
+        """Raise :attr:`error` where Ray is gone."""
         if self._lost.is_set():
             raise self.error
 
@@ -76,7 +79,7 @@ class RayLoss:
         """What ``call`` returns or raises; it may ask Ray's control process.
 
         Raises:
-            WorkerDied: Ray is gone. The call is left behind in its thread.
+            Exception: :attr:`error` where Ray is gone. The call is left behind in its thread.
         """
         self.check()
         returned = in_background(call)

@@ -3,20 +3,20 @@ import subprocess
 import sys
 
 import pytest
-from rl_core.cluster import session
-from rl_core.cluster.session import _check_client
-from rl_core.errors import EnvironmentProblem
+from rl_ray import joining
+from rl_ray.errors import RayProblem
+from rl_ray.joining import check_client, initialise
 
 
 def test_a_client_address_without_the_client_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EnvironmentProblem) as caught:
-        _check_client("ray://head:10001")
+    with pytest.raises(RayProblem) as caught:
+        check_client("ray://head:10001")
     assert str(caught.value) == (
         "the address 'ray://head:10001' (run.address or RAY_ADDRESS) needs Ray's client, which is not installed\n"
         "    pip install 'ray[client]'"
     )
-    _check_client("head:6379")
+    check_client("head:6379")
 
 
 def test_a_client_server_that_fails_to_start_is_asked_again(monkeypatch, caplog):
@@ -28,8 +28,8 @@ def test_a_client_server_that_fails_to_start_is_asked_again(monkeypatch, caplog)
             raise answer
 
     monkeypatch.setattr("ray.init", init)
-    monkeypatch.setattr(session, "CLIENT_PAUSE_S", 0.0)
-    session._initialise({}, "ray://head:10001", patience_s=60)
+    monkeypatch.setattr(joining, "CLIENT_PAUSE_S", 0.0)
+    initialise({}, "ray://head:10001", patience_s=60)
     assert answers == []
     assert caplog.messages == ["joining the Ray cluster at ray://head:10001 failed, trying again: no server"] * 2
 
@@ -43,9 +43,9 @@ def test_a_cluster_that_cannot_be_joined_says_how_to_check(address, attempts, mo
         raise ConnectionError("no server")
 
     monkeypatch.setattr("ray.init", init)
-    monkeypatch.setattr(session, "CLIENT_PAUSE_S", 0.0)
-    with pytest.raises(EnvironmentProblem) as caught:
-        session._initialise({}, address, patience_s=60)
+    monkeypatch.setattr(joining, "CLIENT_PAUSE_S", 0.0)
+    with pytest.raises(RayProblem) as caught:
+        initialise({}, address, patience_s=60)
     assert len(calls) == attempts
     assert str(caught.value) == (
         f"could not join the Ray cluster at {address!r} (run.address or RAY_ADDRESS): no server\n"
@@ -70,12 +70,12 @@ time.sleep(600)
 JOIN = """
 import logging
 import sys
-from rl_core.cluster.session import _initialise
-from rl_core.errors import EnvironmentProblem
+from rl_ray.errors import RayProblem
+from rl_ray.joining import initialise
 try:
     options = {"address": sys.argv[1], "log_to_driver": False, "logging_level": logging.ERROR}
-    _initialise(options, sys.argv[1], patience_s=1.5)
-except EnvironmentProblem as error:
+    initialise(options, sys.argv[1], patience_s=1.5)
+except RayProblem as error:
     sys.exit(str(error))
 """
 
