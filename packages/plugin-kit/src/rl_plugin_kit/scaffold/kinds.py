@@ -33,7 +33,7 @@ class PluginKind:
 
 NUMPY = "numpy>=1.26"
 TORCH = "torch>=2.9"
-TRANSFORMERS = "transformers>=5.17,<6"
+TRANSFORMERS = "transformers>=5.18,<6"
 
 ALGORITHM, BACKEND, GENERATOR, REWARD = "rl-algo-grpo", "rl-backend-fsdp2", "rl-generation-hf", "rl-reward-rule"
 ON_EXAMPLES = ("rl-algo-sft-rm", BACKEND, "rl-data-text")
