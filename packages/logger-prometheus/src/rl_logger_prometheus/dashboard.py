@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 _PANELS = (
@@ -90,7 +91,7 @@ def _panel(index: int, title: str, lines: list[tuple[str, str]], unit: str) -> d
 
 def main() -> None:
     """Print it."""
-    print(json.dumps(dashboard(), indent=2))
+    sys.stdout.write(json.dumps(dashboard(), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,6 @@ def register_loggers() -> list[Component]:
             factory="rl_logger_prometheus.logger:PrometheusLogger",
             config="rl_logger_prometheus.config:PrometheusConfig",
             summary="a scrape endpoint for Prometheus, and a dashboard for Grafana",
-            imports=("prometheus_client",,),
+            imports=("prometheus_client",),
         )
     ]

@@ -67,8 +67,8 @@ class RunSection(Section):
     measure_machines_every: float = Field(
         15.0,
         ge=0,
-        description="Seconds between measurements of every machine (processor, memory, disk, network, GPUs) for loggers "
-        "that show them; 0 for never. Needs rl-system-metrics.",
+        description="Seconds between measurements of every machine (CPU, memory, disk, network, GPUs) for loggers that "
+        "show them; 0 for never. Needs rl-system-metrics.",
     )
     address: str | None = Field(
         None,
