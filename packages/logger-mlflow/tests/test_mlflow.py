@@ -95,7 +95,7 @@ def test_a_run_is_there_with_metrics_parameters_samples_pictures_and_files(tmp_p
     ]
 
 
-def test_mlflow_itself_reads_the_samples_as_a_table(tmp_path):
+def test_mlflow_itself_reads_the_samples_as_a_table(tmp_path, monkeypatch):
     pytest.importorskip("pandas")
     logger = build()
     logger.start(info(tmp_path))
@@ -103,6 +103,7 @@ def test_mlflow_itself_reads_the_samples_as_a_table(tmp_path):
     logger.close()
     client, found = runs(tmp_path)
     experiment = found["demo"].info.experiment_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # that method looks nowhere else
     table = client.load_table(experiment, "samples/step-000001.json", [found["demo"].info.run_id])
     assert table.to_dict("records") == [{"step": 1, "prompt": "1+1=", "reward": 1.0}]
 

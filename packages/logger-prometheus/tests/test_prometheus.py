@@ -144,20 +144,18 @@ def test_the_dashboard_asks_for_metrics_that_are_logged(logger):
     docs = Path(__file__).parents[3] / "docs" / "metrics.md"
     known = {"rl_" + re.sub(r"\W", "_", name) for name in re.findall(r"`([a-z]+/[a-z0-9_]+)`", docs.read_text())}
     logger.log(1, {})
-    machine = dict.fromkeys(
-        (
-            *("cpu_percent", "memory_percent", "gpu/0/utilization_percent", "gpu/0/memory_percent"),
-            *("network_received_bytes_per_s", "network_sent_bytes_per_s"),
-            *("disk_read_bytes_per_s", "disk_written_bytes_per_s"),
-        ),
-        1.0,
-    )
-    logger.log_machines(1, {"a": machine})
+    names = [
+        *("cpu_percent", "memory_percent", "gpu/0/utilization_percent", "gpu/0/memory_percent"),
+        *("network_received_bytes_per_s", "network_sent_bytes_per_s"),
+        *("disk_read_bytes_per_s", "disk_written_bytes_per_s"),
+    ]
+    logger.log_machines(1, {"a": dict.fromkeys(names, 1.0)})
     assert asked <= known | {name for name, _ in scraped(logger)}
     assert len(board["panels"]) == len({str(panel["gridPos"]) for panel in board["panels"]})
 
 
 def test_the_plugin_is_light():
-    code = "import sys, rl_logger_prometheus.plugin, rl_logger_prometheus.config\nprint('prometheus_client' in sys.modules)"
+    modules = "rl_logger_prometheus.plugin, rl_logger_prometheus.config"
+    code = f"import sys, {modules}\nprint('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -56,6 +56,7 @@ class WandbLogger:
         except (CommError, TimeoutError) as error:
             raise ConnectionError(f"no answer from W&B: {error}") from error
         self._info = info
+        _remove_links(Path(self._run.dir).parent)
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         changes = memory.changes(info.stage, config)
@@ -96,6 +97,7 @@ class WandbLogger:
             x_disable_meta=True,  # the command line, which may hold secrets
             x_disable_stats=True,  # rl measures every machine itself
             x_save_requirements=False,
+            symlink=False,  # a run directory holds no links
         )
         return wandb.init(
             project=self.config.project,
@@ -130,19 +132,28 @@ class WandbLogger:
         drawn = {f"plots/{path.stem}": wandb.Image(str(path)) for path in pictures(info.directory)}
         if drawn:
             run.log(drawn)
-        artifact = wandb.Artifact(f"{run.id}-files", type="run-files")
         for name in ("config.yaml", "samples.jsonl"):
             text = text_without_secrets(Path(info.directory) / name)
             if text is not None:
-                with artifact.new_file(name, mode="w", encoding="utf-8") as file:
-                    file.write(text)
-        run.log_artifact(artifact)
+                copy = Path(run.dir, "rl", name)  # W&B has a config.yaml of its own
+                copy.parent.mkdir(exist_ok=True)
+                copy.write_text(text, encoding="utf-8")
+                run.save(str(copy), base_path=run.dir, policy="now")
         export = export_folder(info.directory, info.stage) if self.config.export else None
         if export is not None:
             model = wandb.Artifact(f"{run.id}-export", type="model")
-            model.add_dir(str(export))
+            for path in sorted(one for one in export.rglob("*") if one.is_file()):
+                # Uploaded from where it is, not copied.
+                model.add_file(str(path), str(path.relative_to(export)), policy="immutable", skip_cache=True)
             run.log_artifact(model)
         run.finish(exit_code=_EXIT_CODES.get(status, 1))
+
+
+def _remove_links(folder: Path) -> None:
+    """W&B links to a log of its own in the home; a run directory that holds links is not resumed."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            path.unlink()
 
 
 def _require_key(address: str) -> None:
