@@ -87,7 +87,7 @@ def test_samples_are_a_table(whole):
     (table,) = whole.glob("wandb/*/files/media/table/samples*.json")
     assert json.loads(table.read_text()) == {
         "columns": ["step", "prompt", "completion", "reward"],
-        "data": [[1, "1+1=", "curl https://***@host/", 1.0]],
+        "data": [[1, "1+1=", "curl https://user:***@host/", 1.0]],
     }
 
 
@@ -99,11 +99,10 @@ def test_pictures_and_files_are_there(whole):
 
 
 def test_the_export_is_an_artifact(whole):
-    (artifact,) = [one for one in wandb_file.only(whole, "request") if one.HasField("log_artifact")] or [None]
-    if artifact is None:
-        (artifact,) = wandb_file.only(whole, "artifact")
-        assert artifact.type == "model"
-        assert [entry.path for entry in artifact.manifest.contents] == ["model.safetensors"]
+    artifacts = [*wandb_file.only(whole, "artifact")]
+    artifacts += [one.log_artifact.artifact for one in wandb_file.only(whole, "request")]
+    (model,) = [one for one in artifacts if one.type == "model"]
+    assert [entry.path for entry in model.manifest.contents] == ["model.safetensors"]
 
 
 def test_secrets_are_written_nowhere(whole):

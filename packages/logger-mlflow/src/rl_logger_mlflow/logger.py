@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -51,6 +52,7 @@ class MlflowLogger:
         self._id = self._whole = ""
         self._tables: list[dict[str, str]] = []
         self._status = "finished"
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells how it makes its tables
         # MLflow takes them from nowhere else, and would try for minutes where the queue tries again by itself.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(math.ceil(config.request_timeout)))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
