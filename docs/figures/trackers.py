@@ -1,7 +1,7 @@
 """Draws docs/figures/trackers-*.png: what arrives in trackers when a short run logs to them.
 
-``hatch run trackers:python docs/figures/trackers.py``: runs examples/quickstart.yaml with fewer steps, reads MLflow's file
-back by MLflow's client, and decodes what an OpenTelemetry collector was sent.
+``hatch run trackers:python docs/figures/trackers.py`` runs examples/quickstart.yaml with fewer steps, reads MLflow's
+file back by MLflow's client, and decodes what an OpenTelemetry collector was sent.
 """
 
 from __future__ import annotations

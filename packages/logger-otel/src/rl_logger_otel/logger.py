@@ -102,7 +102,8 @@ class OtelLogger:
         """The step as a trace, its samples as events of it."""
         if self._tracers is None:
             return
-        tracer, begun = self._tracers.get_tracer("rl"), []
+        tracer = self._tracers.get_tracer("rl")
+        begun: list[Any] = []
         attributes: dict[str, Any] = {**self._stage, "rl.step": step}
         for span in spans:
             around = None if span.parent is None else set_span_in_context(begun[span.parent])

@@ -103,4 +103,5 @@ def _own_node() -> str | None:
 
 def _actor(node: str) -> Any:
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=there)(Measurer).remote()
+    measurer: Any = ray.remote(num_cpus=0)(Measurer)
+    return measurer.options(scheduling_strategy=there).remote()
