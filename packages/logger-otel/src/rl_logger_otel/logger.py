@@ -99,7 +99,7 @@ class OtelLogger:
         self._export_when_due()
 
     def log_trace(self, step: int, spans: Sequence[Span]) -> None:
-        """The step as a trace, its samples as events of it."""
+        """The step as a trace, its samples as events of it; sent with later metrics, since a call that fails is repeated."""
         if self._tracers is None:
             return
         tracer = self._tracers.get_tracer("rl")
@@ -115,7 +115,6 @@ class OtelLogger:
         self._samples = (0, [])
         for open_, span in zip(begun, spans, strict=True):
             open_.end(int(span.end * _NS))
-        self._export_when_due()
 
     def ended(self, status: str) -> None:
         """As a gauge: 1 for the status of the run."""

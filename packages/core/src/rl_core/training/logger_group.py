@@ -79,22 +79,22 @@ class LoggerGroup:
         self._each(lambda one: one.doing(what), only=ShowsActivity)
 
     def close(self, error: BaseException | None = None) -> None:
-        """End all of them: at last those that upload, which take along the files of the others.
+        """End all of them, at last those that upload, which take the others' files along; ``error`` ended the run."""
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        status = "finished" if error is None else "interrupted" if stopped else "failed"
 
-        Args:
-            error: what ended the run.
-        """
-        status = "finished" if error is None else "failed"
-        if isinstance(error, Interrupted | KeyboardInterrupt):
-            status = "interrupted"
-        self._each(lambda one: one.ended(status), only=Uploads)
+        def end(one: Logger) -> None:
+            if isinstance(one, Uploads):
+                one.ended(status)
+            one.close()
+
         queues = [one for _, one in self._loggers if isinstance(one, LoggerQueue)]
         self._loggers = [(name, one) for name, one in self._loggers if not isinstance(one, LoggerQueue)]
-        self._each(lambda one: one.close())
+        self._each(end)
         for uploads in (False, True):
             now, closing = time.monotonic(), [one for one in queues if isinstance(one.logger, Uploads) == uploads]
             for one in closing:
-                one.close()
+                one.close(end)
             for one in closing:
                 one.join(now + (one.logger.close_timeout_s if isinstance(one.logger, Uploads) else CLOSE_S))
 

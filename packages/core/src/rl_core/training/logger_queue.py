@@ -42,17 +42,16 @@ class LoggerQueue:
     def put(self, call: Call, *, start: bool = False) -> None:
         """Have ``call`` made; it is lost where the queue is full, unless it is the ``start`` of a stage."""
         with self._changed:
-            if self._dropped or self._closing or (len(self._calls) >= self._size and not start):
-                self.lost += 1
-            else:
+            if not (self._dropped or self._closing) and (start or len(self._calls) < self._size):
                 self._calls.append((call, start))
                 self._changed.notify_all()
                 return
+            self.lost += 1
         self._warn(f"is behind by {self._size} calls; further ones are lost")
 
-    def close(self) -> None:
-        """No more calls come; the last is ``close`` of the logger. See :meth:`join`."""
-        self.put(lambda one: one.close(), start=True)
+    def close(self, last: Call) -> None:
+        """No more calls come after ``last``. See :meth:`join`."""
+        self.put(last, start=True)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
