@@ -99,7 +99,7 @@ class OtelLogger:
         self._export_when_due()
 
     def log_trace(self, step: int, spans: Sequence[Span]) -> None:
-        """The step as a trace, its samples as events of it; sent with later metrics, since a call that fails is repeated."""
+        """The step as a trace, its samples as events of it; sent later, since a call that fails is repeated."""
         if self._tracers is None:
             return
         tracer = self._tracers.get_tracer("rl")
