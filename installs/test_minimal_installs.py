@@ -53,6 +53,10 @@ class Team:
 
 
 ALL = tuple(sorted(f"rl-{path.parent.name}" for path in ROOT.glob("packages/*/pyproject.toml")))
+ELSEWHERE = (
+    *("rl-generation-vllm", "rl-kernels-liger", "rl-system-metrics", "rl-tracker-common"),
+    *("rl-logger-mlflow", "rl-logger-otel", "rl-logger-prometheus", "rl-logger-wandb"),
+)
 TEAMS = {
     "sft": Team(
         ("rl-core", "rl-algo-sft-rm", "rl-backend-fsdp2", "rl-generation-hf"),
@@ -80,9 +84,9 @@ TEAMS = {
         SFT + "backend: {name: fsdp2, kernels: [cpu]}\n",
         ("megatron", "tensorboard", "matplotlib", "math_verify", "pytest", "triton"),
     ),
-    # Two have environments of their own: the dependency of one brings CUDA, that of the other Triton.
+    # The others have environments of their own: CUDA, Triton, the libraries of trackers.
     "everything": Team(
-        tuple(package for package in ALL if package not in ("rl-generation-vllm", "rl-kernels-liger")),
+        tuple(package for package in ALL if package not in ELSEWHERE),
         (),
         PPO + SAMPLED + "backend: {name: fsdp2}\n" + EVERYTHING,
         ("vllm", "hypothesis"),

@@ -18,12 +18,16 @@ from rl_plugin_kit.suites import RewardConformance, suite_of
 from rl_plugin_kit.tiny_run import check_tiny_run
 from support import ROOT
 
+ELSEWHERE = (
+    *("generation-vllm", "logger-mlflow", "logger-otel", "logger-prometheus", "logger-wandb"),
+    "system-metrics",
+)
 PLUGINS = sorted(
     f"rl-{path.parent.name}"
     for path in (ROOT / "packages").glob("*/pyproject.toml")
     if "rl_core.plugins" in path.read_text()
-    # It has an environment of its own, where its own tests run the kit.
-    and path.parent.name != "generation-vllm"
+    # They have environments of their own, where their own tests run the kit.
+    and path.parent.name not in ELSEWHERE
 )
 TOGETHER = ("test_a_ray_worker_receives_its_config_and_builds_it", "test_a_tiny_run_continues_exactly_where_it_stopped")
 """Rules that start processes: here one worker takes all components, and there is one run."""

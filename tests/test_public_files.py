@@ -49,7 +49,7 @@ def all_asked_for():
 
 def test_every_part_of_the_local_check_is_in_a_workflow():
     parts = asked_for((ROOT / ".ci" / "run").read_text().splitlines())
-    assert {"lint", "test", "installs", "docs:build", "vllm:test", "kernels-liger:test"} <= parts
+    assert {"lint", "test", "installs", "docs:build", "vllm:test", "kernels-liger:test", "trackers:test"} <= parts
     assert parts - all_asked_for() == set()
     assert {"nightly", "minimum:test", "newest:test"} <= all_asked_for()
 
@@ -70,7 +70,7 @@ def test_workflows_ask_only_for_scripts_that_exist():
 
 def test_every_package_is_in_an_environment_that_workflows_test():
     vllm = HATCH["vllm"]
-    tested = [HATCH[name] for name in ("default", "vllm", "kernels-liger")]
+    tested = [HATCH[name] for name in ("default", "vllm", "kernels-liger", "trackers")]
     patterns = [pattern for one in tested for pattern in one["workspace"]["members"]]
     patterns += re.findall(r"--editable (\S+)", " ".join(vllm["scripts"]["setup"]))
     folders = [str(folder.relative_to(ROOT)) for folder in PROJECTS]

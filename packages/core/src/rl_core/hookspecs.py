@@ -151,6 +151,17 @@ def profile_stage(stage: Any, pool: Any, directory: Path) -> Any:
 
 
 @hookspec
+def observe_stage(stage: Any, loggers: Any) -> Any:
+    """Watch the steps of a stage; returns a :class:`rl_core.training.observers.StepObserver`, or None.
+
+    Called in the driver before the stage's first step, and again after a recovery, with the
+    :class:`rl_core.config.stage.StageConfig` and the run's loggers, a
+    :class:`rl_core.training.logger_group.LoggerGroup`, whose ``log_machines`` may be called from any thread. A failure
+    is logged; the run continues without that observer.
+    """
+
+
+@hookspec
 def on_run_start(config: Any, directory: str) -> None:
     """Called in the driver after the run directory exists and before workers start. A failure stops the run."""
 

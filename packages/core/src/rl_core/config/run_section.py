@@ -64,6 +64,12 @@ class RunSection(Section):
         "steps' rollouts are sampled while the current step is trained on.",
     )
     samples_per_step: int = Field(4, ge=0, description="Rollout samples written to samples.jsonl per step.")
+    measure_machines_every: float = Field(
+        15.0,
+        ge=0,
+        description="Seconds between measurements of every machine (CPU, memory, disk, network, GPUs) for loggers that "
+        "show them; 0 for never. Needs rl-system-metrics.",
+    )
     address: str | None = Field(
         None,
         description="Existing Ray cluster (host:port, ray://host:port, auto; cluster: that of `rl cluster start`; "

@@ -1,4 +1,9 @@
-"""A logger: records metrics somewhere. A failing logger never stops training."""
+"""A logger: records metrics somewhere. A failing logger never stops training, and a slow one never slows it.
+
+``console`` and ``jsonl`` are called in the loop's thread. Every other logger is called in a thread of its own, one call
+at a time and in order (:mod:`rl_core.training.logger_queue`): it may block. Calls that raise OSError (a server that
+does not answer, a full disk) are made again until they succeed; those that raise another exception are lost.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +41,55 @@ class ShowsActivity(Protocol):
 
     def doing(self, what: str | None) -> None:
         """An activity (``evaluating``, ``saving a checkpoint``, …) begins; None: the last one has ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase of a step.
+
+    Attributes:
+        name: ``sampling``, ``algorithm``, … see :mod:`rl_core.training.phases`; the step itself is ``step``.
+        start, end: seconds since 1970.
+        parent: index of the span that contains it, in the same list; None for the step.
+    """
+
+    name: str
+    start: float
+    end: float
+    parent: int | None
+
+
+@runtime_checkable
+class LogsTraces(Protocol):
+    """Optional method of a logger that shows when the phases of a step ran."""
+
+    def log_trace(self, step: int, spans: Sequence[Span]) -> None:
+        """After a step: itself first, then its phases in the order in which they began."""
+        ...
+
+
+@runtime_checkable
+class LogsMachines(Protocol):
+    """Optional method of a logger that shows how busy the machines of a run are."""
+
+    def log_machines(self, step: int, machines: Mapping[str, Mapping[str, float]]) -> None:
+        """Host name → metric → value of every machine, now, during ``step`` (see rl-system-metrics)."""
+        ...
+
+
+@runtime_checkable
+class Uploads(Protocol):
+    """Optional members of a logger that sends to a server. It is closed after those that write files.
+
+    Attributes:
+        close_timeout_s: how long the end of a run waits for its calls and ``close()``; what is left then is lost.
+    """
+
+    close_timeout_s: float
+
+    def ended(self, status: str) -> None:
+        """Before ``close()``: the run is ``finished``, ``failed`` or ``interrupted``."""
         ...
 
 

@@ -1,15 +1,18 @@
-"""All loggers of a run behind one: a failing logger is dropped with a warning, training goes on."""
+"""All loggers of a run behind one. Whatever they do, training goes on."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_secrets.redaction import mask_known
 
-from rl_core.contracts.logger import Logger, RunInfo, ShowsActivity
+from rl_core.contracts.logger import Logger, LogsMachines, LogsTraces, RunInfo, ShowsActivity, Span, Uploads
 from rl_core.discovery.lookup import published
+from rl_core.errors import Interrupted
+from rl_core.training.logger_queue import LoggerQueue
 from rl_core.training.observers import StepObserver
 from rl_core.training.phases import ALGORITHM, CHECKPOINT, EVALUATION, SAMPLING
 
@@ -30,40 +33,87 @@ ACTIVITIES: Mapping[str, str] = {
 
 
 DEFAULTS = ("console", "jsonl")
-"""Loggers of every run, unless its config lists them with options of its own."""
+"""Loggers of every run, unless its config lists them with options of its own. They are called in the loop's thread."""
+
+CLOSE_S = 30.0
+"""How long the end of a run waits for loggers that write files."""
 
 
 class LoggerGroup:
-    """Fans out to every logger; keeps the name of each for messages."""
+    """Fans out to every logger, or to the queue that a logger is behind; keeps the name of each for messages.
 
-    def __init__(self, loggers: Sequence[tuple[str, Logger]]) -> None:
+    A logger without a queue is dropped with a warning where it fails.
+    """
+
+    def __init__(self, loggers: Sequence[tuple[str, Logger | LoggerQueue]]) -> None:
         self._loggers = list(loggers)
 
     def start(self, info: RunInfo) -> None:
-        self._each(lambda one: one.start(info))
+        self._each(lambda one: one.start(info), start=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._each(lambda one: one.log(step, metrics))
+        """The metrics of a step, with ``run/log_calls_lost`` where there are any."""
+        lost = sum(one.lost for _, one in self._loggers if isinstance(one, LoggerQueue))
+        logged = {**metrics, "run/log_calls_lost": float(lost)} if lost else dict(metrics)
+        self._each(lambda one: one.log(step, logged))
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
             masked = [mask_known(row) for row in rows]
             self._each(lambda one: one.log_samples(step, masked))
 
+    def log_trace(self, step: int, spans: Sequence[Span]) -> None:
+        """To the loggers that show traces."""
+        self._each(lambda one: one.log_trace(step, spans), only=LogsTraces)
+
+    def log_machines(self, step: int, machines: Mapping[str, Mapping[str, float]]) -> None:
+        """To the loggers that show machines; from any thread."""
+        self._each(lambda one: one.log_machines(step, machines), only=LogsMachines)
+
+    def wants(self, protocol: type) -> bool:
+        """Whether any logger has these optional methods."""
+        return any(isinstance(_inner(one), protocol) for _, one in self._loggers)
+
     def doing(self, what: str | None) -> None:
         """Tell the loggers that show activities what goes on, or (None) that what began last has ended."""
-        self._each(lambda one: one.doing(what) if isinstance(one, ShowsActivity) else None)
+        self._each(lambda one: one.doing(what), only=ShowsActivity)
 
-    def close(self) -> None:
-        self._each(lambda one: one.close())
+    def close(self, error: BaseException | None = None) -> None:
+        """End all of them, at last those that upload, which take the others' files along; ``error`` ended the run."""
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        status = "finished" if error is None else "interrupted" if stopped else "failed"
 
-    def _each(self, call: Callable[[Logger], None]) -> None:
+        def end(one: Logger) -> None:
+            if isinstance(one, Uploads):
+                one.ended(status)
+            one.close()
+
+        queues = [one for _, one in self._loggers if isinstance(one, LoggerQueue)]
+        self._loggers = [(name, one) for name, one in self._loggers if not isinstance(one, LoggerQueue)]
+        self._each(end)
+        for uploads in (False, True):
+            now, closing = time.monotonic(), [one for one in queues if isinstance(one.logger, Uploads) == uploads]
+            for one in closing:
+                one.close(end)
+            for one in closing:
+                one.join(now + (one.logger.close_timeout_s if isinstance(one.logger, Uploads) else CLOSE_S))
+
+    def _each(self, call: Callable[[Any], None], *, only: type | None = None, start: bool = False) -> None:
         for name, one in list(self._loggers):
+            if only is not None and not isinstance(_inner(one), only):
+                continue
+            if isinstance(one, LoggerQueue):
+                one.put(call, start=start)
+                continue
             try:
                 call(one)
             except Exception as error:  # noqa: BLE001 - the plugin boundary
                 logger.warning("logger %r failed and is dropped: %s: %s", name, type(error).__name__, error)
                 self._loggers.remove((name, one))
+
+
+def _inner(one: Logger | LoggerQueue) -> Logger:
+    return one.logger if isinstance(one, LoggerQueue) else one
 
 
 class Activity(StepObserver):
@@ -92,12 +142,13 @@ def build_loggers(config: RunConfig, registry: Registry) -> LoggerGroup:
     if "console" not in listed | installed:
         package = published()["logger"]["console"]
         logger.warning("no progress is shown here (pip install %s); it is in metrics.jsonl", package)
-    loggers = []
+    loggers: list[tuple[str, Logger | LoggerQueue]] = []
     for name in DEFAULTS:
         if name in installed and name not in listed:
             component = registry.find("logger", name).component
             built = registry.resolve(component.config)(name=name)
             loggers.append((name, registry.resolve(component.factory)(built)))
     for name, choice in chosen.values():
-        loggers.append((name, registry.resolve(choice.component.factory)(choice.config)))
+        built = registry.resolve(choice.component.factory)(choice.config)
+        loggers.append((name, built if name in DEFAULTS else LoggerQueue(name, built)))
     return LoggerGroup(loggers)

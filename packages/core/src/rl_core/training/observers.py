@@ -29,12 +29,19 @@ class StepObserver:
     def step_ends(self, metrics: Mapping[str, float]) -> None:
         """The step, its checkpoint included, has ended, well or not, with these metrics so far."""
 
+    def close(self) -> None:
+        """The stage has ended, well or not."""
+
 
 class Observers:
     """Tells several observers, in their order; the end of a step in the opposite order."""
 
     def __init__(self, *observers: StepObserver) -> None:
-        self._observers = observers
+        self._observers = list(observers)
+
+    def add(self, *observers: StepObserver) -> None:
+        """They are told after those there are."""
+        self._observers += observers
 
     @contextmanager
     def step(self, step: int) -> Iterator[dict[str, float]]:
@@ -62,3 +69,8 @@ class Observers:
     def metrics(self) -> dict[str, float]:
         """Those of all observers."""
         return {name: value for one in self._observers for name, value in one.metrics().items()}
+
+    def close(self) -> None:
+        """The stage has ended."""
+        for one in reversed(self._observers):
+            one.close()

@@ -149,7 +149,7 @@ class Pipeline:
                 loss=ray.loss,
             )
             loggers = build_loggers(self._config, self._registry)
-            stack.callback(loggers.close)
+            stack.push(lambda _kind, error, _trace: loggers.close(error))
             with working("starting Ray"):
                 ray.join()
             listen(stop)
@@ -240,6 +240,7 @@ class Pipeline:
             stage, driver=driver, pool=pool, directory=folder, done=done, position=drawn, observers=observers
         )
         loggers.start(self._info(stage, done + 1))
+        observers.add(*(one for one in self._call("observe_stage", stage=stage, loggers=loggers) if one is not None))
         gc.freeze()  # what is there stays for the stage: looking through it takes as long as a small model's step
         try:
             samples = train_stage(
@@ -258,6 +259,7 @@ class Pipeline:
             )
         finally:
             gc.unfreeze()
+            observers.close()
             driver.close()
         self._outcome.samples = samples or self._outcome.samples
         if profile is not None:
@@ -332,10 +334,12 @@ class Pipeline:
     def _checkpointed(self, stage: StageConfig) -> Any:
         return lambda step, path: self._call("on_checkpoint", stage=stage.name, step=step, path=path)
 
-    def _call(self, hook: str, *, fatal: bool = False, **arguments: Any) -> None:
+    def _call(self, hook: str, *, fatal: bool = False, **arguments: Any) -> list[Any]:
         """Call a hook of every plugin; a failure stops the run if ``fatal``, else it is logged once per plugin."""
+        results = []
         for outcome in self._registry.call(hook, **arguments):
             if outcome.error is None:
+                results.append(outcome.result)
                 continue
             message = f"plugin {outcome.package}: {hook} raised {type(outcome.error).__name__}: {outcome.error}"
             if fatal:
@@ -345,6 +349,7 @@ class Pipeline:
             if message not in self._warned:
                 self._warned.add(message)
                 logger.warning("%s", message)
+        return results
 
 
 def _death(error: BaseException, ray: RaySession) -> WorkerDied | None:

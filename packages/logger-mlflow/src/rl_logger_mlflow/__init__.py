@@ -1,0 +1,1 @@
+"""Metrics, samples and artifacts for MLflow."""

@@ -1,0 +1,1 @@
+"""A scrape endpoint for Prometheus, and a dashboard for Grafana."""

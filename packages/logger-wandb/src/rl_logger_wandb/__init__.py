@@ -1,0 +1,1 @@
+"""Metrics, samples and pictures for Weights & Biases."""

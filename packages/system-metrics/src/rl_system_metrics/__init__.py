@@ -1,0 +1,1 @@
+"""Processor, memory, disk, network and GPUs of every machine of a run."""

@@ -1,0 +1,1 @@
+"""What loggers for experiment trackers share: configs without secrets, tables of samples, pictures, traces."""
