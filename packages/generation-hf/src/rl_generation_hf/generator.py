@@ -95,8 +95,7 @@ class HfGenerator:
             )
             if request.media:
                 raise ValueError(f"request {request.id}: generator hf reads text alone, and it has media")
-        ids = [request.id for request in requests]
-        results = Results(len(ids), close=lambda: loaded.thread.abort(ids), check=_check_finite)
+        results = Results(len(requests), check=_check_finite)
         loaded.thread.submit(requests, results)
         return results
 
@@ -127,13 +126,12 @@ class HfGenerator:
             requests, sampling, context=context, context_from=context_from, vocab_size=loaded.engine.vocab_size
         )
         call = BatchCall(requests, sampling)
-        ids = [request.id for request in call.requests]
-        results = Results(len(ids), close=lambda: loaded.thread.abort(ids))
+        results = Results(len(call.requests))
         loaded.thread.submit(call.requests, results)
         try:
             batch = call.gather(results.all())
         except KeyboardInterrupt:
-            loaded.thread.abort(ids)
+            loaded.thread.abort([request.id for request in call.requests])
             raise
         _check_batch_finite(batch)
         return batch

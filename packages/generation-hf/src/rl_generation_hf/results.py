@@ -16,28 +16,22 @@ class Results:
 
     Args:
         count: completions to come.
-        close: aborts what is unfinished.
         check: raises for a completion that cannot be given out.
     """
 
-    def __init__(
-        self, count: int, *, close: Callable[[], None], check: Callable[[Completion], None] = lambda _: None
-    ) -> None:
+    def __init__(self, count: int, *, check: Callable[[Completion], None] = lambda _: None) -> None:
         self._left = count
-        self._close = close
         self._check = check
         self._changed = threading.Condition()
         self._arrived: deque[Completion] = deque()
         self._error: BaseException | None = None
-        self._closed = False
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def deliver(self, completions: Sequence[Completion]) -> None:
         """Called by the engine's thread."""
         with self._changed:
-            if not self._closed:
-                self._arrived += completions
-                self._notify()
+            self._arrived += completions
+            self._notify()
 
     def fail(self, error: BaseException) -> None:
         """No more will come; called by the engine's thread."""
@@ -76,17 +70,6 @@ class Results:
             arrives.clear()
         self._check(completion)
         return completion
-
-    async def aclose(self) -> None:
-        """Abort what is unfinished; nothing more is given out."""
-        with self._changed:
-            unfinished = self._left > len(self._arrived) and self._error is None
-            self._closed = True
-            self._left = 0
-            self._arrived.clear()
-            self._notify()
-        if unfinished:
-            await asyncio.to_thread(self._close)
 
     def _notify(self) -> None:
         self._changed.notify_all()

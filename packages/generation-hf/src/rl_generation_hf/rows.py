@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
-from rl_core.contracts.generation import Completion, Finish, GenerationRequest, Sampling
+from rl_core.contracts.generation import Completion, GenerationRequest, Sampling
 
 from rl_generation_hf.philox import uniforms
 from rl_generation_hf.sampling import Shape
@@ -136,7 +137,7 @@ class Rows:
         self.versions[places, at] = version
         self.length[rows] = at + 1
 
-    def completion(self, row: int, finish: Finish) -> Completion:
+    def completion(self, row: int, finish: Literal["stop", "length", "abort"]) -> Completion:
         """Of one row, as far as it is."""
         state, length = self.rows[row], int(self.length[row])
         columns = state.columns

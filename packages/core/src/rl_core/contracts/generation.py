@@ -14,15 +14,12 @@ import numpy as np
 from rl_core.contracts.backend import WeightBucket
 
 Want = Literal["prompt_logprobs", "top_logprobs", "routing"]
-Finish = Literal["stop", "length", "abort"]
-
 TOP_LOGPROBS = 20
-"""Tokens per position of ``top_logprobs``; fewer only where the vocabulary is smaller."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one completion is sampled; the fields are those of :class:`rl_core.contracts.generator.SamplingParams`."""
+    """How one completion is sampled, as in :class:`rl_core.contracts.generator.SamplingParams`."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -34,19 +31,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One completion of one prompt. It depends on tokens, media, sampling, seed, sample and weights only, up to
-    rounding: not on its time, nor on what else is sampled.
+    """Asks for one completion, which depends on tokens, media, sampling, seed, sample and weights alone, up to rounding.
 
     Attributes:
         id: unique among a generator's requests in flight.
-        tokens: int32 [P], the prompt, at least one token. Requests of one ``submit`` that differ in ``sample`` alone
-            may be read as one prompt.
+        tokens: int32 [P], the prompt, P > 0. Samples of one seed in one ``submit`` may be read as one prompt.
         seed: its lowest 64 bits are used.
-        sample: 0 or more: which of the independent completions under this seed.
-        media: what placeholders in ``tokens`` stand for, in their order; empty for text.
-        session: requests of one conversation share it, so that they can meet the same prefix cache; empty for none.
-        priority: a request of higher priority starts before waiting ones of lower; equal ones start in their order.
-        want: further columns of the completion; :attr:`StreamingGenerator.wants` has those that can be had.
+        sample: which of the independent completions under this seed, 0 or more.
+        media: what placeholders in ``tokens`` stand for, in their order.
+        session: the same for requests of one conversation, which share a prefix.
+        priority: a higher one starts before waiting requests of a lower one; equal ones start in their order.
+        want: further columns of the completion, of :attr:`StreamingGenerator.wants`.
     """
 
     id: str
@@ -62,59 +57,49 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to a request, T tokens; at least one, except after an abort.
+    """The answer to request ``id``: T tokens; T > 0, but after an abort.
 
     Attributes:
-        id: of the request.
-        tokens: int32 [T], a stop token or the tokens of a stop string included.
-        logprobs: float32 [T], at the request's temperature over the full vocabulary, whatever sampling excludes; at
-            temperature 0 those at temperature 1.
+        tokens: int32 [T], what ended it included.
+        logprobs: float32 [T], at the request's temperature (0: at 1) over the full vocabulary, whatever is excluded.
         weights_version: int32 [T], of the weights that sampled each token.
-        finish: ``stop``: a stop token or string; ``length``: ``max_new_tokens``; ``abort``: ended by ``abort``.
-        columns: what ``want`` asked for, at the same temperature: ``prompt_logprobs`` float32 [P], 0 for the first
-            token; ``top_tokens`` int32 and ``top_logprobs`` float32 [T, K], most likely first, K = ``TOP_LOGPROBS``;
-            ``routing`` int16 [P + T - 1, layers, experts per token]. After an abort they may lack.
+        finish: by a stop token or string, by ``max_new_tokens``, or by ``abort``.
+        columns: what was wanted, at the same temperature: ``prompt_logprobs`` float32 [P], 0 for the first token;
+            ``top_tokens`` int32 and ``top_logprobs`` float32 [T, K], most likely first, K = ``TOP_LOGPROBS`` or the
+            vocabulary; ``routing`` int16 [P + T - 1, layers, experts per token]. They may lack after an abort.
     """
 
     id: str
     tokens: np.ndarray
     logprobs: np.ndarray
     weights_version: np.ndarray
-    finish: Finish
+    finish: Literal["stop", "length", "abort"]
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @runtime_checkable
 class StreamingGenerator(Protocol):
-    """What a generator has besides ``setup``, ``load`` and ``close`` of :class:`rl_core.contracts.generator.Generator`.
+    """A :class:`rl_core.contracts.generator.Generator` with these verbs, which any thread may call after ``load``.
 
-    All but the iteration of results may be called from any thread, at any time after ``load``.
+    ``update_weights`` then comes between two decoding steps, paused or not: requests in flight go on with the new
+    weights. ``sleep`` raises RuntimeError while requests are in flight: abort them first.
     """
 
-    @property
-    def wants(self) -> frozenset[Want]:
-        """What ``want`` may ask for, of the loaded model."""
-        ...
+    wants: frozenset[Want]  # of the loaded model
 
     def submit(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Completion]:
-        """Queue requests and return at once; iterate over the result for their completions, once, in any event loop.
+        """Queue requests and return at once; iterate over the result, once and in any event loop.
 
-        Completions come as they finish; those of one decoding step in the order of ``requests``. An error of the
-        engine is raised by the iteration. Closing the iterator (``aclose``) aborts what is unfinished.
+        Completions come as they finish, each once; of one step in the order in which they started. An error of the
+        engine is raised by the iteration.
 
         Raises:
-            ValueError: a request that cannot be answered, named by its id. Then none is queued.
+            ValueError: a request that cannot be answered, named by its id; then none is queued.
         """
         ...
 
     def abort(self, ids: Collection[str] | None = None) -> None:
-        """End requests (None: all) between two steps. What they have comes as a completion with ``finish="abort"``;
-        an id that is not in flight is ignored."""
-        ...
-
-    def update_weights(self, buckets: list[WeightBucket], version: int) -> None:
-        """As :meth:`rl_core.contracts.generator.Generator.update_weights`, between two decoding steps: requests in
-        flight go on, and their next tokens carry ``version``. Works while paused."""
+        """End requests (None: all) between two steps. Each comes as a completion with the tokens it has."""
         ...
 
     def pause(self) -> None:
@@ -123,12 +108,4 @@ class StreamingGenerator(Protocol):
 
     def resume(self) -> None:
         """Undo ``pause``."""
-        ...
-
-    def sleep(self) -> None:
-        """Free device memory. RuntimeError with requests in flight: abort them first."""
-        ...
-
-    def wake(self) -> None:
-        """Undo ``sleep``."""
         ...
