@@ -260,9 +260,7 @@ def test_new_weights_between_two_steps_label_their_tokens_also_of_a_request_that
             new = models[1](input_ids=tokens[None, cut:-1], past_key_values=old.past_key_values)
         logits = torch.cat([old.logits, new.logits], 1)[0, start - 1 :] / WARM.temperature
         expected = logits.log_softmax(-1).gather(1, tokens[start:, None])[:, 0]
-        np.testing.assert_allclose(
-            found[str(index)].logprobs, expected.numpy(), atol=small.rounding / WARM.temperature
-        )
+        np.testing.assert_allclose(found[str(index)].logprobs, expected.numpy(), atol=small.rounding / WARM.temperature)
 
 
 def test_what_runs_can_begin_anew(build, requests, alone, same):

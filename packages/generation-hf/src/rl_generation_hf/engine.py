@@ -38,7 +38,7 @@ _COLUMNS_AT_ONCE = 64
 class Engine:
     """Runs a causal language model on a queue of requests; keeps its cache.
 
-    Completions depend on their request and the weights alone, up to rounding. They are bit-exact where the same requests
+    Completions depend on their request and the weights alone, up to rounding; to the last bit where the same requests
     are submitted at once to an idle engine.
 
     Args:
@@ -71,10 +71,8 @@ class Engine:
         self.never_sampled = NeverSampled(self.vocab_size, vocab_size=tokens, ids=never)
         self.cache = SlotCache(getattr(config, "num_hidden_layers", 1))  # blt has several counts
         self.forward = forward_of(model, self.cache, kernels)
-        self._like = next(model.parameters())
-        self._queue = WaitingQueue(
-            vocab_size=self.vocab_size, prefill_tokens=_PREFILL_TOKENS[self.model.device.type]
-        )
+        self._parameter = next(model.parameters())
+        self._queue = WaitingQueue(vocab_size=self.vocab_size, prefill_tokens=_PREFILL_TOKENS[self.model.device.type])
         self._rows = Rows()
         self._kinds = Kinds(tokenizer)
         self._arrived = False
@@ -103,9 +101,7 @@ class Engine:
         rows, queue = self._rows, self._queue
         self._fit_cache()
         if queue.ready(free=rows.slots - rows.count, slots=rows.slots):
-            while admission := queue.admit(
-                free=rows.slots - rows.count, slots=rows.slots, columns=self.cache.columns
-            ):
+            while admission := queue.admit(free=rows.slots - rows.count, slots=rows.slots, columns=self.cache.columns):
                 self._read_prompts(admission)
         if rows.count:
             self._decode()
@@ -126,8 +122,7 @@ class Engine:
             self._drop(ended)
         none = np.zeros(0, np.int32)
         found += [
-            Completion(request.id, none, np.zeros(0, np.float32), none, "abort")
-            for request in self._queue.remove(gone)
+            Completion(request.id, none, np.zeros(0, np.float32), none, "abort") for request in self._queue.remove(gone)
         ]
         return found
 
@@ -144,6 +139,10 @@ class Engine:
         self._rows.clear()
         self._finished = []
         self.cache.release()
+
+    @property
+    def _device(self) -> torch.device:
+        return self._parameter.device
 
     def _idle(self) -> None:
         """What comes next begins as in a new engine: but for the memory of the cache, which is kept."""
@@ -182,11 +181,11 @@ class Engine:
 
     def _read_prompts(self, admission: Admission) -> None:
         """Read prompts into the cache and sample the first token of each new completion."""
-        device = self._like.device
+        device = self._device
         lengths = np.array([prompt.length for prompt in admission.prompts])
         ids = np.zeros((len(lengths), int(lengths[0])), np.int64)
-        for row, prompt in enumerate(admission.prompts):
-            ids[row, : prompt.length] = prompt.tokens
+        for place, prompt in enumerate(admission.prompts):
+            ids[place, : prompt.length] = prompt.tokens
         source = torch.from_numpy(admission.source).to(device)
         self.cache.start_prefill(source=source, first=self._rows.count)
         logits = self.forward.prefill(torch.from_numpy(ids).to(device), torch.from_numpy(lengths).to(device))
@@ -200,7 +199,7 @@ class Engine:
 
     def _decode(self) -> None:
         """Add one token to every running completion."""
-        rows, device = self._rows, self._like.device
+        rows, device = self._rows, self._device
         position = rows.position[: rows.count]
         longest = int(position.max())
         equal = longest == int(position.min())
@@ -248,18 +247,18 @@ class Engine:
 
     def _add_top(self, logits: Tensor, new: slice) -> None:
         """Keep the most likely tokens of those rows whose requests want them."""
-        asking = [i for i, row in enumerate(self._rows.rows[new]) if "top_logprobs" in row.request.want]
-        for i in asking:
-            row = self._rows.rows[new.start + i]
-            row.top.append(top_logprobs(logits[i], row.kind.shape.temperature))
+        if not self._rows.any_top:
+            return
+        for logits_of_row, row in zip(logits, self._rows.rows[new], strict=True):
+            if "top_logprobs" in row.request.want:
+                row.top.append(top_logprobs(logits_of_row, row.kind.shape.temperature))
 
     def _drop(self, finished: np.ndarray) -> None:
         """Take ``finished`` rows (bool [count]) out of the cache."""
         source, target = self._rows.drop(finished)
         if len(target):
-            device = self._like.device
             self.cache.move(
-                source=torch.from_numpy(source).to(device),
-                target=torch.from_numpy(target).to(device),
+                source=torch.from_numpy(source).to(self._device),
+                target=torch.from_numpy(target).to(self._device),
                 columns=int(self._rows.position[target].max()),
             )

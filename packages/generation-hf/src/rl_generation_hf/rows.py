@@ -54,11 +54,13 @@ class Rows:
         kind: int64 [slots], number of the row's kind.
         tokens, logprobs, versions: int32, float32, int32 [slots, width], valid up to ``length``.
         uniforms: float64 [slots, width], one for each token; 0 at temperature 0.
+        any_top: whether some row, since nothing ran, wants the most likely tokens.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.slots = 0
+        self.any_top = False
         self.rows: list[Row] = []
         self.position = np.zeros(0, np.int64)
         self.token = np.zeros(0, np.int64)
@@ -79,7 +81,7 @@ class Rows:
     def columns(self) -> int:
         """Columns that may yet be filled."""
         running = slice(0, self.count)
-        # Its prompt has one token less than the position of what was sampled first, which is not counted in `position`.
+        # The token sampled last is not in the cache yet.
         prompts = self.position[running] - self.length[running] + 1
         return int((prompts + self.limit[running]).max(initial=0))
 
@@ -124,6 +126,7 @@ class Rows:
             most = int(limits[drawn].max())
             self.uniforms[np.flatnonzero(drawn) + self.count, :most] = uniforms(seeds[drawn], samples[drawn], most)
         prompts = [admission.prompts[i] for i in admission.source]
+        self.any_top |= any("top_logprobs" in request.want for request in requests)
         self.rows += [Row(*parts) for parts in zip(requests, prompts, kinds, strict=True)]
         self.count = new.stop
         return new
@@ -189,9 +192,7 @@ class Kinds:
         """The kind of a request's sampling."""
         key = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.stop, sampling.stop_token_ids)
         if (kind := self._known.get(key)) is None:
-            stop = StopCondition(
-                token_ids=sampling.stop_token_ids, strings=sampling.stop, tokenizer=self._tokenizer
-            )
+            stop = StopCondition(token_ids=sampling.stop_token_ids, strings=sampling.stop, tokenizer=self._tokenizer)
             shape = Shape(sampling.temperature, sampling.top_p, sampling.top_k)
             kind = self._known[key] = Kind(len(self._list), shape, stop)
             self._list.append(kind)

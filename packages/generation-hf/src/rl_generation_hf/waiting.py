@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,7 +74,7 @@ class WaitingQueue:
         self._submissions = 0
         self.count = 0
 
-    def __iter__(self) -> Iterable[Prompt]:
+    def __iter__(self) -> Iterator[Prompt]:
         return iter(self._prompts)
 
     @property

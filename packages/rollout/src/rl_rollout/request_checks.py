@@ -85,7 +85,7 @@ def check_requests(
     if len(empty):
         raise ValueError(_empty(str(empty[0])))
     most = sampling.max_new_tokens
-    too_long = np.flatnonzero(lengths + most > context) if context else ()
+    too_long = np.flatnonzero(lengths + most > (context or np.inf))
     if len(too_long):
         worst = int(too_long[0])
         further = len(too_long) - 1

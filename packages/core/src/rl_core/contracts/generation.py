@@ -1,6 +1,6 @@
 """A generator as a stream of single requests, each with its own sampling and one completion.
 
-A batch call (:meth:`rl_core.contracts.generator.Generator.generate`) is a helper on top: ``rl_rollout.batch_call``.
+A batch call, :meth:`rl_core.contracts.generator.Generator.generate`, is a helper on top: ``rl_rollout.batch_call``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-
-from rl_core.contracts.backend import WeightBucket
 
 Want = Literal["prompt_logprobs", "top_logprobs", "routing"]
 TOP_LOGPROBS = 20
@@ -31,7 +29,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """Asks for one completion, which depends on tokens, media, sampling, seed, sample and weights alone, up to rounding.
+    """Asks for one completion, which depends on tokens, media, sampling, seed, sample and weights, up to rounding.
 
     Attributes:
         id: unique among a generator's requests in flight.
