@@ -27,7 +27,7 @@ _TIMED: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("forward", "rl_backend_fsdp2.model", "Fsdp2Model.outputs"),
         ("backward", "torch", "Tensor.backward"),
     ),
-    "generate": (("generation", "rl_generation_hf.decoding", "Decoder.run"),),
+    "generate": (("generation", "rl_generation_hf.generator", "HfGenerator.generate"),),
 }
 """Role of a worker → part, module and function."""
 

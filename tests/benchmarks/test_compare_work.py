@@ -96,16 +96,16 @@ def test_a_countdown_model_writes_as_many_tokens_as_the_prompt_says(ends):
 
 def test_a_worker_writes_down_how_long_it_generates(tmp_path, monkeypatch):
     from compare.stopwatch import FILE, install, on_worker_start, seconds_by_part
-    from rl_generation_hf.decoding import Decoder
+    from rl_generation_hf.generator import HfGenerator
 
     for name, value in install(tmp_path).items():
         if name == FILE:
             monkeypatch.setenv(name, value)
-    monkeypatch.setattr(Decoder, "run", Decoder.run)  # as it was, afterwards
+    monkeypatch.setattr(HfGenerator, "generate", HfGenerator.generate)  # as it was, afterwards
     for _ in range(2):  # it is called again where a worker is used again
         on_worker_start(role="generate", rank=0)
     with pytest.raises(AttributeError):
-        Decoder.run(None, None, None, None)  # whatever comes of it, it took its time
+        HfGenerator.generate(None, None, None)  # whatever comes of it, it took its time
     assert list(seconds_by_part(tmp_path, begin=0.0, end=float("inf"))) == ["generation"]
     assert (tmp_path / "stopwatch.txt").read_text().count("\n") == 1
     metadata = tmp_path / "stopwatch" / "compare_stopwatch-0.dist-info"

@@ -195,7 +195,7 @@ def test_finished_rows_leave_the_batch_and_prompts_are_read_once(max_batch_token
     """Every sampled token but the last costs one row of one step; every prompt is one row of one reading."""
     generator, read, stepped = small.generator(max_batch_tokens=max_batch_tokens), [], []
 
-    decoder = generator._loaded.decoder
+    decoder = generator._loaded.engine
 
     def count(_module, tokens):
         (read if decoder.cache.prefilling else stepped).append(tokens[0].shape)
@@ -211,21 +211,21 @@ def test_finished_rows_leave_the_batch_and_prompts_are_read_once(max_batch_token
 
 def test_rows_at_once_stay_within_the_budget_and_rise_when_long_prompts_are_through(small):
     generator, rows = small.generator(max_batch_tokens=80), []
-    generator._loaded.decoder.model.get_input_embeddings().register_forward_pre_hook(
+    generator._loaded.engine.model.get_input_embeddings().register_forward_pre_hook(
         lambda _module, tokens: rows.append(len(tokens[0]))
     )
     generator.generate(small.requests(small.prompts([36, 36, *[4] * 30])), SamplingParams(max_new_tokens=4))
     # 80 // (36 + 4) rows with the long prompts, 80 // (4 + 4) afterwards.
     assert rows[:4] == [2, 2, 2, 2]
     assert max(rows) == 10
-    assert generator._loaded.decoder.cache.slots * generator._loaded.decoder.cache.columns <= 80
+    assert generator._loaded.engine.cache.slots * generator._loaded.engine.cache.columns <= 80
 
 
 def test_a_model_whose_state_is_more_than_keys_and_values_decodes_without_a_cache_and_says_so(small, caplog):
     generator = small.generator(small.spec("lfm2", extra={"layer_types": ["conv", "full_attention"]}))
     assert "keeps a state that a cache of keys and values cannot hold" in caplog.text
     batch = generator.generate(small.requests(small.prompts([3, 7, 5])), SamplingParams(max_new_tokens=6))
-    model = generator._loaded.decoder.model
+    model = generator._loaded.engine.model
     for row in range(3):
         ids = torch.from_numpy(batch.tokens[batch.offsets[row] : batch.offsets[row + 1]].astype(np.int64))
         with torch.no_grad():

@@ -159,7 +159,7 @@ def test_weights_that_do_not_fit_are_listed_and_change_nothing(small):
 def test_bfloat16_weights_are_used_when_asked_for(small):
     generator = small.generator(dtype="bfloat16")
     batch = generator.generate(small.requests(small.prompts([4, 9])), SamplingParams(max_new_tokens=5))
-    assert {p.dtype for p in generator._loaded.decoder.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in generator._loaded.engine.model.parameters()} == {torch.bfloat16}
     assert batch.token_columns["sampled_logprobs"].dtype == np.float32
     assert np.isfinite(batch.token_columns["sampled_logprobs"]).all()
 

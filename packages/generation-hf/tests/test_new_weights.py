@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -20,32 +21,30 @@ def buckets_of(spec):
 
 
 class Arriving:
-    """Stands between the steps of a generator, which gets ``buckets`` as version 1 after ``steps`` of them."""
+    """Sends ``buckets`` as version 1 from another thread, as the driver's call does, during decoding step ``step``."""
 
-    def __init__(self, generator, buckets, steps):
-        self.generator, self.buckets, self.left = generator, buckets, steps
-        self.between = generator._updates.between_steps
-        generator._updates.between_steps = self
+    def __init__(self, generator, buckets, step):
+        self.generator, self.buckets, self.left = generator, buckets, step
+        self.sender = threading.Thread(target=generator.update_weights, args=(buckets, 1))
+        loaded = generator._loaded
+        loaded.engine.model.get_input_embeddings().register_forward_pre_hook(self)
 
-    def __call__(self):
-        self.left -= 1
-        if self.left == 0:
-            # From another thread, as the driver's call arrives.
-            sender = threading.Thread(target=self.generator.update_weights, args=(self.buckets, 1))
-            sender.start()
-            while not self.generator._updates._waiting:
-                pass
-            changed = self.between()
-            sender.join(60)
-            return changed
-        return self.between()
+    def __call__(self, _module, _tokens):
+        loaded = self.generator._loaded
+        self.left -= not loaded.engine.cache.prefilling
+        if self.left == 0 and self.sender.ident is None:
+            self.sender.start()
+            while not loaded.thread.waiting_changes:
+                time.sleep(0.001)
 
 
 def interrupted(small, *, after, lengths=LENGTHS, params=PARAMS, **config):
     """Completions begun with seed 0's weights, which become seed 1's ``after`` so many steps."""
     generator = small.generator(small.spec(seed=0), **config)
-    Arriving(generator, buckets_of(small.spec(seed=1)), after)
-    return generator.generate(small.requests(small.prompts(lengths)), params)
+    arriving = Arriving(generator, buckets_of(small.spec(seed=1)), after)
+    batch = generator.generate(small.requests(small.prompts(lengths)), params)
+    arriving.sender.join(60)
+    return batch
 
 
 def whole(small, seed, params=PARAMS):

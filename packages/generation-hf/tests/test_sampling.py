@@ -108,3 +108,29 @@ def test_what_is_left_may_have_next_to_no_probability():
     share = 1 / (1 + np.exp(-1))
     np.testing.assert_allclose(np.bincount(tokens.numpy(), minlength=3) / 1000, [0, share, 1 - share], atol=2e-3)
     np.testing.assert_allclose(logprobs, logits.log_softmax(-1)[0, tokens], rtol=1e-6)
+
+
+MIXED = [
+    SamplingParams(),
+    SamplingParams(temperature=2.0),
+    SamplingParams(top_k=2),
+    SamplingParams(top_p=0.5),
+    SamplingParams(top_k=2, top_p=0.6),
+    SamplingParams(temperature=0),
+    SamplingParams(top_k=50, temperature=0.7),
+]
+
+
+@pytest.mark.parametrize("chunk", [2**24, 10])
+@pytest.mark.parametrize("never", [None, NeverSampled(5, ids=[1])])
+def test_rows_with_different_sampling_are_sampled_as_each_alone(never, chunk, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", chunk)
+    draws = torch.Generator().manual_seed(0)
+    rows = 40 * len(MIXED)
+    logits, uniforms = torch.randn(rows, 5, generator=draws), torch.rand(rows, dtype=torch.float64, generator=draws)
+    tokens, logprobs = sample(logits, uniforms, MIXED * 40, never)
+    for row in range(rows):
+        one = slice(row, row + 1)
+        token, logprob = sample(logits[one], uniforms[one], MIXED[row % len(MIXED)], never)
+        assert tokens[one].tolist() == token.tolist()
+        torch.testing.assert_close(logprobs[one], logprob)

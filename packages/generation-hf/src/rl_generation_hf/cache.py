@@ -65,6 +65,13 @@ class SlotCache(Cache):
         else:
             self.rows, self.positions = torch.arange(self.count, device=positions.device), positions
 
+    def clear(self, rows: Tensor) -> None:
+        """Write zeros over all of ``rows`` (int64): 0 × NaN behind another row's end would still be NaN."""
+        for layer in self.slot_layers:
+            if layer.is_initialized:
+                for stored in layer.stored():
+                    stored[rows] = 0
+
     def move(self, *, source: Tensor, target: Tensor, columns: int) -> None:
         """Copy the first ``columns`` columns of rows ``source`` over rows ``target`` (disjoint, int64)."""
         for layer in self.slot_layers:

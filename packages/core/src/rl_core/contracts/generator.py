@@ -1,6 +1,7 @@
 """A generator: samples completions. Each instance lives in its own Ray actor behind the router.
 
-A generator may also implement :class:`rl_core.contracts.profiling.Profiles`.
+A generator may also implement :class:`rl_core.contracts.profiling.Profiles`, and single requests with
+:class:`rl_core.contracts.generation.StreamingGenerator`.
 """
 
 from __future__ import annotations

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from rl_core.batch import SequenceBatch
+from rl_core.contracts.generation import StreamingGenerator
 from rl_core.contracts.generator import Generator, SamplingParams
 from rl_core.contracts.profiling import Profiles
 
-from rl_plugin_kit.local_model import lone_worker
-from rl_plugin_kit.reference import TinyShape, Weights, log_probs, to_bucket, token_log_probs
-from rl_plugin_kit.suites.base import ComponentConformance
+from rl_plugin_kit.reference import Weights, log_probs, to_bucket, token_log_probs
+from rl_plugin_kit.suites.generator_stream import PROMPTS, SEEDS, VERSION, StreamConformance
 
-PROMPTS = ((3, 4, 5), (6, 7), (3, 4, 5), (8, 9, 10, 11, 12))
-SEEDS = (11, 2**62, 13, 5)
 SAMPLING = SamplingParams(n=2, max_new_tokens=6, temperature=1.4)
-VERSION = 7
 TOKEN_COLUMNS = {"loss_mask": np.float32, "sampled_logprobs": np.float32, "weights_version": np.int32}
 SEQUENCE_COLUMNS = {"request": np.int64, "sample": np.int64, "truncated": np.bool_, "prompt_length": np.int64}
 
 
-class GeneratorConformance(ComponentConformance):
-    """Attributes:
-    shape: the model; a generator that cannot build it names one it can (``qwen2`` or ``llama``).
-    tolerance: largest difference of a log-probability from numpy in float64; a generator that computes in 16 bits
-        needs a larger one.
-    """
+class GeneratorConformance(StreamConformance):
+    """The batch call of every generator, and the stream of those that have one."""
 
     kind = "generator"
-    contracts = (Generator, Profiles)
-    shape: ClassVar[TinyShape] = TinyShape()
-    tolerance: ClassVar[float] = 1e-4
+    contracts = (Generator, StreamingGenerator, Profiles)
 
     def test_the_batch_has_the_columns_of_the_contract(self) -> None:
         with self._loaded() as generator:
@@ -194,18 +182,6 @@ class GeneratorConformance(ComponentConformance):
         self.expect(before == during == after, "a trace changes the completions")
         self.expect(min(parts.values(), default=0.0) >= 0, f"stop_profile reports {dict(parts)}, in seconds")
         self.expect(trace.is_file(), "stop_profile wrote no trace at the path that start_profile was given")
-
-    @contextmanager
-    def _loaded(self) -> Iterator[Generator]:
-        """A generator with the weights of seed 1, version 7."""
-        generator = self.build()
-        generator.setup(lone_worker())
-        try:
-            generator.load(self.shape.spec(), None)
-            generator.update_weights([to_bucket(self.shape.weights(1))], VERSION)
-            yield generator
-        finally:
-            generator.close()
 
     def _check_log_probs(self, batch: SequenceBatch, weights: Weights, temperature: float, where: str) -> None:
         expected, _ = token_log_probs(self.shape, weights, batch, temperature)
