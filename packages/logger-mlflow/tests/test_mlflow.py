@@ -108,6 +108,23 @@ def test_mlflow_itself_reads_the_samples_as_a_table(tmp_path, monkeypatch):
     assert table.to_dict("records") == [{"step": 1, "prompt": "1+1=", "reward": 1.0}]
 
 
+def test_a_run_that_was_killed_while_mlflow_made_its_tables_is_resumed(tmp_path):
+    killed = subprocess.Popen([sys.executable, __file__, str(tmp_path)])
+    half = tmp_path / "mlflow.db.new"
+    while not (half.exists() and half.stat().st_size):
+        assert killed.poll() is None
+        time.sleep(0.001)
+    killed.kill()
+    killed.wait()
+    logger = build()
+    logger.start(info(tmp_path))
+    logger.log(1, {"train/loss": 0.5})
+    logger.close()
+    client, found = runs(tmp_path)
+    assert history(client, found["demo"], "train/loss") == [(1, 0.5)]
+    assert [path.name for path in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
+
+
 def test_stages_are_runs_within_the_run(tmp_path):
     logger = build()
     for stage in ("sft", "grpo"):
@@ -286,3 +303,7 @@ def test_the_plugin_is_light():
     code = "import sys, rl_logger_mlflow.plugin, rl_logger_mlflow.config\nprint('mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+if __name__ == "__main__":
+    build().start(info(sys.argv[1]))

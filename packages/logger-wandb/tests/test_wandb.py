@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -145,9 +146,10 @@ def test_without_an_api_key_a_run_does_not_begin(monkeypatch, tmp_path):
 
 def check_server(folder, address):
     done = job("server", folder, address, WANDB_API_KEY=KEY)
-    logged, ended = json.loads(done.stdout.splitlines()[-1])
+    logged, ended, clock = json.loads(done.stdout.splitlines()[-1])
     assert logged < 1
-    assert ended < 20
+    assert ended < 10  # 3 s, and what a busy machine takes
+    assert time.time() - clock < 60  # W&B's own library waits when the process ends
     assert KEY not in done.stderr + done.stdout
     return done
 

@@ -66,7 +66,7 @@ class MlflowLogger:
             self._end_stage("finished")
             memory, config = TrackerMemory(info.directory, "mlflow"), flat_config(info.config)
             uri = self.config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-            self._client = client = MlflowClient(uri or f"sqlite:///{Path(info.directory).resolve()}/mlflow.db")
+            self._client = client = MlflowClient(uri or _database(Path(info.directory).resolve() / "mlflow.db"))
             experiment = self._experiment(client, None if uri else Path(info.directory).resolve() / "mlartifacts")
             nested = len(info.stages) > 1
             if nested and not self._whole:
@@ -192,6 +192,20 @@ def _unreachable() -> Iterator[None]:
         if cause is None:
             raise
         raise ConnectionError(str(error)) from error
+
+
+def _database(path: Path) -> str:
+    """The address of a SQLite file, made where there is none: whole or not at all.
+
+    MLflow takes seconds to make its tables one by one, and cannot go on where a run was killed meanwhile.
+    """
+    if not path.exists():
+        new = path.with_name(f"{path.name}.new")
+        for left in path.parent.glob(f"{new.name}*"):
+            left.unlink()
+        MlflowClient(f"sqlite:///{new}")
+        os.replace(new, path)
+    return f"sqlite:///{path}"
 
 
 def _parts(items: list[Any], most: int) -> Iterator[list[Any]]:

@@ -38,6 +38,7 @@ class WandbLogger:
         self._run: Any = None
         self._info: RunInfo | None = None
         self._status = "finished"
+        os.environ.setdefault("WANDB_SILENT", "true")  # it writes to the terminal that rl shows progress on
         if config.mode == "online":
             _require_key(config.base_url or os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
 
