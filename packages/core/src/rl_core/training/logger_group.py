@@ -47,6 +47,7 @@ class LoggerGroup:
 
     def __init__(self, loggers: Sequence[tuple[str, Logger | LoggerQueue]]) -> None:
         self._loggers = list(loggers)
+        self._known: dict[tuple[int, type], bool] = {}
 
     def start(self, info: RunInfo) -> None:
         self._each(lambda one: one.start(info), start=True)
@@ -72,7 +73,7 @@ class LoggerGroup:
 
     def wants(self, protocol: type) -> bool:
         """Whether any logger has these optional methods."""
-        return any(isinstance(_inner(one), protocol) for _, one in self._loggers)
+        return any(self._supports(one, protocol) for _, one in self._loggers)
 
     def doing(self, what: str | None) -> None:
         """Tell the loggers that show activities what goes on, or (None) that what began last has ended."""
@@ -98,9 +99,16 @@ class LoggerGroup:
             for one in closing:
                 one.join(now + (one.logger.close_timeout_s if isinstance(one.logger, Uploads) else CLOSE_S))
 
+    def _supports(self, one: Logger | LoggerQueue, protocol: type) -> bool:
+        """Looked up once: the check takes longer than most calls of a logger."""
+        key = id(one), protocol
+        if key not in self._known:
+            self._known[key] = isinstance(_inner(one), protocol)
+        return self._known[key]
+
     def _each(self, call: Callable[[Any], None], *, only: type | None = None, start: bool = False) -> None:
         for name, one in list(self._loggers):
-            if only is not None and not isinstance(_inner(one), only):
+            if only is not None and not self._supports(one, only):
                 continue
             if isinstance(one, LoggerQueue):
                 one.put(call, start=start)
