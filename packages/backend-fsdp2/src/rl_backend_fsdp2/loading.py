@@ -5,8 +5,6 @@ A rank reads from the safetensors files only the rows and columns it keeps.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from accelerate import init_empty_weights
 from rl_core.contracts.model import Head, ModelSpec
@@ -17,7 +15,6 @@ from rl_torch.policy import PolicyModel, ScalarModel
 from rl_torch.pretrained import weight_plan
 from rl_torch.weight_plan import WeightPlan
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from rl_backend_fsdp2.adapters import is_adapter, outside_name
@@ -90,8 +87,3 @@ def _allocate(model: nn.Module, device: torch.device, compute_device: torch.devi
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.to(compute_device)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            state: Any = module._get_fsdp_state()
-            for sharded in state._fsdp_param_group.fsdp_params:  # as FSDP does at its first use
-                sharded.reset_sharded_param()
