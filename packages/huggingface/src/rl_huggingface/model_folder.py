@@ -84,7 +84,9 @@ def check_model_folder(path: str | os.PathLike[str]) -> None:
 
 def check_files(folder: Path) -> None:
     """Refuse pipes, devices and folders with the names of files; links are followed."""
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as entries:
+        found = list(entries)
+    for entry in found:
         try:
             mode = entry.stat().st_mode
         except OSError as error:

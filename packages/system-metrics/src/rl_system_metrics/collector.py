@@ -51,7 +51,7 @@ class Machines:
         for answer in ready:
             node = asked[answer]
             try:
-                name, measured = ray.get(answer)
+                name, measured = ray.get(answer, timeout=ANSWER_S)
             except ray.exceptions.RayError:
                 del self._actors[node]  # the machine is gone, or the actor: another one next time
                 continue
