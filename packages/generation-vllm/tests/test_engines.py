@@ -66,7 +66,9 @@ def test_bfloat16_weights_are_used_when_asked_for(small):
     built = small.generator(small.spec(), dtype="bfloat16", max_num_seqs=8)
     batch = built.generate(small.requests(small.prompts([4, 9])), SamplingParams(max_new_tokens=5))
     worker = built._loaded.engine._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker
-    assert {p.dtype for p in worker.worker.model_runner.get_model().parameters()} == {torch.bfloat16}
+    # But biases: where the CPU has tile instructions (AMX) vLLM's kernels want them in float32.
+    kept = worker.worker.model_runner.get_model().named_parameters()
+    assert {p.dtype for name, p in kept if not name.endswith(".bias")} == {torch.bfloat16}
     assert batch.token_columns["sampled_logprobs"].dtype == np.float32
     assert 0 < small.gap(batch, small.model(small.spec())) < 0.5
     built.close()
