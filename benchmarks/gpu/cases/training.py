@@ -76,9 +76,8 @@ def offloaded(machine: Machine) -> Iterator[Comparison]:
     yield from follow(machine, precision="bf16", cpu_offload=True)
     with product.backend(machine, precision="bf16", cpu_offload=True) as trainer:
         trainer.load(product.POLICY, oracle.model_folder(machine), product.SMOOTH)
-        product.logprobs(
-            trainer, batches.texts(machine.shape.vocabulary, machine.shape.longest)
-        )  # FSDP pins at first use
+        # FSDP pins parameters at their first use.
+        product.logprobs(trainer, batches.texts(machine.shape.vocabulary, machine.shape.longest))
         loaded = trainer.role("policy").model.hf
         kept = [p.to_local() if hasattr(p, "to_local") else p for p in loaded.parameters()]
         elsewhere = [p for p in kept if p.device.type != "cpu" or (machine.is_cuda and not p.is_pinned())]
