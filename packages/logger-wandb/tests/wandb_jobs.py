@@ -56,7 +56,7 @@ def resumed(folder, first, steps):
 
 def server(folder, address):
     """A run whose server does not work; prints the seconds that 100 steps took, those until the end, and the time."""
-    one = build(mode="online", base_url=address, init_timeout=2, close_timeout=3)
+    one = build(mode="online", base_url=address, init_timeout=12, close_timeout=3)
     loggers = LoggerGroup([("wandb", LoggerQueue("wandb", one))])
     began = time.monotonic()
     loggers.start(info(folder))
@@ -67,7 +67,20 @@ def server(folder, address):
     print(json.dumps([logged, time.monotonic() - began, time.time()]), flush=True)
 
 
+def outage(folder, address):
+    """Ten steps, which the parent parts in two and lets end, by a line each."""
+    one = build(mode="online", base_url=address, close_timeout=60)
+    loggers = LoggerGroup([("wandb", LoggerQueue("wandb", one))])
+    loggers.start(info(folder))
+    for steps in (range(1, 6), range(6, 11)):
+        for step in steps:
+            loggers.log(step, {"train/loss": 0.5})
+        print("logged", flush=True)
+        sys.stdin.readline()
+    loggers.close()
+
+
 if __name__ == "__main__":
     job, folder, *more = sys.argv[1:]
     Path(folder).mkdir(exist_ok=True)
-    {"whole": whole, "stages": stages, "resumed": resumed, "server": server}[job](folder, *more)
+    {"whole": whole, "stages": stages, "resumed": resumed, "server": server, "outage": outage}[job](folder, *more)
