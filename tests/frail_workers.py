@@ -169,7 +169,7 @@ class AsyncComponent:
 
 
 class Generator:
-    """Completes a prompt with ``prompt's first token + weights version``, n times.
+    """Completes a prompt with its process id and ``prompt's first token + weights version``, n times.
 
     ``config``: ``delay_s`` per token, ``marker``, a file without which a dangerous prompt acts, or None for always,
     and ``broken``, a file with which it cannot be loaded.
@@ -194,12 +194,18 @@ class Generator:
         self._face_danger(requests)
         time.sleep(self.config["delay_s"] * sampling.max_new_tokens)
         prompts = [requests.tokens[requests.sequence(i)] for i in range(len(requests)) for _ in range(sampling.n)]
+        count = [len(p) + 2 for p in prompts]
         return SequenceBatch.from_lists(
-            [np.append(p, p[0] + self.version).astype(np.int32) for p in prompts],
+            [np.concatenate([p, [os.getpid(), p[0] + self.version]]).astype(np.int32) for p in prompts],
+            token_columns={
+                "sampled_logprobs": [np.zeros(c, np.float32) for c in count],
+                "weights_version": [np.full(c, self.version, np.int32) for c in count],
+            },
             sequence_columns={
                 "request": np.repeat(np.arange(len(requests)), sampling.n),
                 "sample": np.tile(np.arange(sampling.n), len(requests)),
-                "served_by": np.full(len(prompts), os.getpid()),
+                "prompt_length": np.array([len(p) for p in prompts]),
+                "truncated": np.ones(len(prompts), bool),
             },
         )
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from rl_core.contracts.generation import Completion, GenerationRequest
+from rl_rollout.routing.results import Results
 
 from rl_generation_hf.engine import Engine
-from rl_generation_hf.results import Results
 
 _LINGERS_S = 5.0
 """Seconds without work after which the thread ends; the next work starts another."""

@@ -21,6 +21,7 @@ from rl_huggingface.foreign import foreign
 from rl_huggingface.model_folder import check_files
 from rl_rollout.batch_call import BatchCall
 from rl_rollout.request_checks import check_request, check_requests, check_sampling
+from rl_rollout.routing.results import Results
 from rl_torch.models import build_model
 from rl_torch.profiling import Profiler
 from rl_torch.weights import load_buckets_into
@@ -28,7 +29,6 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from rl_generation_hf.engine import Engine
 from rl_generation_hf.engine_thread import EngineThread
-from rl_generation_hf.results import Results
 
 if TYPE_CHECKING:  # what computes needs no pydantic: it runs wherever PyTorch and transformers do
     from rl_generation_hf.config import HfGeneratorConfig

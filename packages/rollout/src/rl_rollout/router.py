@@ -2,56 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from rl_core.batch import SequenceBatch
-from rl_core.batch.packing import balance
 from rl_core.cluster.calls import CHECK_EVERY_S, actor_of
 from rl_core.cluster.pool import WorkerPool
+from rl_core.contracts.generation import Completion, GenerationRequest
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError, WorkerDied
 
+from rl_rollout.batch_call import BatchCall
 from rl_rollout.replacements import Replacements
+from rl_rollout.routing.dispatcher import Asked, Dispatcher
+from rl_rollout.routing.results import Results
+from rl_rollout.routing.wire import PackedRequests
 from rl_rollout.transports.object_store import StoredWeights, WeightTransport
 
 logger = logging.getLogger("rl")
 
 ATTEMPTS = 3
-"""Requests whose replicas died this many times in a row are what kills them."""
+"""A request whose replicas died this many times is what kills them."""
 
-
-@dataclass
-class _Replica:
-    """A replica and the tokens it has been asked for and not yet delivered."""
-
-    handle: Any
-    outstanding: int = 0
-
-
-@dataclass(frozen=True)
-class _Call:
-    """Requests under way: indices into the batch, on a replica, since ``started`` (monotonic seconds)."""
-
-    replica: _Replica
-    part: np.ndarray
-    tokens: int
-    started: float
+_SERVER = "rl_rollout.routing.replica_server:ReplicaServer"
+_POLL_S = 10.0
+"""How long a call for completions waits for the first; then another takes its place."""
 
 
 class Router:
-    """Generator replicas behind one ``generate``.
+    """Generator replicas behind one stream of single requests.
 
-    A request's samples depend only on the request and the weights, so which replica answers makes
-    no difference, and a request whose replica died is simply asked again elsewhere. Each is answered
-    exactly once: an answer is taken from a living replica only, and checked to be complete.
+    A completion depends only on its request and the weights, so which replica answers makes no difference, and a
+    request whose replica died is simply asked again elsewhere. Each is answered exactly once.
 
-    May be called from several threads.
+    May be called from several threads and event loops. Messages are sent by whoever calls; answers come in a thread of
+    the router's own, which has one call to each replica under way that returns whatever has finished.
 
     Args:
         replacements: starts replicas in the place of dead ones and where the cluster has room; without it there are
@@ -67,18 +59,51 @@ class Router:
         replacements: Replacements | None = None,
         while_sampling: bool = False,
     ) -> None:
-        self._replicas = [_Replica(handle) for handle in replicas]
         self._pool = pool
         self._replacements = replacements
         self._while_sampling = while_sampling
         self._lock = threading.RLock()
+        self._handing_over = threading.Lock()
+        self._dispatcher = Dispatcher()
+        self._replicas: list[Any] = []
+        self._polls: dict[Any, Any] = {}
+        self._last_call: dict[Any, Any] = {}
+        self._last_death: WorkerDied | None = None
+        self._alone_since: float | None = None
         self._retried = 0
+        self._most = {"queued": 0, "in_flight": 0}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
         self.version = -1
+        for handle in replicas:
+            self._take_in(handle)
 
     @property
     def replicas(self) -> int:
         """Replicas that are alive."""
         return len(self._replicas)
+
+    def submit(self, requests: Sequence[GenerationRequest], *, exact: bool = False) -> Results:
+        """See :meth:`rl_core.contracts.generation.StreamingGenerator.submit`.
+
+        Args:
+            exact: requests go to replicas by their index and all at once, not by load and as there is room, so that
+                where nothing else is in flight the completions are the same to the last bit each time.
+
+        Raises:
+            ValueError: an id is in flight, or comes twice.
+            WorkerDied, RLError: by the iteration: the last replica died and none came in its place, the same request
+                ended several, or the generator raised.
+        """
+        results = Results(len(requests))
+        if not requests:
+            return results
+        with self._lock:
+            self._start()
+            self._dispatcher.submit(requests, results, exact=exact)
+            self._send()
+        return results
 
     def generate(self, requests: SequenceBatch, sampling: SamplingParams) -> SequenceBatch:
         """All requests' samples in request order; see :meth:`rl_core.contracts.generator.Generator.generate`.
@@ -87,37 +112,31 @@ class Router:
             WorkerDied: the last replica died and none came in its place, or the same requests ended three of them.
             RLError: the generator raised, or answered something else than what it was asked.
         """
-        self._admit()
-        answers: list[SequenceBatch] = []
-        attempts = np.zeros(len(requests), np.int64)
-        calls = self._send(requests, np.arange(len(requests)), sampling)
-        done: list[Any] = []
-        while calls:
-            done = done or self._next_done(calls)
-            reference = done.pop()
-            call = calls.pop(reference)
-            try:
-                answer = self._pool.get([reference], what="generate")[0]
-            except WorkerDied as death:
-                self._lost(call, death)
-                attempts[call.part] += 1
-                if attempts.max() >= ATTEMPTS:
-                    raise WorkerDied(
-                        f"generation failed {ATTEMPTS} times on the same requests, each time with the end of the "
-                        f"generator; the last time:\n{death}",
-                        worker=death.worker,
-                        role="generate",
-                        cause=death.cause,
-                    ) from death
-                calls |= self._send(requests, call.part, sampling)
-            else:
-                answers.append(_checked(answer, call.part, n=sampling.n))
-            finally:
-                with self._lock:
-                    call.replica.outstanding -= call.tokens
-        joined = SequenceBatch.concat(answers)
-        order = np.lexsort((joined.sequence_columns["sample"], joined.sequence_columns["request"]))
-        return joined.share(order)
+        self.admit()
+        call = BatchCall(requests, sampling)
+        results = self.submit(call.requests, exact=True)
+        try:
+            return call.gather(results.all())
+        except KeyboardInterrupt:
+            self.abort([request.id for request in call.requests])
+            raise
+
+    def abort(self, ids: Collection[str] | None = None) -> None:
+        """End requests, all by default: each comes as a completion with the tokens it has, those that no replica has
+        begun with none."""
+        with self._lock:
+            waiting, running = self._dispatcher.withdraw(ids=ids)
+            for asked in waiting:
+                asked.results.deliver([_nothing(asked.request.id)])
+            self._abort_attempts(running)
+
+    def pause(self) -> None:
+        """Return when no replica is in a step; none begins another until :meth:`resume`."""
+        self._tell_all("pause")
+
+    def resume(self) -> None:
+        """Undo :meth:`pause`."""
+        self._tell_all("resume")
 
     def update_weights(self, buckets: list[Any], version: int) -> None:
         """Give every replica, and those that have become ready, the weights behind ``buckets`` as ``version``."""
@@ -130,136 +149,307 @@ class Router:
             WorkerDied: a training worker died, or the last replica, and none came in its place.
             RLError: a generator refused the weights.
         """
-        if self._replacements is not None:
-            with self._lock:
-                self._add(self._replacements.ready())
-                self._replacements.start_missing(len(self._replicas))
-        self.version = version
-        self._hand_over(list(self._replicas), transport)
+        with self._handing_over:
+            arrived: list[Any] = []
+            if self._replacements is not None:
+                arrived = self._joined(self._replacements.ready())
+                self._replacements.start_missing(len(self._replicas) + len(arrived))
+            self.version = version
+            self._hand_over([*self._replicas, *arrived], transport)
+            for handle in arrived:
+                if handle in self._pool.generators:
+                    self._take_in(handle)
         if not self._replicas:
-            self._await_replacement(None)
+            self._await_replacement()
+        with self._lock:
+            self._send()
+
+    def admit(self) -> None:
+        """Take replicas into use that have become ready since the last new weights.
+
+        Raises:
+            WorkerDied: there is no replica, and none came in time.
+        """
+        if self._replacements is None:
+            if not self._replicas:
+                raise self._none_left()
+            return
+        self._admit_ready(self._replacements.ready())
+        if not self._replicas:
+            self._await_replacement()
 
     def metrics(self) -> dict[str, float]:
-        """``rollout/replicas`` now, and ``rollout/retried_requests`` since the last call."""
+        """``rollout/replicas`` now; since the last call ``rollout/retried_requests``, and the most requests at once
+        that waited for a replica (``rollout/queued_requests``) and that replicas had (``rollout/requests_in_flight``).
+        """
         with self._lock:
             retried, self._retried = self._retried, 0
-        return {"rollout/replicas": float(self.replicas), "rollout/retried_requests": float(retried)}
+            most, self._most = self._most, {"queued": 0, "in_flight": 0}
+        return {
+            "rollout/replicas": float(self.replicas),
+            "rollout/retried_requests": float(retried),
+            "rollout/queued_requests": float(most["queued"]),
+            "rollout/requests_in_flight": float(most["in_flight"]),
+        }
 
-    def _send(self, requests: SequenceBatch, which: np.ndarray, sampling: SamplingParams) -> dict[Any, _Call]:
-        """Ask for the samples of some requests, most from those replicas that have least to do."""
-        if not self._replicas:
-            self._await_replacement(None)
-        costs = requests.lengths[which] + sampling.n * sampling.max_new_tokens
-        calls: list[_Call] = []
+    def close(self) -> None:
+        """Stop the router's thread; what is in flight fails."""
         with self._lock:
-            replicas = list(self._replicas)
-            loads = [r.outstanding for r in replicas]
-            for replica, chosen in zip(replicas, balance(costs, len(replicas), loads=loads), strict=True):
-                if not chosen:
-                    continue
-                part, tokens = np.sort(which[chosen]), int(costs[chosen].sum())
-                replica.outstanding += tokens
-                calls.append(_Call(replica, part, tokens, time.monotonic()))
-        return {c.replica.handle.call.remote("generate", requests.select(c.part), sampling): c for c in calls}
+            self._closed = True
+            loop, thread = self._loop, self._thread
+            self._fail_all(RuntimeError("the router was closed while requests were in flight"))
+        if loop is not None and thread is not None and thread is not threading.current_thread():
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+        self._loop = self._thread = None
 
-    def _next_done(self, calls: dict[Any, _Call]) -> list[Any]:
-        """Calls with a result or an error: all, or those there are after a moment; ends replicas that take longer
-        than a call may."""
-        import ray
+    # Sending: with the lock held.
 
-        limit = self._pool.deadlines.call_s
-        while True:
-            # Not one at a time: looking at n references n times would be the longest part of a step of many replicas.
-            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=CHECK_EVERY_S)
-            if done:
-                return done
-            self._pool.check()
-            late = [actor_of(reference) for reference, c in calls.items() if time.monotonic() - c.started > limit]
-            if late:
-                self._pool.overdue(late, limit, what="generate")
+    def _send(self) -> None:
+        for handle, part in self._dispatcher.take(time.monotonic()).items():
+            packed = PackedRequests.of([attempt for attempt, _ in part], [asked.request for _, asked in part])
+            self._attend(handle, "submit", packed)
+        self._most["queued"] = max(self._most["queued"], self._dispatcher.waiting)
+        self._most["in_flight"] = max(self._most["in_flight"], self._dispatcher.in_flight)
 
-    def _lost(self, call: _Call, death: WorkerDied) -> None:
-        """A replica is gone, and its requests go elsewhere."""
+    def _attend(self, handle: Any, method: str, *args: Any) -> Any:
+        call = self._last_call[handle] = handle.attend.remote(_SERVER, method, *args)
+        return call
+
+    def _abort_attempts(self, running: dict[Any, list[int]]) -> None:
+        for handle, attempts in running.items():
+            self._attend(handle, "abort", attempts)
+
+    def _tell_all(self, method: str) -> None:
         with self._lock:
-            self._retried += len(call.part)
-        self._drop(call.replica, death)
+            calls = {handle: self._attend(handle, method) for handle in self._replicas}
+        for handle, call in calls.items():
+            try:
+                self._pool.get([call], what=method)
+            except WorkerDied as death:
+                self._drop(handle, death)
 
-    def _drop(self, replica: _Replica, death: WorkerDied) -> None:
-        if death.role == "train":
-            raise death  # not the replica's death: the call only noticed that of a training worker
-        with self._lock:
-            if replica not in self._replicas:
+    # Receiving: in the router's thread.
+
+    def _start(self) -> None:
+        if self._closed:
+            raise RuntimeError("the router is closed")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._run, args=(self._loop,), name="router", daemon=True)
+            self._thread.start()
+            asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
+        for handle in self._replicas:
+            if handle not in self._polls:
+                self._polls[handle] = asyncio.run_coroutine_threadsafe(self._poll(handle), self._loop)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.run_forever()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        with suppress(RuntimeError):
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(asyncio.sleep(0))
+
+    async def _poll(self, handle: Any) -> None:
+        """Take what a replica has finished, until it is gone. That an idle one is gone is found out when it is used."""
+        while handle in self._replicas and not self._closed:
+            call = self._attend(handle, "completions", _POLL_S)
+            try:
+                packed, failures = await call
+            except Exception:  # noqa: BLE001 - explained from the call
+                with self._lock:
+                    self._polls.pop(handle, None)
+                    used = bool(self._dispatcher.attempts_of(handle))
+                if used and not self._closed:
+                    await asyncio.to_thread(self._explain, handle, call)
                 return
-            self._replicas.remove(replica)
-            self._pool.retire(replica.handle)
+            self._receive(handle, packed.completions())
+            for number, attempts in failures:
+                await asyncio.to_thread(self._explain, handle, self._attend(handle, "raise_failure", number), attempts)
+
+    def _receive(self, handle: Any, completions: Sequence[tuple[int, Completion]]) -> None:
+        now = time.monotonic()
+        shares: dict[int, tuple[Results, list[Completion]]] = {}
+        with self._lock:
+            for attempt, completion in completions:
+                asked = self._dispatcher.finished(handle, attempt, completion, now)
+                if asked is not None:
+                    share = shares.setdefault(id(asked.results), (asked.results, []))[1]
+                    share.append(replace(completion, id=asked.request.id))
+            if completions:
+                self._send()
+        for results, share in shares.values():
+            results.deliver(share)
+
+    def _explain(self, handle: Any, call: Any, attempts: Sequence[int] | None = None) -> None:
+        """Find out why a call failed, and act on it: the replica is gone, or it cannot answer ``attempts``."""
+        try:
+            self._pool.get([call], what="generate")
+        except WorkerDied as death:
+            with suppress(WorkerDied):  # a training worker's, of which those who wait are told
+                self._drop(handle, death)
+        except RLError as error:
+            with self._lock:
+                attempts = attempts if attempts is not None else self._dispatcher.attempts_of(handle)
+                for asked in self._dispatcher.failed(handle, attempts, time.monotonic()):
+                    self._give_up(asked, error)
+        except Exception as error:  # noqa: BLE001 - Ray is gone, or going
+            with self._lock:
+                self._fail_all(error)
+
+    async def _watch(self) -> None:
+        """Look after the workers while requests wait for them."""
+        while True:
+            await asyncio.sleep(CHECK_EVERY_S)
+            if self._dispatcher.busy:
+                await asyncio.to_thread(self._look_after)
+
+    def _look_after(self) -> None:
+        try:
+            self._pool.check()
+            limit = self._pool.deadlines.call_s
+            with self._lock:
+                late = {h: self._last_call[h] for h in self._dispatcher.late(time.monotonic(), limit)}
+            for handle, call in late.items():
+                self._drop(handle, self._pool.overdue([actor_of(call)], limit, what="generate"))
+            if self._replacements is not None:
+                self._admit_ready(self._replacements.ready())
+                if not self._replicas:
+                    self._check_hope()
+        except RLError as error:
+            with self._lock:
+                self._fail_all(error)
+
+    # Replicas that come and go.
+
+    def _take_in(self, handle: Any) -> None:
+        with self._lock:
+            if handle in self._replicas:
+                return
+            self._replicas.append(handle)
+            self._alone_since = None
+            self._dispatcher.add(handle)
+            if self._loop is not None:
+                self._start()
+                self._send()
+
+    def _drop(self, handle: Any, death: WorkerDied) -> None:
+        """A replica is gone, and its requests go elsewhere."""
+        if death.role == "train":
+            with self._lock:
+                self._fail_all(death)  # not the replica's death: the call only noticed that of a training worker
+            raise death
+        with self._lock:
+            if handle not in self._replicas:
+                return
+            self._replicas.remove(handle)
+            self._polls.pop(handle, None)
+            self._last_call.pop(handle, None)
+            self._pool.retire(handle)
+            self._last_death = death
+            lost = self._dispatcher.remove(handle)
+            self._retried += len(lost)
             logger.warning("a generator is lost, %d go on: %s", len(self._replicas), death)
+            for asked in lost:
+                if asked.deaths >= ATTEMPTS:
+                    self._give_up(asked, _killer(death))
             if self._replacements is not None:
                 self._replacements.start_missing(len(self._replicas))
+            elif not self._replicas:
+                self._fail_all(death)
             if not self._replicas:
-                self._await_replacement(death)
+                self._alone_since = time.monotonic()
+            self._send()
 
-    def _admit(self) -> None:
-        """Take replicas into use that have become ready since the last new weights."""
-        if self._replacements is None:
+    def _give_up(self, asked: Asked, error: BaseException) -> None:
+        """One request cannot be answered, so its submission is not."""
+        _, running = self._dispatcher.withdraw(of=asked.results)
+        self._abort_attempts(running)
+        asked.results.fail(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        waiting, running = self._dispatcher.withdraw()
+        lost = {id(asked.results): asked.results for asked in waiting}
+        for handle, attempts in running.items():
+            for asked in self._dispatcher.failed(handle, attempts, time.monotonic()):
+                lost[id(asked.results)] = asked.results
+        for results in lost.values():
+            results.fail(error)
+
+    def _joined(self, handles: Sequence[Any]) -> list[Any]:
+        for handle in handles:
+            self._pool.add_generator(handle)
+        if handles:
+            logger.info("%d generators have joined, there are %d now", len(handles), len(self._replicas) + len(handles))
+        return list(handles)
+
+    def _admit_ready(self, handles: Sequence[Any]) -> None:
+        """Give replicas that arrive between two updates the weights that the others have, and use them."""
+        if not handles:
             return
-        with self._lock:
-            self._hand_over_stored(self._add(self._replacements.ready()))
-            if not self._replicas:
-                self._await_replacement(None)
+        assert self._replacements is not None
+        with self._handing_over:
+            arrived = self._joined(handles)
+            if self.version >= 0:
+                with self._replacements.weights() as buckets:
+                    self._hand_over(arrived, StoredWeights(self._pool, buckets, self._while_sampling))
+            for handle in arrived:
+                if handle in self._pool.generators:
+                    self._take_in(handle)
 
-    def _add(self, handles: Sequence[Any]) -> list[_Replica]:
-        arrived = [_Replica(handle) for handle in handles]
-        for replica in arrived:
-            self._pool.add_generator(replica.handle)
-            self._replicas.append(replica)
-        if arrived:
-            logger.info("%d generators have joined, there are %d now", len(arrived), len(self._replicas))
-        return arrived
+    def _hand_over(self, replicas: Sequence[Any], transport: WeightTransport) -> None:
+        for handle, death in transport.give(list(replicas), self.version):
+            if handle in self._replicas:
+                self._drop(handle, death)
+            elif death.role == "train":
+                raise death
+            else:
+                self._pool.retire(handle)
 
-    def _hand_over(self, replicas: Sequence[_Replica], transport: WeightTransport) -> None:
-        for handle, death in transport.give([replica.handle for replica in replicas], self.version):
-            self._drop(next(replica for replica in replicas if replica.handle is handle), death)
+    def _none_left(self) -> WorkerDied:
+        return self._last_death or WorkerDied("there is no generator left\n    see the run's logs/", role="generate")
 
-    def _hand_over_stored(self, arrived: Sequence[_Replica]) -> None:
-        """Give replicas that arrive between two updates the weights that the others have."""
-        if arrived and self.version >= 0 and self._replacements is not None:
-            with self._replacements.weights() as buckets:
-                self._hand_over(arrived, StoredWeights(self._pool, buckets, self._while_sampling))
+    def _check_hope(self) -> None:
+        """Raise WorkerDied where no replica can be expected any more."""
+        assert self._replacements is not None
+        deadlines = self._pool.deadlines
+        if self._alone_since is None:
+            self._alone_since = time.monotonic()
+        self._replacements.start_missing(0)
+        waited = time.monotonic() - self._alone_since
+        if self._replacements.exhausted or waited > deadlines.start_s + (deadlines.resources_s or 0.0):
+            raise self._none_left()
 
-    def _await_replacement(self, death: WorkerDied | None) -> None:
+    def _await_replacement(self) -> None:
         """Wait until a replica is there again, with the current weights.
 
         Raises:
             WorkerDied: none came in time, or there is nowhere for one to come from.
         """
-        last = death or WorkerDied("there is no generator left\n    see the run's logs/", role="generate")
         if self._replacements is None:
-            raise last
-        deadlines = self._pool.deadlines
-        deadline = time.monotonic() + deadlines.start_s + (deadlines.resources_s or 0.0)
+            raise self._none_left()
         logger.warning("no generator is left; waiting for another")
-        with self._lock:
-            while not self._replicas:
-                self._replacements.start_missing(0)
-                self._pool.check()
-                handles = self._replacements.ready(wait_s=CHECK_EVERY_S)
-                if handles:
-                    self._hand_over_stored(self._add(handles))
-                elif time.monotonic() > deadline or self._replacements.exhausted:
-                    raise last
+        while not self._replicas:
+            self._pool.check()
+            handles = self._replacements.ready(wait_s=CHECK_EVERY_S)
+            if handles:
+                self._admit_ready(handles)
+            else:
+                self._check_hope()
 
 
-def _checked(answer: SequenceBatch, part: np.ndarray, *, n: int) -> SequenceBatch:
-    """``answer`` with ``request`` counting in the whole batch.
+def _nothing(request: str) -> Completion:
+    none = np.zeros(0, np.int32)
+    return Completion(request, none, np.zeros(0, np.float32), none, "abort")
 
-    Raises:
-        RLError: a request was not answered exactly ``n`` times.
-    """
-    request = answer.sequence_columns["request"]
-    counts = np.bincount(request, minlength=len(part)) if len(request) and request.min() >= 0 else np.zeros(len(part))
-    if len(counts) != len(part) or (counts != n).any():
-        raise RLError(
-            f"the generator was asked for {n} samples of each of {len(part)} requests and answered "
-            f"{len(answer)} sequences, of requests {np.unique(request).tolist()}; the plugin is at fault"
-        )
-    return answer.with_columns(sequence={"request": part[request]})
+
+def _killer(death: WorkerDied) -> WorkerDied:
+    return WorkerDied(
+        f"generation failed {ATTEMPTS} times on the same requests, each time with the end of the generator; the last "
+        f"time:\n{death}",
+        worker=death.worker,
+        role="generate",
+        cause=death.cause,
+    )

@@ -174,8 +174,9 @@ class StandardRollouts:
         return scores.rewards, scores.counts
 
     def close(self) -> None:
-        """Let rewards and the environment end the processes and connections they hold."""
-        for part in (self._rewards, self._environment):
+        """Let the router, rewards and the environment end the threads, processes and connections they hold."""
+        router = self._started.router if self._started is not None else None
+        for part in (router, self._rewards, self._environment):
             if part is not None:
                 part.close()
 

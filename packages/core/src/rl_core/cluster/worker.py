@@ -219,6 +219,17 @@ class Worker:
 
         return await self._run(method, call, self._updates if while_sampling else None)
 
+    async def attend(self, end: str, method: str, *args: Any) -> Any:
+        """Await a method of an end (a reference to its class) that is called on the event loop, whatever the component
+        is doing; the end may call the component in its thread."""
+        await self._masked.wait()
+        with ExitsAreErrors():
+            if self._component is None:
+                raise RuntimeError("the component has been unloaded")
+            if end not in self._ends:
+                self._ends[end] = self._registry.resolve(end)(self._component, self._run)
+            return await getattr(self._ends[end], method)(*args)
+
     async def unload(self) -> None:
         """Drop the component, so that the process can hold another."""
         try:

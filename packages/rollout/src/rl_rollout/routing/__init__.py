@@ -1,0 +1,1 @@
+"""How single requests reach the generator replicas, and their completions come back."""
