@@ -84,7 +84,11 @@ class HfGenerator:
         """
         loaded = self._ready()
         context, context_from = loaded.context
+        before: GenerationRequest | None = None
         for request in requests:
+            if before is not None and _same_but_for_the_sample(request, before):
+                continue
+            before = request
             check_request(
                 request,
                 check_sampling=loaded.check_sampling,
@@ -248,6 +252,16 @@ class _Tokenizer:
             if os.path.isdir(self._path):
                 check_files(Path(self._path))
             return AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._trust_remote_code).batch_decode
+
+
+def _same_but_for_the_sample(one: GenerationRequest, other: GenerationRequest) -> bool:
+    """Whether what a check looks at is the same object in both, as in the requests of a group."""
+    return (
+        one.tokens is other.tokens
+        and one.sampling is other.sampling
+        and one.want == other.want
+        and one.media is other.media
+    )
 
 
 def _check_finite(completion: Completion) -> None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from rl_rollout.batch_call import BatchCall
 from rl_rollout.replacements import Replacements
 from rl_rollout.routing.dispatcher import Asked, Dispatcher
 from rl_rollout.routing.results import Results
-from rl_rollout.routing.wire import PackedRequests
+from rl_rollout.routing.wire import PackedCompletions, PackedRequests
 from rl_rollout.transports.object_store import StoredWeights, WeightTransport
 
 logger = logging.getLogger("rl")
@@ -265,21 +264,28 @@ class Router:
                 if used and not self._closed:
                     await asyncio.to_thread(self._explain, handle, call)
                 return
-            self._receive(handle, packed.completions())
+            self._receive(handle, packed)
             for number, attempts in failures:
                 await asyncio.to_thread(self._explain, handle, self._attend(handle, "raise_failure", number), attempts)
 
-    def _receive(self, handle: Any, completions: Sequence[tuple[int, Completion]]) -> None:
+    def _receive(self, handle: Any, packed: PackedCompletions) -> None:
         now = time.monotonic()
-        shares: dict[int, tuple[Results, list[Completion]]] = {}
+        waiting: list[Results] = []
+
+        def name(attempt: int, tokens: int) -> str | None:
+            asked = self._dispatcher.finished(handle, attempt, tokens, now)
+            if asked is None:
+                return None
+            waiting.append(asked.results)
+            return asked.request.id
+
         with self._lock:
-            for attempt, completion in completions:
-                asked = self._dispatcher.finished(handle, attempt, completion, now)
-                if asked is not None:
-                    share = shares.setdefault(id(asked.results), (asked.results, []))[1]
-                    share.append(replace(completion, id=asked.request.id))
+            completions = packed.completions(name)
             if completions:
                 self._send()
+        shares: dict[int, tuple[Results, list[Completion]]] = {}
+        for results, completion in zip(waiting, completions, strict=True):
+            shares.setdefault(id(results), (results, []))[1].append(completion)
         for results, share in shares.values():
             results.deliver(share)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from rl_core.batch.packing import balance
-from rl_core.contracts.generation import Completion, GenerationRequest
+from rl_core.contracts.generation import GenerationRequest
 
 from rl_rollout.routing.concurrency import ConcurrencyLimit
 from rl_rollout.routing.results import Results
@@ -144,12 +144,12 @@ class Dispatcher:
             sent.setdefault(replica, []).append((attempt, asked))
         return sent
 
-    def finished(self, replica: Replica, attempt: int, completion: Completion, now: float) -> Asked | None:
-        """The request that a completion answers; None where nobody waits for it any more."""
+    def finished(self, replica: Replica, attempt: int, tokens: int, now: float) -> Asked | None:
+        """The request that a completion of so many tokens answers; None where nobody waits for it any more."""
         load = self._loads.get(replica)
         if load is None or attempt not in load.asked:
             return None
-        load.limit.finished(len(completion.tokens), in_flight=len(load.asked), now=now)
+        load.limit.finished(tokens, in_flight=len(load.asked), now=now)
         return self._end(load, replica, attempt, now)
 
     def failed(self, replica: Replica, attempts: Iterable[int], now: float) -> list[Asked]:

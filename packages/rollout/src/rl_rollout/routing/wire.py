@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rl_core.contracts.generation import Completion, GenerationRequest, Sampling, Want
 
-_FINISH = ("stop", "length", "abort")
+_FINISH: tuple[Literal["stop", "length", "abort"], ...] = ("stop", "length", "abort")
 
 
 @dataclass(frozen=True)
@@ -133,26 +133,31 @@ class PackedCompletions:
             columns=columns,
         )
 
-    def completions(self) -> list[tuple[int, Completion]]:
-        """Each with its number; its id is still to be given."""
+    def completions(self, name: Callable[[int, int], str | None]) -> list[Completion]:
+        """Those that somebody waits for.
+
+        Args:
+            name: says for a request's number and the tokens of its completion the id that it had before; None where
+                nobody waits for it.
+        """
+        found = []
         bounds = self.offsets.tolist()
-        columns = self.columns or ({},) * len(self.ids)
-        return [
-            (
-                number,
-                Completion(
-                    id="",
-                    tokens=self.tokens[a:b],
-                    logprobs=self.logprobs[a:b],
-                    weights_version=self.weights_version[a:b],
-                    finish=_FINISH[finish],  # type: ignore[arg-type]
-                    columns=more,
-                ),
-            )
-            for number, a, b, finish, more in zip(
-                self.ids.tolist(), bounds[:-1], bounds[1:], self.finish.tolist(), columns, strict=True
-            )
-        ]
+        finish = self.finish.tolist()
+        for place, number in enumerate(self.ids.tolist()):
+            a, b = bounds[place], bounds[place + 1]
+            one = name(number, b - a)
+            if one is not None:
+                found.append(
+                    Completion(
+                        one,
+                        self.tokens[a:b],
+                        self.logprobs[a:b],
+                        self.weights_version[a:b],
+                        _FINISH[finish[place]],
+                        self.columns[place] if self.columns else {},
+                    )
+                )
+        return found
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
