@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from rl_core.batch import SequenceBatch
 from rl_core.contracts.backend import Topology
+from rl_core.contracts.generation import Completion
+from rl_rollout.routing.results import Results
 
-DIE, STOP, FULL = 900, 901, 902
+DIE, STOP, FULL, REFUSED = 900, 901, 902, 903
 """A prompt that starts with one of these ends, stops or fills its generator; once, where there is a marker file."""
 
 
@@ -227,3 +229,54 @@ class Generator:
 
     def close(self):
         pass
+
+
+class StreamingGenerator(Generator):
+    """The same as single requests, each after ``delay_s`` for each of its tokens; a prompt that begins with ``REFUSED``
+    is an error of the engine."""
+
+    wants = frozenset()
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._timers = {}
+        self._lock = threading.Lock()
+        self._going = threading.Event()
+        self._going.set()
+
+    def submit(self, requests):
+        results = Results(len(requests))
+        for request in requests:
+            wait_s = self.config["delay_s"] * request.sampling.max_new_tokens
+            timer = threading.Timer(wait_s, self._answer, (request, results, "length"))
+            timer.daemon = True
+            self._timers[request.id] = (timer, request, results)
+            timer.start()
+        return results
+
+    def abort(self, ids=None):
+        for id in list(self._timers) if ids is None else ids:
+            timer, request, results = self._timers.get(id, (None, None, None))
+            if timer is not None:
+                timer.cancel()
+                self._answer(request, results, "abort")
+
+    def pause(self):
+        self._going.clear()
+
+    def resume(self):
+        self._going.set()
+
+    def _answer(self, request, results, finish):
+        self._going.wait()
+        with self._lock:
+            if self._timers.pop(request.id, None) is None:
+                return
+        first = int(request.tokens[0])
+        if first == REFUSED:
+            results.fail(ValueError("the engine does not like it"))
+            return
+        self._face_danger(SequenceBatch.from_lists([request.tokens]))
+        tokens = np.array([os.getpid(), first + self.version], np.int32)[: 0 if finish == "abort" else None]
+        versions = np.full(len(tokens), self.version, np.int32)
+        results.deliver([Completion(request.id, tokens, np.zeros(len(tokens), np.float32), versions, finish)])

@@ -114,7 +114,7 @@ class Run:
         while self.router.replicas < 2:
             assert time.monotonic() < deadline
             time.sleep(0.5)
-            self.router._admit()
+            self.router.admit()
 
 
 @pytest.fixture(scope="module")

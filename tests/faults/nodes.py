@@ -79,9 +79,10 @@ def step(router, version):
     """New weights and eight requests; returns whether each was answered once, with these weights."""
     router.update_weights([ray.put(7)], version)
     first = np.arange(1, 9)
-    answer = router.generate(
-        SequenceBatch.from_lists([np.array([t, 0], np.int32) for t in first]), SamplingParams(max_new_tokens=1)
+    requests = SequenceBatch.from_lists(
+        [np.array([t, 0], np.int32) for t in first], sequence_columns={"seed": first.astype(np.uint64)}
     )
+    answer = router.generate(requests, SamplingParams(max_new_tokens=1))
     return bool((answer.tokens[answer.offsets[1:] - 1] == first + version).all()) and len(answer) == 8
 
 

@@ -1,5 +1,6 @@
 """The router over real generator processes that need no torch."""
 
+import asyncio
 import re
 import threading
 import time
@@ -9,14 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
-from frail_workers import DIE, FULL, STOP, Options
+from frail_workers import DIE, FULL, REFUSED, STOP, Options
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.pool import Deadlines, WorkerPool
 from rl_core.cluster.resources import Resources
 from rl_core.contracts.backend import WorkerContext
+from rl_core.contracts.generation import GenerationRequest, Sampling
 from rl_core.contracts.generator import SamplingParams
 from rl_core.discovery.registry import load_registry
-from rl_core.errors import WorkerDied
+from rl_core.errors import RLError, WorkerDied
 from rl_rollout import replacements as replacements_module
 from rl_rollout import router as router_module
 from rl_rollout.replacements import GeneratorReplacements
@@ -28,9 +30,9 @@ CONTEXT = WorkerContext(0, 1, "", 0)
 @pytest.fixture
 def fleet(cluster, tmp_path):
     """Start replicas behind a router; returns it."""
-    pools = []
+    pools, routers = [], []
 
-    def start(replicas, *, replaced=True, delay_s=0.0, marker=None):
+    def start(replicas, *, replaced=True, delay_s=0.0, marker=None, generator="Generator"):
         pool = WorkerPool(
             manifest=load_registry().manifest(),
             logs=tmp_path,
@@ -40,7 +42,7 @@ def fleet(cluster, tmp_path):
         resources = Resources(ranks=0, replicas=replicas, gpus=0, nodes=1, threads=1, generator_threads=1)
         pool.prepare(resources)
         config = Options(delay_s=delay_s, marker=marker and str(marker), broken=str(tmp_path / "broken"))
-        choice = SimpleNamespace(component=SimpleNamespace(factory="frail_workers:Generator"), config=config)
+        choice = SimpleNamespace(component=SimpleNamespace(factory=f"frail_workers:{generator}"), config=config)
         pool.build(pool.generators, choice, kind="generate", context=CONTEXT)
 
         @contextmanager
@@ -57,10 +59,13 @@ def fleet(cluster, tmp_path):
             weights=weights,
         )
         router = Router(pool.generators, pool, replacements=replacements if replaced else None)
+        routers.append(router)
         router.update_weights([ray.put(7)], 1)
         return router
 
     yield start
+    for router in routers:
+        router.close()
     for pool in pools:
         pool.close()
 
@@ -167,3 +172,67 @@ def test_requests_go_where_the_fewest_tokens_are_outstanding_and_repeated_deaths
     with pytest.raises(WorkerDied, match=r"generator generate-1 .* ended during generate: ") as caught:
         router.generate(requests_of(DIE), SamplingParams())
     assert caught.value.worker == "generate-1"
+
+
+def single(first, *, most=1, id=None):
+    tokens = np.array([first, 0], np.int32)
+    return GenerationRequest(id or f"r{first}", tokens, Sampling(max_new_tokens=most))
+
+
+def collected(router, requests):
+    """Their completions, in the order in which they came, read in an event loop of its own."""
+
+    async def read():
+        return [completion async for completion in router.submit(requests)]
+
+    return asyncio.run(read())
+
+
+@pytest.mark.slow
+def test_single_requests_come_as_they_finish_in_every_event_loop_that_asks(fleet):
+    router = fleet(2, replaced=False, delay_s=0.01, generator="StreamingGenerator")
+    found = {}
+
+    def ask(name, base):
+        requests = [single(base + i, most=most) for i, most in enumerate([60, 1, 30, 1])]
+        found[name] = [(c.id, int(c.tokens[1])) for c in collected(router, requests)]
+
+    threads = [threading.Thread(target=ask, args=(name, base)) for name, base in (("a", 10), ("b", 20))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, base in (("a", 10), ("b", 20)):
+        assert sorted(found[name]) == [(f"r{base + i}", base + i + 1) for i in range(4)]
+        assert [id for id, _ in found[name]][-2:] == [f"r{base + 2}", f"r{base}"]  # the long ones at last
+
+
+@pytest.mark.slow
+def test_aborted_requests_come_with_what_they_have_and_paused_replicas_answer_later(fleet):
+    router = fleet(1, replaced=False, delay_s=0.01, generator="StreamingGenerator")
+    results = router.submit([single(1, most=100_000), single(2, most=100_000), single(3)])
+    router.abort(["r1"])
+    router.pause()
+    router.resume()
+    router.abort()
+    assert {(c.id, c.finish) for c in results.all()} >= {("r1", "abort"), ("r2", "abort")}
+    assert [c.tokens[1] for c in collected(router, [single(5)])] == [6]
+
+
+@pytest.mark.slow
+def test_an_error_of_the_engine_ends_its_submission_alone(fleet):
+    router = fleet(1, replaced=False, delay_s=0.01, generator="StreamingGenerator")
+    other = router.submit([single(7, most=50)])
+    with pytest.raises(RLError, match=r"generator generate-0 .* failed in generate:\n[^$]*the engine does not like it"):
+        collected(router, [single(REFUSED), single(8, most=100_000)])
+    assert [c.tokens[1] for c in other.all()] == [8]
+    with pytest.raises(ValueError, match="ids are unique"):
+        router.submit([single(1), single(1)])
+
+
+@pytest.mark.slow
+def test_streamed_requests_of_a_dead_replica_are_answered_by_another(fleet, tmp_path):
+    router = fleet(2, marker=tmp_path / "marker", delay_s=0.01, generator="StreamingGenerator")
+    answers = collected(router, [single(first, most=20) for first in (1, 2, 3, DIE, 5, 6)])
+    assert sorted(int(c.tokens[1]) for c in answers) == sorted(first + 1 for first in (1, 2, 3, DIE, 5, 6))
+    assert counts(router)[1] >= 1

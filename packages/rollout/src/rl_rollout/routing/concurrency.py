@@ -14,11 +14,11 @@ BETTER = 1.05
 class ConcurrencyLimit:
     """Hill climbing: the limit grows while more requests at once mean more tokens a second.
 
-    A window is ``limit`` completions long, so that every request in flight is replaced about once. Where one delivered
-    at least ``BETTER`` times the tokens a second of the window before, the limit grows by ``GROWTH``; where it
-    delivered less than ``1 / BETTER`` of it, the limit shrinks by the same factor. In between it stays, and grows once
-    more after ``patience`` windows, since the load changes. Windows in which the replica had not always about ``limit``
-    requests say nothing about it and do not count. Time is passed in, in seconds.
+    A window is ``limit`` completions long, so that every request in flight is replaced about once. The limit grows by
+    ``GROWTH``, and again as long as each window delivers at least ``BETTER`` times the tokens a second of the one
+    before; a growth that does not is taken back. It is tried once more after ``patience`` windows, since the load
+    changes. A window that delivered less than ``1 / BETTER`` of the one before shrinks the limit. Windows in which the
+    replica had not always about ``limit`` requests say nothing about it and do not count. Time is passed in (seconds).
 
     Attributes:
         limit: requests that may be in flight.
@@ -34,6 +34,7 @@ class ConcurrencyLimit:
     _full: bool = field(default=True, init=False)
     _before: float | None = field(default=None, init=False)
     _quiet: int = field(default=0, init=False)
+    _grew_from: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.limit = min(max(self.start, LOWEST), self.most)
@@ -54,8 +55,11 @@ class ConcurrencyLimit:
         if not self._full:
             return
         before, self._before = self._before, speed
-        if before is None or speed >= BETTER * before:
+        grew_from, self._grew_from = self._grew_from, None
+        if before is None or (grew_from is not None and speed >= BETTER * before):
             self._grow()
+        elif grew_from is not None:
+            self.limit, self._quiet = grew_from, 0
         elif speed * BETTER < before:
             self.limit, self._quiet = max(LOWEST, int(self.limit / GROWTH)), 0
         else:
@@ -64,4 +68,4 @@ class ConcurrencyLimit:
                 self._grow()
 
     def _grow(self) -> None:
-        self.limit, self._quiet = min(self.most, int(self.limit * GROWTH)), 0
+        self._grew_from, self.limit, self._quiet = self.limit, min(self.most, int(self.limit * GROWTH)), 0
