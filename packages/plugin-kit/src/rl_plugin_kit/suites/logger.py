@@ -25,7 +25,12 @@ class LoggerConformance(ComponentConformance):
                 self._log_stage(one, tmp_path, stage, first=1)
 
     def test_metrics_may_come_and_go(self, tmp_path: Path) -> None:
-        steps = ({"train/loss": 1.0}, {"eval/accuracy": 0.5}, {}, {"train/loss": float("nan")})
+        steps: tuple[dict[str, float], ...] = (
+            {"train/loss": 1.0},
+            {"eval/accuracy": 0.5},
+            {},
+            {"train/loss": float("nan")},
+        )
         with self._built() as one:
             one.start(info(tmp_path, "train", first=1))
             for step, metrics in enumerate(steps):
