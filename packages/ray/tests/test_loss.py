@@ -53,7 +53,7 @@ def test_the_first_reason_counts(lost):
 def started():
     with subprocess.Popen([sys.executable, "-c", CHILDREN]) as process:
         own = psutil.Process(process.pid)
-        while len(own.children()) < 2:
+        while [child.name() for child in own.children()] != ["sleep", "sleep"]:  # a fork has its parent's name at first
             time.sleep(0.01)
         children = own.children()
         yield process, children

@@ -1,5 +1,6 @@
-"""Threads that hang: who takes their place, and what they cannot hold up."""
+"""Threads that hang: who takes their place, and what they cannot hold up; coroutines that are left at the end."""
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -90,3 +91,27 @@ def test_an_environment_that_runs_code_elsewhere_says_what_that_did():
         "environment 'elsewhere' ended its process (exit code 3) in start, for row 1: out of memory\n"
         "    fix it, or set environment.on_error: end, which ends such conversations and counts them"
     )
+
+
+def test_coroutines_under_way_are_cancelled_at_the_end_and_their_loop_closed():
+    class Waits:
+        waiting, cancelled = threading.Event(), threading.Event()
+
+        async def start(self, row, seed):
+            self.loop = asyncio.get_running_loop()
+            self.waiting.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+
+    environment = Waits()
+    calls = EnvironmentCalls(environment, name="environment 'waits'", timeout_s=600, concurrency=1)
+    calls.start({}, 0, place="row 1")
+    assert environment.waiting.wait(60)
+    calls.close()
+    assert environment.cancelled.wait(60)
+    for thread in threading.enumerate():
+        if thread.name == "environment":
+            thread.join(60)
+    assert environment.loop.is_closed()

@@ -10,13 +10,7 @@ from rl_core.contracts.model import ModelSpec
 from rl_torch.microbatch import MicroBatch
 from rl_torch.models import build_model
 from rl_torch.policy import PolicyModel, compute_outputs
-from rl_torch.varlen import (
-    Segments,
-    attention,
-    flash_is_available,
-    supports_varlen_attention,
-    use_varlen_attention,
-)
+from rl_torch.varlen import Segments, attention, supports_varlen_attention, use_varlen_attention
 from transformers import DogeConfig, DogeForCausalLM, LlamaConfig, LlamaForCausalLM
 
 torch.set_num_threads(1)
@@ -78,8 +72,3 @@ def test_a_model_whose_layers_make_their_own_mask_keeps_it() -> None:
         (DogeForCausalLM(DogeConfig(**sizes)), False),
     ):
         assert supports_varlen_attention(made.eval()) is supported
-
-
-@pytest.mark.skipif(torch.__version__ < (2, 11), reason="older versions have no such attention, or one without windows")
-def test_the_pytorch_these_tests_run_on_has_what_flash_attention_needs() -> None:
-    assert flash_is_available()

@@ -18,7 +18,7 @@ from rl_torch.models import build_model, settle
 from rl_torch.optim import build_adamw
 from rl_torch.policy import check_supported, wrap_model
 from rl_torch.routing import balancing_of, check_balancing
-from rl_torch.varlen import flash_is_available, supports_varlen_attention, use_varlen_attention
+from rl_torch.varlen import supports_varlen_attention, use_varlen_attention
 from rl_torch.weight_plan import WeightPlan
 from transformers import PreTrainedModel
 
@@ -161,20 +161,19 @@ def _uses_varlen(sample: PreTrainedModel, config: Fsdp2Config, *, packed: bool, 
         packed: under a dense mask the model keeps the sequences of a row apart.
 
     Raises:
-        EnvironmentProblem: the config asks for it, and PyTorch or the model cannot do it.
+        EnvironmentProblem: the config asks for it, and the model cannot do it.
     """
     wanted = config.uses_varlen(cuda=cuda)
     needed = not packed and (config.packing == "packed" or (config.packing == "auto" and cuda))
     if config.parallel.cp > 1 or not (wanted or (needed and config.attention == "auto")):
         return False
-    if cuda and not flash_is_available():
-        problem = f"needs a newer PyTorch than {torch.__version__}\n    pip install --upgrade torch"
-    elif not supports_varlen_attention(sample):
-        problem = f"cannot replace the attention of {type(sample).__name__}\n    remove backend.attention"
-    else:
+    if supports_varlen_attention(sample):
         return True
     if config.attention == "varlen":
-        raise EnvironmentProblem(f"backend.attention: varlen {problem}")
+        raise EnvironmentProblem(
+            f"backend.attention: varlen cannot replace the attention of {type(sample).__name__}\n"
+            "    remove backend.attention"
+        )
     return False
 
 

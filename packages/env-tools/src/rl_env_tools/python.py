@@ -79,6 +79,8 @@ class Host:
         """Let the instance close what it holds."""
         if hasattr(self._environment, "close") and not inspect.isclass(self._environment):
             self._environment.close()
+        if self._loop is not None:
+            self._loop.close()
 
     def _describe(self) -> dict[str, Any]:
         return {

@@ -88,7 +88,7 @@ def test_a_package_wants_the_core_it_was_written_for(version, expected):
 def test_rl_torch_gets_the_range_of_the_core():
     names = package_names(find_kind("backend"), "mine")
     text = write.render_package(names, core="1.3.0")[Path("pyproject.toml")]
-    assert '    "rl-core>=1.3,<2",\n    "rl-torch>=1.3,<2",\n    "torch>=2.9",\n' in text
+    assert '    "rl-core>=1.3,<2",\n    "rl-torch>=1.3,<2",\n    "torch>=2.11",\n' in text
 
 
 @pytest.mark.parametrize("kind", PLUGIN_KINDS, ids=lambda kind: kind.name)

@@ -196,6 +196,7 @@ def test_an_evaluator(mistake, findings):
 
 
 START = "        self.close()\n        path = "
+STOP = "if self._stage:\n            self._file.close()"
 LOGGER = {
     "a second stage": (
         {START: "        assert not self._stage, 'started already'\n" + START},
@@ -208,7 +209,7 @@ LOGGER = {
         "log(step, {}) raised StopIteration: ",
     ),
     "closing twice": (
-        {START: "        path = ", "        if self._file is not None:\n": "        if True:\n"},
+        {START: START.replace("self.close()", STOP), "        if self._file is not None:\n": "        if True:\n"},
         "closing twice or without a start is fine",
         "close() without start() raised AttributeError: 'NoneType' object has no attribute 'close'",
     ),

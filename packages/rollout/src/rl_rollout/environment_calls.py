@@ -90,7 +90,7 @@ class EnvironmentCalls:
                 progress = now
 
     def close(self) -> None:
-        """Let the environment end what it holds, and stop the event loop and the threads."""
+        """Let the environment end what it holds, cancel its coroutines and stop the threads."""
         close = getattr(self.environment, "close", None)
         if close is not None:
             close()
@@ -160,7 +160,7 @@ class EnvironmentCalls:
         with self._starting:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="environment", daemon=True).start()
+                threading.Thread(target=_run, args=(self._loop,), name="environment", daemon=True).start()
             return self._loop
 
     def _check_loop(self) -> None:
@@ -193,3 +193,9 @@ class EnvironmentCalls:
             what = f"raised {type(error).__name__}"
             detail = f": {one_line(message_of(error))} ({place_of(error) or 'no traceback'})"
         return EnvironmentFailure(f"{self.name} {what} in {doing}{detail}\n    fix it, {COUNT_INSTEAD}")
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """The loop's thread: until it is stopped; then what is unfinished is cancelled, and the loop closed."""
+    with asyncio.Runner(loop_factory=lambda: loop):
+        loop.run_forever()

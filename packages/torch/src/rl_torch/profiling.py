@@ -38,7 +38,8 @@ class Profiler:
         self._seconds, self._path = {}, trace
         if trace is not None:
             devices = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-            self._trace = profile(activities=[ProfilerActivity.CPU, *devices])
+            # One cycle is all there is; without acc_events PyTorch 2.11 warns that it keeps no more.
+            self._trace = profile(activities=[ProfilerActivity.CPU, *devices], acc_events=True)
             self._trace.start()
 
     def stop(self) -> dict[str, float]:

@@ -84,15 +84,6 @@ def _fits_flash(query: Tensor, value: Tensor) -> bool:
     return in_16_bits and query.shape[-1] == value.shape[-1] <= 256
 
 
-def flash_is_available() -> bool:
-    """Whether this PyTorch's variable-length attention knows what is asked of it here."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    return {"window_size", "scale"} <= inspect.signature(varlen_attn).parameters.keys()
-
-
 @torch.compiler.assume_constant_result
 def _takes_shared_keys() -> bool:
     """Whether several query heads may have one key head; PyTorch 2.11 wants a key head for each."""

@@ -32,7 +32,7 @@ class PluginKind:
 
 
 NUMPY = "numpy>=1.26"
-TORCH = "torch>=2.9"
+TORCH = "torch>=2.11"
 TRANSFORMERS = "transformers>=5.18,<6"
 
 ALGORITHM, BACKEND, GENERATOR, REWARD = "rl-algo-grpo", "rl-backend-fsdp2", "rl-generation-hf", "rl-reward-rule"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,37 +20,51 @@ class LoggerConformance(ComponentConformance):
     contracts = (Logger, ShowsActivity)
 
     def test_a_run_is_logged_from_start_to_close(self, tmp_path: Path) -> None:
-        one = self.build()
-        for stage in ("warmup", "train"):
-            self._log_stage(one, tmp_path, stage, first=1)
-        one.close()
+        with self._built() as one:
+            for stage in ("warmup", "train"):
+                self._log_stage(one, tmp_path, stage, first=1)
 
     def test_metrics_may_come_and_go(self, tmp_path: Path) -> None:
-        one = self.build()
-        one.start(info(tmp_path, "train", first=1))
-        for step, metrics in enumerate(({"train/loss": 1.0}, {"eval/accuracy": 0.5}, {}, {"train/loss": float("nan")})):
-            self._call(one, "log", step, MappingProxyType(metrics), says=f"log(step, {metrics})")
-        one.close()
+        steps: tuple[dict[str, float], ...] = (
+            {"train/loss": 1.0},
+            {"eval/accuracy": 0.5},
+            {},
+            {"train/loss": float("nan")},
+        )
+        with self._built() as one:
+            one.start(info(tmp_path, "train", first=1))
+            for step, metrics in enumerate(steps):
+                self._call(one, "log", step, MappingProxyType(metrics), says=f"log(step, {metrics})")
 
     def test_closing_twice_or_without_a_start_is_fine(self, tmp_path: Path) -> None:
         never = self.build()
         self._call(never, "close", says="close() without start()")
-        one = self.build()
-        self._log_stage(one, tmp_path, "train", first=1)
-        one.close()
+        with self._built() as one:
+            self._log_stage(one, tmp_path, "train", first=1)
         self._call(one, "close", says="close() a second time")
 
     def test_a_resumed_run_loses_nothing_that_was_logged(self, tmp_path: Path) -> None:
         for first in (1, 3):
             before = _texts(tmp_path)
-            one = self.build()
-            self._log_stage(one, tmp_path, "train", first=first)
-            one.close()
+            with self._built() as one:
+                self._log_stage(one, tmp_path, "train", first=first)
             for path, text in before.items():
                 now = (tmp_path / path).read_bytes() if (tmp_path / path).is_file() else b""
                 self.expect(
                     now.startswith(text), f"a resumed run overwrites {path}; files are appended to, never truncated"
                 )
+
+    @contextmanager
+    def _built(self) -> Iterator[Any]:
+        """A logger that is closed at the end, also where it breaks a rule before."""
+        one = self.build()
+        try:
+            yield one
+        except BaseException:
+            with suppress(Exception):  # the first finding counts
+                one.close()
+            raise
+        one.close()
 
     def _log_stage(self, one: Any, directory: Path, stage: str, *, first: int) -> None:
         self._call(one, "start", info(directory, stage, first=first), says="start")
