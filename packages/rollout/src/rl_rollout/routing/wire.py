@@ -42,7 +42,8 @@ class PackedRequests:
     def of(cls, ids: Sequence[int], requests: Sequence[GenerationRequest]) -> PackedRequests:
         """Requests that share one array of tokens share a prompt."""
         prompts: dict[int, int] = {}
-        arrays, prompt = [], []
+        arrays: list[np.ndarray] = []
+        prompt: list[int] = []
         samplings: dict[Sampling, int] = {}
         wants: dict[frozenset[Want], int] = {}
         for request in requests:
