@@ -1,5 +1,8 @@
 """Where requests go, without threads, processes or a clock."""
 
+import functools
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +22,7 @@ def request(id, *, tokens=PROMPT, most=4, session="", priority=0, seed=0, sample
 
 
 def dispatcher(*replicas, limit=1000):
-    made = Dispatcher(lambda: ConcurrencyLimit(start=limit, most=limit))
+    made = Dispatcher(functools.partial(ConcurrencyLimit, start=limit, most=limit))
     for replica in replicas:
         made.add(replica)
     return made
@@ -70,6 +73,19 @@ def test_requests_placed_by_index_go_out_at_once_with_the_samples_of_a_prompt_to
         "a": [f"{p}{s}" for p in (0, 2) for s in range(4)],
         "b": [f"{p}{s}" for p in (1, 3) for s in range(4)],
     }
+
+
+def test_many_requests_leave_nothing_behind():
+    one = dispatcher("a", "b")
+    sizes = []
+    for turn in range(2_000):
+        one.submit([request(f"{turn}")], Results(1), exact=turn % 2 == 0)
+        ((replica, ((attempt, _),)),) = one.take(float(turn)).items()
+        one.finished(replica, attempt, 3, float(turn))
+        if turn in (200, 1_999):
+            sizes.append(len(pickle.dumps(one)))
+    assert not one.busy
+    assert sizes[1] < 1.2 * sizes[0]
 
 
 def test_an_id_in_flight_is_refused_and_nothing_of_the_submission_is_queued():

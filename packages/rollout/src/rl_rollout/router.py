@@ -373,6 +373,8 @@ class Router:
         """One request cannot be answered, so its submission is not."""
         _, running = self._dispatcher.withdraw(of=asked.results)
         self._abort_attempts(running)
+        for handle, attempts in running.items():
+            self._dispatcher.failed(handle, attempts, time.monotonic())
         asked.results.fail(error)
 
     def _fail_all(self, error: BaseException) -> None:

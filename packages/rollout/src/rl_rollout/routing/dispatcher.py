@@ -257,4 +257,9 @@ class Dispatcher:
         return len(load.asked) < load.limit.limit
 
     def _push(self, replica: Replica) -> None:
-        heapq.heappush(self._by_load, (self._loads[replica].tokens, next(self._orders), replica))
+        """Put a replica into the heap with what it has now; earlier entries no longer count."""
+        if len(self._by_load) > 4 * len(self._loads) + 64:
+            self._by_load = [(load.tokens, next(self._orders), one) for one, load in self._loads.items()]
+            heapq.heapify(self._by_load)
+        else:
+            heapq.heappush(self._by_load, (self._loads[replica].tokens, next(self._orders), replica))
