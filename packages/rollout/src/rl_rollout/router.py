@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -238,10 +238,10 @@ class Router:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._run, args=(self._loop,), name="router", daemon=True)
             self._thread.start()
-            asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
+            asyncio.run_coroutine_threadsafe(self._guarded(self._watch()), self._loop)
         for handle in self._replicas:
             if handle not in self._polls:
-                self._polls[handle] = asyncio.run_coroutine_threadsafe(self._poll(handle), self._loop)
+                self._polls[handle] = asyncio.run_coroutine_threadsafe(self._guarded(self._poll(handle)), self._loop)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_forever()
@@ -250,6 +250,15 @@ class Router:
         with suppress(RuntimeError):
             loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(asyncio.sleep(0))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Whatever else goes wrong here, nobody waits for ever."""
+        try:
+            await work
+        except Exception as error:
+            logger.exception("the router failed")
+            with self._lock:
+                self._fail_all(error)
 
     async def _poll(self, handle: Any) -> None:
         """Take what a replica has finished, until it is gone. That an idle one is gone is found out when it is used."""
