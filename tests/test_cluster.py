@@ -17,11 +17,12 @@ pytestmark = pytest.mark.slow
 def two_nodes():
     """A cluster of two machines: its addresses, and where it puts workers with GPUs."""
     script = Path(__file__).with_name("two_nodes.py")
-    process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    direct, client = process.stdout.readline().split()
-    yield {"direct": direct, "client": client}, json.loads(process.stdout.readline())
-    process.stdin.close()
-    process.wait(60)
+    command = [sys.executable, script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        direct, client = process.stdout.readline().split()
+        yield {"direct": direct, "client": client}, json.loads(process.stdout.readline())
+        process.stdin.close()
+        process.wait(60)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,9 +74,13 @@ class VllmGenerator:
             _check_weights(model.path, config, trust_remote_code=model.trust_remote_code)
         context, context_from = _context(config, model)
         folder = tempfile.TemporaryDirectory(prefix="rl-vllm-")
-        _write_folder(folder.name, config, parameters, tokenizer_path)
+        with ExitStack() as undo:
+            undo.callback(folder.cleanup)
+            _write_folder(folder.name, config, parameters, tokenizer_path)
+            engine = self._start(model, config, folder.name, tokenizer_path, context)
+            undo.pop_all()
         self._loaded = _Loaded(
-            engine=self._start(model, config, folder.name, tokenizer_path, context),
+            engine=engine,
             folder=folder,
             parameters=parameters,
             has_tokenizer=tokenizer_path is not None,
