@@ -20,9 +20,9 @@ from rl_core.contracts.generator import SamplingParams
 from rl_core.discovery.registry import load_registry
 from rl_core.errors import RLError, WorkerDied
 from rl_rollout import replacements as replacements_module
-from rl_rollout import router as router_module
 from rl_rollout.replacements import GeneratorReplacements
 from rl_rollout.router import Router
+from rl_rollout.routing import outcomes
 
 CONTEXT = WorkerContext(0, 1, "", 0)
 
@@ -161,7 +161,7 @@ def test_requests_go_where_the_fewest_tokens_are_outstanding_and_repeated_deaths
     assert len(set(served_by(short))) == 1
     assert served_by(answers["long"])[0] not in served_by(short)
 
-    monkeypatch.setattr(router_module, "ATTEMPTS", 1)
+    monkeypatch.setattr(outcomes, "ATTEMPTS", 1)
     with pytest.raises(WorkerDied) as caught:
         router.generate(requests_of(FULL), SamplingParams())
     assert (caught.value.role, caught.value.cause) == ("generate", "device_memory")

@@ -6,29 +6,27 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from rl_core.batch import SequenceBatch
 from rl_core.cluster.calls import CHECK_EVERY_S, actor_of
 from rl_core.cluster.pool import WorkerPool
-from rl_core.contracts.generation import Completion, GenerationRequest
+from rl_core.contracts.generation import GenerationRequest
 from rl_core.contracts.generator import SamplingParams
 from rl_core.errors import RLError, WorkerDied
 
 from rl_rollout.batch_call import BatchCall
 from rl_rollout.replacements import Replacements
+from rl_rollout.routing import outcomes
 from rl_rollout.routing.dispatcher import Asked, Dispatcher
-from rl_rollout.routing.results import Results
+from rl_rollout.routing.loop_thread import LoopThread
+from rl_rollout.routing.results import Results, deliver_each
 from rl_rollout.routing.wire import PackedCompletions, PackedRequests
 from rl_rollout.transports.object_store import StoredWeights, WeightTransport
 
 logger = logging.getLogger("rl")
-
-ATTEMPTS = 3
-"""A request whose replicas died this many times is what kills them."""
 
 _SERVER = "rl_rollout.routing.replica_server:ReplicaServer"
 _POLL_S = 10.0
@@ -36,13 +34,11 @@ _POLL_S = 10.0
 
 
 class Router:
-    """Generator replicas behind one stream of single requests.
-
-    A completion depends only on its request and the weights, so which replica answers makes no difference, and a
+    """A completion depends only on its request and the weights, so which replica answers makes no difference, and a
     request whose replica died is simply asked again elsewhere. Each is answered exactly once.
 
-    May be called from several threads and event loops. Messages are sent by whoever calls; answers come in a thread of
-    the router's own, which has one call to each replica under way that returns whatever has finished.
+    May be called from several threads and event loops. Answers come in a thread of the router's own, which keeps one
+    call to each replica under way that returns whatever has finished.
 
     Args:
         replacements: starts replicas in the place of dead ones and where the cluster has room; without it there are
@@ -65,14 +61,12 @@ class Router:
         self._handing_over = threading.Lock()
         self._dispatcher = Dispatcher()
         self._replicas: list[Any] = []
-        self._polls: dict[Any, Any] = {}
+        self._polls: set[Any] = set()
         self._last_call: dict[Any, Any] = {}
         self._last_death: WorkerDied | None = None
         self._alone_since: float | None = None
         self._retried = 0
-        self._most = {"queued": 0, "in_flight": 0}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: LoopThread | None = None
         self._closed = False
         self.version = -1
         for handle in replicas:
@@ -92,8 +86,7 @@ class Router:
 
         Raises:
             ValueError: an id is in flight, or comes twice.
-            WorkerDied, RLError: by the iteration: the last replica died and none came in its place, the same request
-                ended several, or the generator raised.
+            WorkerDied, RLError: by the iteration: no replica is left, or the generator raised.
         """
         results = Results(len(requests))
         if not requests:
@@ -126,7 +119,7 @@ class Router:
         with self._lock:
             waiting, running = self._dispatcher.withdraw(ids=ids)
             for asked in waiting:
-                asked.results.deliver([_nothing(asked.request.id)])
+                asked.results.deliver([outcomes.nothing(asked.request.id)])
             self._abort_attempts(running)
 
     def pause(self) -> None:
@@ -171,46 +164,37 @@ class Router:
         """
         if self._replacements is None:
             if not self._replicas:
-                raise self._none_left()
+                raise outcomes.none_left(self._last_death)
             return
         self._admit_ready(self._replacements.ready())
         if not self._replicas:
             self._await_replacement()
 
     def metrics(self) -> dict[str, float]:
-        """``rollout/replicas`` now; since the last call ``rollout/retried_requests``, and the most requests at once
-        that waited for a replica (``rollout/queued_requests``) and that replicas had (``rollout/requests_in_flight``).
-        """
+        """Since the last call, but for ``rollout/replicas``; of queued requests and those in flight the most at once."""
         with self._lock:
             retried, self._retried = self._retried, 0
-            most, self._most = self._most, {"queued": 0, "in_flight": 0}
+            queued, in_flight = self._dispatcher.peaks()
         return {
             "rollout/replicas": float(self.replicas),
             "rollout/retried_requests": float(retried),
-            "rollout/queued_requests": float(most["queued"]),
-            "rollout/requests_in_flight": float(most["in_flight"]),
+            "rollout/queued_requests": float(queued),
+            "rollout/requests_in_flight": float(in_flight),
         }
 
     def close(self) -> None:
         """Stop the router's thread; what is in flight fails."""
         with self._lock:
             self._closed = True
-            loop, thread = self._loop, self._thread
+            thread, self._thread = self._thread, None
             self._fail_all(RuntimeError("the router was closed while requests were in flight"))
-        if loop is not None and thread is not None and thread is not threading.current_thread():
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-        self._loop = self._thread = None
-
-    # Sending: with the lock held.
+        if thread is not None:
+            thread.close()
 
     def _send(self) -> None:
         for handle, part in self._dispatcher.take(time.monotonic()).items():
             packed = PackedRequests.of([attempt for attempt, _ in part], [asked.request for _, asked in part])
             self._attend(handle, "submit", packed)
-        self._most["queued"] = max(self._most["queued"], self._dispatcher.waiting)
-        self._most["in_flight"] = max(self._most["in_flight"], self._dispatcher.in_flight)
 
     def _attend(self, handle: Any, method: str, *args: Any) -> Any:
         call = self._last_call[handle] = handle.attend.remote(_SERVER, method, *args)
@@ -229,36 +213,16 @@ class Router:
             except WorkerDied as death:
                 self._drop(handle, death)
 
-    # Receiving: in the router's thread.
-
     def _start(self) -> None:
         if self._closed:
             raise RuntimeError("the router is closed")
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._run, args=(self._loop,), name="router", daemon=True)
-            self._thread.start()
-            asyncio.run_coroutine_threadsafe(self._guarded(self._watch()), self._loop)
+        if self._thread is None:
+            self._thread = LoopThread("router", failed=self._fail)
+            self._thread.begin(self._watch())
         for handle in self._replicas:
             if handle not in self._polls:
-                self._polls[handle] = asyncio.run_coroutine_threadsafe(self._guarded(self._poll(handle)), self._loop)
-
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.run_forever()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        with suppress(RuntimeError):
-            loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(asyncio.sleep(0))
-
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """Whatever else goes wrong here, nobody waits for ever."""
-        try:
-            await work
-        except Exception as error:
-            logger.exception("the router failed")
-            with self._lock:
-                self._fail_all(error)
+                self._polls.add(handle)
+                self._thread.begin(self._poll(handle))
 
     async def _poll(self, handle: Any) -> None:
         """Take what a replica has finished, until it is gone. That an idle one is gone is found out when it is used."""
@@ -268,7 +232,7 @@ class Router:
                 packed, failures = await call
             except Exception:  # noqa: BLE001 - explained from the call
                 with self._lock:
-                    self._polls.pop(handle, None)
+                    self._polls.discard(handle)
                     used = bool(self._dispatcher.attempts_of(handle))
                 if used and not self._closed:
                     await asyncio.to_thread(self._explain, handle, call)
@@ -292,11 +256,7 @@ class Router:
             completions = packed.completions(name)
             if completions:
                 self._send()
-        shares: dict[int, tuple[Results, list[Completion]]] = {}
-        for results, completion in zip(waiting, completions, strict=True):
-            shares.setdefault(id(results), (results, []))[1].append(completion)
-        for results, share in shares.values():
-            results.deliver(share)
+        deliver_each(waiting, completions)
 
     def _explain(self, handle: Any, call: Any, attempts: Sequence[int] | None = None) -> None:
         """Find out why a call failed, and act on it: the replica is gone, or it cannot answer ``attempts``."""
@@ -311,8 +271,7 @@ class Router:
                 for asked in self._dispatcher.failed(handle, attempts, time.monotonic()):
                     self._give_up(asked, error)
         except Exception as error:  # noqa: BLE001 - Ray is gone, or going
-            with self._lock:
-                self._fail_all(error)
+            self._fail(error)
 
     async def _watch(self) -> None:
         """Look after the workers while requests wait for them."""
@@ -334,10 +293,7 @@ class Router:
                 if not self._replicas:
                     self._check_hope()
         except RLError as error:
-            with self._lock:
-                self._fail_all(error)
-
-    # Replicas that come and go.
+            self._fail(error)
 
     def _take_in(self, handle: Any) -> None:
         with self._lock:
@@ -346,21 +302,20 @@ class Router:
             self._replicas.append(handle)
             self._alone_since = None
             self._dispatcher.add(handle)
-            if self._loop is not None:
+            if self._thread is not None:
                 self._start()
                 self._send()
 
     def _drop(self, handle: Any, death: WorkerDied) -> None:
         """A replica is gone, and its requests go elsewhere."""
         if death.role == "train":
-            with self._lock:
-                self._fail_all(death)  # not the replica's death: the call only noticed that of a training worker
+            self._fail(death)  # not the replica's death: the call only noticed that of a training worker
             raise death
         with self._lock:
             if handle not in self._replicas:
                 return
             self._replicas.remove(handle)
-            self._polls.pop(handle, None)
+            self._polls.discard(handle)
             self._last_call.pop(handle, None)
             self._pool.retire(handle)
             self._last_death = death
@@ -368,8 +323,8 @@ class Router:
             self._retried += len(lost)
             logger.warning("a generator is lost, %d go on: %s", len(self._replicas), death)
             for asked in lost:
-                if asked.deaths >= ATTEMPTS:
-                    self._give_up(asked, _killer(death))
+                if asked.deaths >= outcomes.ATTEMPTS:
+                    self._give_up(asked, outcomes.killer(death))
             if self._replacements is not None:
                 self._replacements.start_missing(len(self._replicas))
             elif not self._replicas:
@@ -380,19 +335,15 @@ class Router:
 
     def _give_up(self, asked: Asked, error: BaseException) -> None:
         """One request cannot be answered, so its submission is not."""
-        _, running = self._dispatcher.withdraw(of=asked.results)
-        self._abort_attempts(running)
-        for handle, attempts in running.items():
-            self._dispatcher.failed(handle, attempts, time.monotonic())
+        self._abort_attempts(self._dispatcher.forget(asked.results))
         asked.results.fail(error)
 
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._fail_all(error)
+
     def _fail_all(self, error: BaseException) -> None:
-        waiting, running = self._dispatcher.withdraw()
-        lost = {id(asked.results): asked.results for asked in waiting}
-        for handle, attempts in running.items():
-            for asked in self._dispatcher.failed(handle, attempts, time.monotonic()):
-                lost[id(asked.results)] = asked.results
-        for results in lost.values():
+        for results in self._dispatcher.forget_all():
             results.fail(error)
 
     def _joined(self, handles: Sequence[Any]) -> list[Any]:
@@ -425,19 +376,12 @@ class Router:
             else:
                 self._pool.retire(handle)
 
-    def _none_left(self) -> WorkerDied:
-        return self._last_death or WorkerDied("there is no generator left\n    see the run's logs/", role="generate")
-
     def _check_hope(self) -> None:
         """Raise WorkerDied where no replica can be expected any more."""
         assert self._replacements is not None
-        deadlines = self._pool.deadlines
-        if self._alone_since is None:
-            self._alone_since = time.monotonic()
-        self._replacements.start_missing(0)
+        self._alone_since = self._alone_since or time.monotonic()
         waited = time.monotonic() - self._alone_since
-        if self._replacements.exhausted or waited > deadlines.start_s + (deadlines.resources_s or 0.0):
-            raise self._none_left()
+        outcomes.check_hope(self._replacements, self._pool.deadlines, waited_s=waited, last=self._last_death)
 
     def _await_replacement(self) -> None:
         """Wait until a replica is there again, with the current weights.
@@ -446,7 +390,7 @@ class Router:
             WorkerDied: none came in time, or there is nowhere for one to come from.
         """
         if self._replacements is None:
-            raise self._none_left()
+            raise outcomes.none_left(self._last_death)
         logger.warning("no generator is left; waiting for another")
         while not self._replicas:
             self._pool.check()
@@ -455,18 +399,3 @@ class Router:
                 self._admit_ready(handles)
             else:
                 self._check_hope()
-
-
-def _nothing(request: str) -> Completion:
-    none = np.zeros(0, np.int32)
-    return Completion(request, none, np.zeros(0, np.float32), none, "abort")
-
-
-def _killer(death: WorkerDied) -> WorkerDied:
-    return WorkerDied(
-        f"generation failed {ATTEMPTS} times on the same requests, each time with the end of the generator; the last "
-        f"time:\n{death}",
-        worker=death.worker,
-        role="generate",
-        cause=death.cause,
-    )

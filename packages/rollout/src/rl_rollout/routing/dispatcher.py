@@ -70,6 +70,7 @@ class Dispatcher:
         self._orders = itertools.count()
         self._attempts = itertools.count()
         self._by_load: list[tuple[int, int, Replica]] = []
+        self._peaks = (0, 0)
 
     @property
     def waiting(self) -> int:
@@ -142,6 +143,7 @@ class Dispatcher:
             load.tokens += asked.tokens
             self._push(replica)
             sent.setdefault(replica, []).append((attempt, asked))
+        self._peaks = max(self._peaks[0], self.waiting), max(self._peaks[1], self.in_flight)
         return sent
 
     def finished(self, replica: Replica, attempt: int, tokens: int, now: float) -> Asked | None:
@@ -179,6 +181,25 @@ class Dispatcher:
             for replica, load in self._loads.items()
         }
         return waiting, {replica: attempts for replica, attempts in running.items() if attempts}
+
+    def forget(self, results: Results) -> dict[Replica, list[int]]:
+        """Nobody waits for a submission any more; returns the attempts that replicas are at."""
+        _, running = self.withdraw(of=results)
+        for replica, attempts in running.items():
+            self.failed(replica, attempts, self._loads[replica].waiting_since)
+        return running
+
+    def forget_all(self) -> list[Results]:
+        """The same for every submission; returns them."""
+        submissions = list({id(asked.results): asked.results for asked in self._ids.values()}.values())
+        for results in submissions:
+            self.forget(results)
+        return submissions
+
+    def peaks(self) -> tuple[int, int]:
+        """The most requests at once that waited, and that replicas had, since the last call."""
+        peaks, self._peaks = self._peaks, (0, 0)
+        return peaks
 
     def late(self, now: float, limit_s: float) -> list[Replica]:
         """Replicas from which nothing has come for ``limit_s``, although they have requests."""

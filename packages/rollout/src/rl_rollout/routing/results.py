@@ -78,3 +78,12 @@ class Results:
             self._waiter = None
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(arrives.set)
+
+
+def deliver_each(results: Sequence[Results], completions: Sequence[Completion]) -> None:
+    """Give each submission its own completions, once: ``results[i]`` is that of ``completions[i]``."""
+    shares: dict[int, tuple[Results, list[Completion]]] = {}
+    for one, completion in zip(results, completions, strict=True):
+        shares.setdefault(id(one), (one, []))[1].append(completion)
+    for one, share in shares.values():
+        one.deliver(share)
