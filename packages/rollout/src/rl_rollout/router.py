@@ -171,7 +171,7 @@ class Router:
             self._await_replacement()
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call, but for ``rollout/replicas``; of queued requests and those in flight the most at once."""
+        """Since the last call, but for ``rollout/replicas``; of queued requests and those in flight the peak."""
         with self._lock:
             retried, self._retried = self._retried, 0
             queued, in_flight = self._dispatcher.peaks()
@@ -259,7 +259,7 @@ class Router:
         deliver_each(waiting, completions)
 
     def _explain(self, handle: Any, call: Any, attempts: Sequence[int] | None = None) -> None:
-        """Find out why a call failed, and act on it: the replica is gone, or it cannot answer ``attempts``."""
+        """Act on why a call failed: the replica is gone, or it cannot answer ``attempts``."""
         try:
             self._pool.get([call], what="generate")
         except WorkerDied as death:
@@ -274,7 +274,6 @@ class Router:
             self._fail(error)
 
     async def _watch(self) -> None:
-        """Look after the workers while requests wait for them."""
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
             if self._dispatcher.busy:
