@@ -90,8 +90,6 @@ def few_objects():
     """Backends collect garbage when they close: not among all that was imported and gathered before a file's tests."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.collect()  # what a file's tests left open fails the last of them, not one of the next file
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,8 @@ def test_a_replica_without_progress_is_late():
     assert one.late(15.0, 5.0) == []
     one.finished("a", sent["a"][0][0], 1, 15.0)
     assert one.late(16.0, 5.0) == ["b"]
+    one.restart_clocks(16.0)
+    assert one.late(20.0, 5.0) == []
 
 
 def test_withdrawn_requests_that_wait_are_forgotten_and_those_that_run_are_named():

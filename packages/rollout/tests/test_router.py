@@ -231,6 +231,15 @@ def test_an_error_of_the_engine_ends_its_submission_alone(fleet):
 
 
 @pytest.mark.slow
+def test_without_replacements_nobody_waits_for_ever_once_the_last_replica_is_dead(fleet):
+    router = fleet(1, replaced=False, generator="StreamingGenerator")
+    with pytest.raises(WorkerDied, match="generator generate-0"):
+        collected(router, [single(DIE)])
+    with pytest.raises(WorkerDied, match="generator generate-0"):
+        collected(router, [single(1)])
+
+
+@pytest.mark.slow
 def test_streamed_requests_of_a_dead_replica_are_answered_by_another(fleet, tmp_path):
     router = fleet(2, marker=tmp_path / "marker", delay_s=0.01, generator="StreamingGenerator")
     answers = collected(router, [single(first, most=20) for first in (1, 2, 3, DIE, 5, 6)])

@@ -71,6 +71,8 @@ def test_a_maximum_of_a_number_and_a_tensor_is_taken_where_the_tensor_is() -> No
     sums.add({"policy/max_ratio": 0.5})
     sums.add({"policy/max_ratio": torch.ones((), device="meta")})
     sums.add({"policy/max_ratio": 0.25})  # two tensors of one device, or PyTorch would have refused
+    with pytest.raises(RuntimeError, match="meta"):  # it stayed there until it is asked for
+        sums.result()
 
 
 def older_varlen_attn(

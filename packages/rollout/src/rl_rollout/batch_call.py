@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from dataclasses import fields
 
 import numpy as np
 from rl_core.batch import SequenceBatch
@@ -26,14 +27,7 @@ class BatchCall:
     def __init__(self, requests: SequenceBatch, sampling: SamplingParams) -> None:
         self._prompts = requests
         self._n = sampling.n
-        each = Sampling(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            stop=sampling.stop,
-            stop_token_ids=sampling.stop_token_ids,
-            max_new_tokens=sampling.max_new_tokens,
-        )
+        each = Sampling(**{one.name: getattr(sampling, one.name) for one in fields(Sampling)})
         call = uuid.uuid4().hex
         seeds = requests.sequence_columns["seed"].tolist()
         self.requests = [

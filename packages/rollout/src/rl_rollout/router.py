@@ -34,7 +34,9 @@ _POLL_S = 10.0
 
 
 class Router:
-    """A completion depends only on its request and the weights, so which replica answers makes no difference, and a
+    """Generator replicas behind one stream of single requests.
+
+    A completion depends only on its request and the weights, so which replica answers makes no difference, and a
     request whose replica died is simply asked again elsewhere. Each is answered exactly once.
 
     May be called from several threads and event loops. Answers come in a thread of the router's own, which keeps one
@@ -67,7 +69,7 @@ class Router:
         self._alone_since: float | None = None
         self._retried = 0
         self._thread: LoopThread | None = None
-        self._closed = False
+        self._closed = self._paused = False
         self.version = -1
         for handle in replicas:
             self._take_in(handle)
@@ -117,18 +119,22 @@ class Router:
         """End requests, all by default: each comes as a completion with the tokens it has, those that no replica has
         begun with none."""
         with self._lock:
-            waiting, running = self._dispatcher.withdraw(ids=ids)
+            waiting, running = self._dispatcher.withdraw(ids=None if ids is None else set(ids))
             for asked in waiting:
                 asked.results.deliver([outcomes.nothing(asked.request.id)])
             self._abort_attempts(running)
 
     def pause(self) -> None:
         """Return when no replica is in a step; none begins another until :meth:`resume`."""
+        self._paused = True  # before: that nothing comes is no failure now
         self._tell_all("pause")
 
     def resume(self) -> None:
         """Undo :meth:`pause`."""
         self._tell_all("resume")
+        with self._lock:
+            self._paused = False
+            self._dispatcher.restart_clocks(time.monotonic())
 
     def update_weights(self, buckets: list[Any], version: int) -> None:
         """Give every replica, and those that have become ready, the weights behind ``buckets`` as ``version``."""
@@ -148,9 +154,7 @@ class Router:
                 self._replacements.start_missing(len(self._replicas) + len(arrived))
             self.version = version
             self._hand_over([*self._replicas, *arrived], transport)
-            for handle in arrived:
-                if handle in self._pool.generators:
-                    self._take_in(handle)
+            self._take_in_living(arrived)
         if not self._replicas:
             self._await_replacement()
         with self._lock:
@@ -162,11 +166,8 @@ class Router:
         Raises:
             WorkerDied: there is no replica, and none came in time.
         """
-        if self._replacements is None:
-            if not self._replicas:
-                raise outcomes.none_left(self._last_death)
-            return
-        self._admit_ready(self._replacements.ready())
+        if self._replacements is not None:
+            self._admit_ready(self._replacements.ready())
         if not self._replicas:
             self._await_replacement()
 
@@ -187,7 +188,7 @@ class Router:
         with self._lock:
             self._closed = True
             thread, self._thread = self._thread, None
-            self._fail_all(RuntimeError("the router was closed while requests were in flight"))
+            self._fail(RuntimeError("the router was closed while requests were in flight"))
         if thread is not None:
             thread.close()
 
@@ -284,20 +285,19 @@ class Router:
             self._pool.check()
             limit = self._pool.deadlines.call_s
             with self._lock:
-                late = {h: self._last_call[h] for h in self._dispatcher.late(time.monotonic(), limit)}
+                found = [] if self._paused else self._dispatcher.late(time.monotonic(), limit)
+                late = {handle: self._last_call[handle] for handle in found}
             for handle, call in late.items():
                 self._drop(handle, self._pool.overdue([actor_of(call)], limit, what="generate"))
             if self._replacements is not None:
                 self._admit_ready(self._replacements.ready())
-                if not self._replicas:
-                    self._check_hope()
+            if not self._replicas:
+                self._check_hope()
         except RLError as error:
             self._fail(error)
 
     def _take_in(self, handle: Any) -> None:
         with self._lock:
-            if handle in self._replicas:
-                return
             self._replicas.append(handle)
             self._alone_since = None
             self._dispatcher.add(handle)
@@ -327,7 +327,7 @@ class Router:
             if self._replacements is not None:
                 self._replacements.start_missing(len(self._replicas))
             elif not self._replicas:
-                self._fail_all(death)
+                self._fail(death)
             if not self._replicas:
                 self._alone_since = time.monotonic()
             self._send()
@@ -339,11 +339,8 @@ class Router:
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
-            self._fail_all(error)
-
-    def _fail_all(self, error: BaseException) -> None:
-        for results in self._dispatcher.forget_all():
-            results.fail(error)
+            for results in self._dispatcher.forget_all():
+                results.fail(error)
 
     def _joined(self, handles: Sequence[Any]) -> list[Any]:
         for handle in handles:
@@ -362,9 +359,13 @@ class Router:
             if self.version >= 0:
                 with self._replacements.weights() as buckets:
                     self._hand_over(arrived, StoredWeights(self._pool, buckets, self._while_sampling))
-            for handle in arrived:
-                if handle in self._pool.generators:
-                    self._take_in(handle)
+            self._take_in_living(arrived)
+
+    def _take_in_living(self, handles: Sequence[Any]) -> None:
+        """Those that did not die while they were given weights."""
+        for handle in handles:
+            if handle in self._pool.generators:
+                self._take_in(handle)
 
     def _hand_over(self, replicas: Sequence[Any], transport: WeightTransport) -> None:
         for handle, death in transport.give(list(replicas), self.version):
@@ -377,7 +378,6 @@ class Router:
 
     def _check_hope(self) -> None:
         """Raise WorkerDied where no replica can be expected any more."""
-        assert self._replacements is not None
         self._alone_since = self._alone_since or time.monotonic()
         waited = time.monotonic() - self._alone_since
         outcomes.check_hope(self._replacements, self._pool.deadlines, waited_s=waited, last=self._last_death)

@@ -50,16 +50,7 @@ def _one_call(
         [group[0].tokens for group in groups],
         sequence_columns={"seed": np.array([group[0].seed % 2**64 for group in groups], np.uint64)},
     )
-    params = SamplingParams(
-        n=n,
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        stop=sampling.stop,
-        stop_token_ids=sampling.stop_token_ids,
-    )
-    answer = generator.generate(prompts, params)
+    answer = generator.generate(prompts, SamplingParams(n=n, **vars(sampling)))
     columns = answer.sequence_columns
     answered = zip(columns["request"].tolist(), columns["sample"].tolist(), strict=True)
     place = {pair: row for row, pair in enumerate(answered)}

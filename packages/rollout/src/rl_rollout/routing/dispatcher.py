@@ -205,6 +205,11 @@ class Dispatcher:
         """Replicas from which nothing has come for ``limit_s``, although they have requests."""
         return [r for r, load in self._loads.items() if load.asked and now - load.waiting_since > limit_s]
 
+    def restart_clocks(self, now: float) -> None:
+        """Replicas could do nothing until now."""
+        for load in self._loads.values():
+            load.waiting_since = now
+
     def _queue(self, asked: Asked) -> None:
         if asked.exact:
             self._exact.append(asked)

@@ -35,12 +35,16 @@ def none_left(last: WorkerDied | None) -> WorkerDied:
     return last or WorkerDied("there is no generator left\n    see the run's logs/", role="generate")
 
 
-def check_hope(replacements: Replacements, deadlines: Deadlines, *, waited_s: float, last: WorkerDied | None) -> None:
+def check_hope(
+    replacements: Replacements | None, deadlines: Deadlines, *, waited_s: float, last: WorkerDied | None
+) -> None:
     """Have replicas started where there is none.
 
     Raises:
         WorkerDied: no replica can be expected any more.
     """
+    if replacements is None:
+        raise none_left(last)
     replacements.start_missing(0)
     if replacements.exhausted or waited_s > deadlines.start_s + (deadlines.resources_s or 0.0):
         raise none_left(last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any
@@ -31,7 +32,8 @@ class ReplicaServer:
         self._streams = isinstance(component, StreamingGenerator)
         self._finished: list[Completion] = []
         self._failures: list[Failure] = []
-        self._errors: list[Exception] = []
+        self._errors: dict[int, Exception] = {}
+        self._failed = itertools.count()
         self._arrived = asyncio.Event()
         self._collecting: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -56,7 +58,7 @@ class ReplicaServer:
 
     async def raise_failure(self, number: int) -> None:
         """Raise the error, which the caller's side explains as that of any other call."""
-        raise self._errors[number]
+        raise self._errors.pop(number)
 
     async def abort(self, ids: Collection[int] | None) -> None:
         """See :meth:`rl_core.contracts.generation.StreamingGenerator.abort`; a batch call cannot be ended."""
@@ -96,8 +98,9 @@ class ReplicaServer:
                     "plugin is at fault"
                 )
         except Exception as error:  # noqa: BLE001 - told to the router
-            self._failures.append((len(self._errors), tuple(sorted(int(one) for one in left))))
-            self._errors.append(error)
+            number = next(self._failed)
+            self._errors[number] = error
+            self._failures.append((number, tuple(sorted(int(one) for one in left))))
         self._arrived.set()
 
     def _take(self, completion: Completion, left: set[str]) -> None:
